@@ -1,0 +1,37 @@
+ROOTS := exporters quantize runtimes models calibration bench
+BIN := .venv/bin
+PYTHON ?= python3
+# Where pip would bring a torch build with gigabytes of CUDA packages, name an index with a CPU build:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: demo test test-slow check lint types bench
+
+$(BIN)/tsexport: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,report,tract,dev]"
+	@touch $@
+
+demo: $(BIN)/tsexport
+	$(BIN)/tsexport build patchtst-cpu --target cpu4-int8 -o dist --force
+
+test: $(BIN)/tsexport
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(BIN)/tsexport
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+bench: $(BIN)/tsexport
+	$(BIN)/python bench/suites/against_defaults.py
+
+check: lint types test
+
+lint: $(BIN)/tsexport
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/tsexport  ## mypy reads the package through a git-ignored link tree
+	rm -rf .typing && mkdir -p .typing/tsexport
+	ln -sfn $(addprefix ../../,$(wildcard src/tsexport/*) $(ROOTS)) .typing/tsexport/
+	$(BIN)/mypy
