@@ -1,13 +1,14 @@
 """Datasets over arrays: in memory, or the members of an .npz read as streams.
 
-An .npz is a zip of .npy members.  Each member is decompressed and read front to back, one batch at a time, so an archive
-larger than memory can be used.  Pickles are never read: members that hold Python objects are refused.
+An .npz is a zip of .npy members.  Each member is decompressed and read front to back, one batch at a time, so an
+archive larger than memory can be used.  Pickles are never read: members that hold Python objects are refused.
 """
 
 import hashlib
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ KINDS = "fiub"
 """numpy kinds that a model can take: floating point, integers, booleans."""
 
 
-def sample_ids(indices: Sequence[int]) -> tuple[str, ...]:
+def sample_ids(indices: Iterable[int]) -> tuple[str, ...]:
     return tuple(f"sample:{index:06d}" for index in indices)
 
 
@@ -65,7 +66,7 @@ class ArrayDataset:
         parts = {name: array_digest(array) for name, array in self._arrays.items()}
         return digest_of({"arrays": parts, "target": None if self._target is None else array_digest(self._target)})
 
-    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
         return sample_ids(indices)
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
@@ -89,7 +90,7 @@ class Member:
 
     @property
     def sample_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 class NpzDataset:
@@ -126,7 +127,7 @@ class NpzDataset:
     def digest(self) -> str:
         return digest_of({"npz": file_sha256(self.path)})
 
-    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
         return sample_ids(indices)
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
@@ -163,7 +164,7 @@ class SampleStream:
         return samples.astype(member.dtype.newbyteorder("="), copy=False)
 
     def _fill(self, samples: Array) -> None:
-        view = memoryview(samples.reshape(-1).view(np.uint8))
+        view = samples.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
             got = self._stream.readinto(view[done : done + BLOCK_BYTES])  # type: ignore[attr-defined]

@@ -51,12 +51,12 @@ class Dataset(Protocol):
     @property
     def has_target(self) -> bool: ...
 
-    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
         """Return the ids of samples without reading them."""
         ...
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """Yield the samples at strictly increasing `indices`, `batch_size` at a time (the last batch may be smaller)."""
+        """Yield the samples at strictly increasing `indices`, `batch_size` at a time; the last batch may be smaller."""
         ...
 
     def batches(self, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -115,7 +115,7 @@ class Subset:
     def digest(self) -> str:
         return digest_of({"base": self.base.digest, "indices": self.indices})
 
-    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
         return self.base.ids([self.indices[index] for index in indices])
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:

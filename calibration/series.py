@@ -1,9 +1,9 @@
 """Windows over a series: which rows a model sees, which it should answer, and how both are scaled.
 
-A window that starts at row s shows the model rows s .. s+context_length.  Its target is, for `target = "path"`, the next
-`horizon` rows of the target columns, [horizon, channels]; for `target = "point"`, the value `horizon` rows ahead of one
-target column, [1].  The windows of a split are those whose target rows all lie in the split; their context may reach
-back into the split before it.  With first = max(0, split start - rows before the target) and last = split end -
+A window that starts at row s shows the model rows s .. s+context_length.  Its target is, for `target = "path"`, the
+next `horizon` rows of the target columns, [horizon, channels]; for `target = "point"`, the value `horizon` rows ahead
+of one target column, [1].  The windows of a split are those whose target rows all lie in the split; their context may
+reach back into the split before it.  With first = max(0, split start - rows before the target) and last = split end -
 context_length - horizon there are floor((last - first) / stride) + 1 of them.
 """
 
@@ -45,8 +45,8 @@ class Splits:
             if isinstance(value, tuple):
                 if not previous <= value[0] < value[1]:
                     raise ConfigurationError(
-                        f"split {name} = [{value[0]}, {value[1]}] must begin at row {previous} or later (where the split "
-                        f"before it ends) and end behind its beginning."
+                        f"split {name} = [{value[0]}, {value[1]}] must begin at row {previous} or later, where the "
+                        f"split before it ends, and end behind its beginning."
                     )
                 previous = value[1]
             elif not 0 < value <= 1:
@@ -134,8 +134,8 @@ class SeriesConfig:
 
 KEYS = tuple(f.name for f in fields(SeriesConfig))
 KEYS_NEEDED = (
-    "Needed are context_length and horizon (from the model's configuration where it has them). Optional: columns (default: "
-    "every numeric column but the time column), target_columns (default: columns), time_column, stride (1), "
+    "Needed are context_length and horizon (from the model's configuration where it has them). Optional: columns "
+    "(default: every numeric column but the time column), target_columns (default: columns), time_column, stride (1), "
     'scaling ("standard"), target ("path") and split (train = 0.7, validation = 0.1, test = 0.2).'
 )
 

@@ -49,12 +49,13 @@ class RunningStatistics:
     @property
     def std(self) -> Array:
         """Population standard deviation (divided by the count, as numpy's default)."""
-        return np.sqrt(self._squares / max(1, self.count))
+        variance: Array = self._squares / max(1, self.count)
+        return np.asarray(np.sqrt(variance))
 
     @property
     def constant(self) -> Array:
         """Which features held one value throughout (decided by the extremes: rounding may leave a tiny variance)."""
-        return self.minimum == self.maximum
+        return np.asarray(self.minimum == self.maximum)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ class CsvTable:
         self.path = path
         pyarrow("csv")
         with reading(path), self._open() as stream:
-            self._schema = self._reader(stream).schema
+            reader = self._reader(stream)
+            self._schema = reader.schema
+            self._numeric = (*numeric_columns(self._schema), *text_that_begins_as_numbers(next(iter(reader), None)))
         check_column_names(self.source, self._schema.names)
 
     @property
@@ -128,7 +130,7 @@ class CsvTable:
 
     @property
     def numeric_columns(self) -> tuple[str, ...]:
-        return numeric_columns(self._schema)
+        return tuple(name for name in self.columns if name in self._numeric)
 
     @cached_property
     def row_count(self) -> int:
@@ -176,8 +178,8 @@ class CsvTable:
                     for name, text in zip(columns, values, strict=True):
                         if text is not None and not is_number(text):
                             raise DataError(
-                                f"{self.source}: {text!r} in column {name!r}, data row {row + offset} (the first is 0), "
-                                f"is not a number.",
+                                f"{self.source}: {text!r} in column {name!r}, data row {row + offset} "
+                                f"(the first is 0), is not a number.",
                                 next_step=f"Correct the file, or leave {name!r} out of `columns`.",
                             )
                 row += batch.num_rows
@@ -297,6 +299,17 @@ def numeric_columns(schema: Any) -> tuple[str, ...]:
     types = pyarrow().types
     tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
     return tuple(field.name for field in schema if any(test(field.type) for test in tests))
+
+
+def text_that_begins_as_numbers(batch: Any) -> tuple[str, ...]:
+    """Return the text columns of a csv whose first field is a number: numbers with a broken one among them.
+
+    They count as numeric, so that reading them reports the broken field; else they would silently be left out.
+    """
+    if batch is None or not batch.num_rows:
+        return ()
+    firsts = {name: batch.column(name)[0].as_py() for name in batch.schema.names}
+    return tuple(name for name, value in firsts.items() if isinstance(value, str) and is_number(value))
 
 
 def is_number(text: str) -> bool:

@@ -4,8 +4,8 @@ One pass at the start checks the rows that are used and takes the training stati
 keeps a block of rows and one batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,67 +19,60 @@ from tsexport.errors import ConfigurationError, DataError
 from tsexport.types import Array
 
 
+@dataclass(frozen=True, eq=False)
 class SeriesWindows:
     """A dataset of one input [context_length, columns] in float32, with its target; made by `windows_of`.
 
-    `columns` and `target_columns` are those that were resolved; `scale` holds the training statistics of the input
-    columns and `target_scale` those of the target columns where scaling is "standard", else None.
+    `columns` and `target_columns` are those that were resolved, `first_row` is where the first window starts, and
+    `read_scale` holds the training statistics of `read_columns` (both, without repeats) where scaling is "standard".
     """
 
-    def __init__(
-        self, table: Table, config: SeriesConfig, split: SplitName, first: int, count: int, name: str,
-        columns: tuple[str, ...], target_columns: tuple[str, ...], read_columns: tuple[str, ...],
-        read_scale: StandardScale | None,
-    ) -> None:  # fmt: skip
-        self.config = config
-        self.split = split
-        self.first_row = first
-        self.columns = columns
-        self.target_columns = target_columns
-        self._table = table
-        self._count = count
-        self._name = name
-        self._read_columns = read_columns
-        self._scale = read_scale
-        self._inputs_at = [read_columns.index(column) for column in columns]
-        self._targets_at = [read_columns.index(column) for column in target_columns]
+    table: Table
+    config: SeriesConfig
+    split: SplitName
+    input_name: str
+    columns: tuple[str, ...]
+    target_columns: tuple[str, ...]
+    first_row: int
+    count: int
+    read_scale: StandardScale | None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self._name,)
-
-    @property
-    def count(self) -> int:
-        return self._count
+        return (self.input_name,)
 
     @property
     def has_target(self) -> bool:
         return True
 
     @property
+    def read_columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.columns, *self.target_columns)))
+
+    @property
     def scale(self) -> StandardScale | None:
-        s = self._scale
-        return None if s is None else StandardScale(s.mean[self._inputs_at], s.std[self._inputs_at])
+        """Training statistics of the input columns, None unless scaling is "standard"."""
+        return self._scale_of(self.columns)
 
     @property
     def target_scale(self) -> StandardScale | None:
-        s = self._scale
-        return None if s is None else StandardScale(s.mean[self._targets_at], s.std[self._targets_at])
+        """Training statistics of the target columns: `invert` turns scaled forecasts into the series' own units."""
+        return self._scale_of(self.target_columns)
 
     @cached_property
     def digest(self) -> str:
         return digest_of(
             {
-                "table": self._table.digest,
+                "table": self.table.digest,
                 "config": asdict(self.config),
                 "split": self.split,
-                "input": self._name,
+                "input": self.input_name,
                 "columns": self.columns,
                 "target_columns": self.target_columns,
             }
         )
 
-    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
         """Name windows by split and first row: "test:011184"."""
         return tuple(f"{self.split}:{self.first_row + int(i) * self.config.stride:06d}" for i in indices)
 
@@ -88,11 +81,11 @@ class SeriesWindows:
             return
         first = self.first_row + int(indices[0]) * self.config.stride
         stop = self.first_row + int(indices[-1]) * self.config.stride + self.config.span
-        rows = RollingRows(self._table.blocks(self._read_columns, first, stop), self._scale, len(self._read_columns))
+        rows = RollingRows(self.table, self.read_columns, first, stop, self.read_scale)
         for part in index_batches(indices, batch_size, self.count):
             windows = rows.windows(self.first_row + part * self.config.stride, self.config.span)
             feed, target = self._cut(windows)
-            yield Batch({self._name: feed}, target, self.ids(part))
+            yield Batch({self.input_name: feed}, target, self.ids(part))
 
     def batches(self, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         return read_range(self, batch_size, start, stop)
@@ -102,49 +95,55 @@ class SeriesWindows:
         config = self.config
         if config.scaling == "minmax-window":
             windows = window_scale(windows[:, : config.context_length]).apply(windows)
-        feed = windows[:, : config.context_length, self._inputs_at].astype(np.float32)
+        feed = windows[:, : config.context_length, self._positions(self.columns)].astype(np.float32)
+        targets = self._positions(self.target_columns)
         if config.target == "point":
-            return feed, windows[:, -1, self._targets_at].astype(np.float32)
-        return feed, windows[:, config.context_length :, self._targets_at].astype(np.float32)
+            return feed, windows[:, -1, targets].astype(np.float32)
+        return feed, windows[:, config.context_length :, targets].astype(np.float32)
+
+    def _positions(self, columns: tuple[str, ...]) -> list[int]:
+        return [self.read_columns.index(column) for column in columns]
+
+    def _scale_of(self, columns: tuple[str, ...]) -> StandardScale | None:
+        if self.read_scale is None:
+            return None
+        at = self._positions(columns)
+        return StandardScale(self.read_scale.mean[at], self.read_scale.std[at])
 
 
 class RollingRows:
     """The rows of a stream from the oldest still needed to the newest read; what lies before is forgotten."""
 
-    def __init__(self, blocks: Iterator[Block], scale: StandardScale | None, columns: int) -> None:
-        self._blocks = blocks
+    def __init__(
+        self, table: Table, columns: tuple[str, ...], start: int, stop: int, scale: StandardScale | None
+    ) -> None:
+        self._source = table.source
+        self._blocks = table.blocks(columns, start, stop)
         self._scale = scale
-        self._rows: Array = np.empty((0, columns))
-        self._first: int | None = None
+        self._rows: Array = np.empty((0, len(columns)))
+        self._first = start
 
     def windows(self, starts: Array, span: int) -> Array:
         """Return rows start..start+span for each of the increasing `starts`, [windows, span, columns]."""
         out = np.empty((len(starts), span, self._rows.shape[1]))
         done = 0
         while done < len(starts):
-            first = self._advance(int(starts[done]), span)
-            ready = int(np.searchsorted(starts, first + len(self._rows) - span, side="right"))
-            out[done:ready] = self._rows[(starts[done:ready] - first)[:, None] + np.arange(span)]
+            self._advance(int(starts[done]), span)
+            ready = int(np.searchsorted(starts, self._first + len(self._rows) - span, side="right"))
+            out[done:ready] = self._rows[(starts[done:ready] - self._first)[:, None] + np.arange(span)]
             done = ready
         return out
 
-    def _advance(self, start: int, span: int) -> int:
-        """Forget the rows before `start`, read until a window fits, and return the number of the first row kept."""
-        first = start if self._first is None else self._first
-        while first < start or len(self._rows) < span:
-            forget = min(start - first, len(self._rows))
-            if forget:
-                self._rows = self._rows[forget:]
-                first += forget
-            if len(self._rows) >= span:
-                break
-            block = next(self._blocks)
+    def _advance(self, start: int, span: int) -> None:
+        """Forget the rows before `start`, and read until a window that starts there fits."""
+        while self._first + len(self._rows) < start + span:
+            forget = min(start - self._first, len(self._rows))
+            block = next(self._blocks, None)
+            if block is None:
+                raise DataError(f"{self._source} was changed while it was read: rows are missing.")
             values = block.values if self._scale is None else self._scale.apply(block.values)
-            if not len(self._rows):
-                first = block.first_row
-            self._rows = np.concatenate([self._rows, values])
-        self._first = first
-        return first
+            self._rows = np.concatenate([self._rows[forget:], values])
+            self._first += forget
 
 
 def windows_of(table: Table, config: SeriesConfig, split: SplitName, *, name: str = "x") -> SeriesWindows:
@@ -175,7 +174,7 @@ def windows_of(table: Table, config: SeriesConfig, split: SplitName, *, name: st
     used = (first, first + (count - 1) * config.stride + config.span)
     train = split_in_table(table, config, "train") if config.scaling == "standard" else None
     scale = scan(table, config, read_columns, used, train)
-    return SeriesWindows(table, config, split, first, count, name, columns, targets, read_columns, scale)
+    return SeriesWindows(table, config, split, name, columns, targets, first, count, scale)
 
 
 def resolve_columns(table: Table, config: SeriesConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -206,17 +205,18 @@ def split_in_table(table: Table, config: SeriesConfig, split: SplitName) -> tupl
 def scan(
     table: Table, config: SeriesConfig, columns: tuple[str, ...], used: tuple[int, int], train: tuple[int, int] | None
 ) -> StandardScale | None:
-    """Check the rows that are used and take the statistics of the training rows; None where nothing is scaled by them."""
+    """Check the rows that are used, and take the training rows' statistics; None where nothing is scaled by them."""
     ranges = [used] if train is None else [used, train]
     statistics = RunningStatistics(len(columns))
-    latest: Array | None = None
+    latest: list[Array | None] = [None] * len(ranges)
     start, stop = min(r[0] for r in ranges), max(r[1] for r in ranges)
     for block in table.blocks(columns, start, stop, config.time_column):
-        for begin, end in ranges:
-            check_finite(table.source, columns, block, begin, end)
-        latest = check_time(table.source, config.time_column, block, latest)
+        for at, rows in enumerate(ranges):
+            part = clip(block, *rows)
+            check_finite(table.source, columns, part)
+            latest[at] = check_time(table.source, config.time_column, part, latest[at])
         if train is not None:
-            statistics.update(block.values[clip(block, *train)])
+            statistics.update(clip(block, *train).values)
     if train is None:
         return None
     flat = statistics.constant | (statistics.std == 0)
@@ -230,13 +230,11 @@ def scan(
     return StandardScale(statistics.mean, statistics.std)
 
 
-def check_finite(source: str, columns: tuple[str, ...], block: Block, begin: int, end: int) -> None:
-    part = clip(block, begin, end)
-    bad = ~np.isfinite(block.values[part])
+def check_finite(source: str, columns: tuple[str, ...], block: Block) -> None:
+    bad = ~np.isfinite(block.values)
     if not bad.any():
         return
     at, column = (int(i) for i in np.argwhere(bad)[0])
-    at += part.start
     value = block.values[at, column]
     time = "" if block.times is None else f", time {block.times[at]}"
     what = "is a gap (an empty field or NaN)" if np.isnan(value) else f"is infinite ({value})"
@@ -250,6 +248,8 @@ def check_time(source: str, name: str | None, block: Block, latest: Array | None
     """Raise where time goes backwards: rows out of order, or several series below each other, make false windows."""
     if block.times is None or block.times.dtype.kind not in "Miuf":
         return None  # text that is no date has no order to check
+    if not len(block.times):
+        return latest
     times = block.times if latest is None else np.concatenate([latest, block.times])
     back = np.flatnonzero(times[1:] < times[:-1])
     if len(back):
@@ -262,7 +262,8 @@ def check_time(source: str, name: str | None, block: Block, latest: Array | None
     return times[-1:]
 
 
-def clip(block: Block, begin: int, end: int) -> slice:
+def clip(block: Block, begin: int, end: int) -> Block:
     """Return the part of a block that lies in the rows begin..end."""
     size = len(block.values)
-    return slice(min(size, max(0, begin - block.first_row)), min(size, max(0, end - block.first_row)))
+    part = slice(min(size, max(0, begin - block.first_row)), min(size, max(0, end - block.first_row)))
+    return Block(block.first_row + part.start, block.values[part], None if block.times is None else block.times[part])
