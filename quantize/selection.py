@@ -1,0 +1,85 @@
+"""Which artifact a bundle selects, from what was measured side by side.
+
+INT8 ships only where it wins: a candidate must hold the accuracy budget, and the whole interval of its speed-up over
+the fastest fp32 artifact must lie above 1.  Of those the fastest is selected; with the objective "size" the smallest
+of those that are no slower.  Otherwise fp32 is selected, and the reason says by how much the best candidate fell
+short.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.types import Artifact
+
+Objective = Literal["latency", "size"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The selected artifact on its runtime, and why.
+
+    `why` stands in the manifest and holds no measured figure; `measured` says the same with figures, for the terminal.
+    """
+
+    artifact: str
+    runtime: str
+    why: str
+    measured: str
+
+
+def order_by_speed(result: RaceResult) -> tuple[tuple[str, str], ...]:
+    """Return (artifact, runtime) of all contestants, fastest first."""
+    ranked = sorted(result.entries, key=lambda entry: -entry.speedup.value)
+    return tuple((entry.artifact, entry.runtime) for entry in ranked)
+
+
+def _figures(entry: RaceEntry, baseline: str) -> str:
+    ratio = entry.speedup
+    return f"{ratio.value:.2f} times the speed of {baseline} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def select_fp32(result: RaceResult) -> Choice:
+    """Return the fastest fp32 artifact of any runtime, for a target whose precision is fp32."""
+    fastest = result.fastest
+    return Choice(
+        fastest.artifact,
+        fastest.runtime,
+        "the fastest fp32 artifact of all runtimes, measured side by side",
+        f"{fastest.summary.p50_ms:.3f} ms median at batch {result.batch}",
+    )
+
+
+def select(
+    result: RaceResult, artifacts: Sequence[Artifact], baseline: tuple[str, str], objective: Objective = "latency"
+) -> Choice:
+    """Return what a quantized target selects.
+
+    Args:
+        result: the candidates that hold the accuracy budget, raced against the fastest fp32 artifact (its baseline).
+        artifacts: the records of all contestants.
+        baseline: (artifact, runtime) of the fastest fp32 artifact.
+        objective: "latency", or "size" for the smallest that is no slower than fp32.
+    """
+    size = {artifact.name: artifact.size_bytes for artifact in artifacts}
+    rivals = [entry for entry in result.entries if (entry.artifact, entry.runtime) != baseline]
+    if objective == "size":
+        # "No slower" is as much as an interval can say: its upper end reaches 1.
+        good = [entry for entry in rivals if entry.speedup.high >= 1.0 and size[entry.artifact] < size[baseline[0]]]
+        good.sort(key=lambda entry: (size[entry.artifact], -entry.speedup.value))
+        won = "the smallest candidate within the accuracy budget that is no slower than the fastest fp32 artifact"
+    else:
+        good = sorted((e for e in rivals if e.speedup.low > 1.0), key=lambda entry: -entry.speedup.value)
+        won = "the fastest candidate within the accuracy budget, faster than the fastest fp32 artifact"
+    if good:
+        best = good[0]
+        return Choice(best.artifact, best.runtime, f"{won}, {result.baseline}", _figures(best, result.baseline))
+    if not rivals:
+        return Choice(*baseline, "no candidate held the accuracy budget: fp32 is selected", "nothing to compare")
+    nearest = max(rivals, key=lambda entry: entry.speedup.value)
+    return Choice(
+        *baseline,
+        "no candidate within the accuracy budget was faster than fp32 beyond the measuring noise: fp32 is selected",
+        f"the nearest, {nearest.name}, had {_figures(nearest, result.baseline)}",
+    )
