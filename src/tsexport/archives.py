@@ -21,7 +21,7 @@ from typing import BinaryIO, Protocol
 from tsexport.errors import BundleError, UsageError
 
 SUFFIXES = (".tar", ".tar.gz", ".zip")
-_BLOCK = 2**20
+_BLOCK = 2**16
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError)
 
 

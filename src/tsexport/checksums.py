@@ -123,7 +123,7 @@ def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{what} cannot be read: {error}") from None
     seen = set()
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         match = _LINE.fullmatch(line)
         if match is None or match[2] in seen:
             raise BundleError(f"{what} line {number} is not '<sha256>  <path>' with a path of its own: {line[:80]!r}")
