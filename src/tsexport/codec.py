@@ -1,0 +1,232 @@
+"""Records to JSON and back, strictly: what the dataclass says is what the file holds, no more and no less.
+
+`encode` writes every field in the order of the dataclass and every mapping sorted by key, so equal records give equal
+bytes; NaN and infinity are refused, since JSON has no word for them.  `decode` accepts exactly that: an unknown, missing
+or repeated key, or a value of another type, is an error that names the place ("artifacts[0].format") and what is allowed.
+
+Field types that are understood: str, int, float, bool, None, Literal, unions of these with one dataclass, frozen
+dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, and Any (any JSON value; sequences become tuples).
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from tsexport.errors import BundleError, TsexportError, did_you_mean
+
+Record = TypeVar("Record")
+_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+
+
+class _Mismatch(Exception):
+    """A value that does not fit its type; `where` is the path of the key."""
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+def encode(record: object) -> str:
+    """Return a dataclass record as indented JSON text that ends with a newline.
+
+    Raises:
+        ValueError: the record holds NaN, infinity or something that JSON cannot hold (an error of the caller).
+    """
+    return json.dumps(to_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_plain(value: object, where: str = "record") -> Any:
+    """Return a record as plain dicts, lists and scalars, ready for `json.dumps`.
+
+    Raises:
+        ValueError: NaN, infinity, a key that is no string, or a type that JSON has no form for.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{where}: a mapping in a record has strings as keys")
+        return {key: to_plain(value[key], f"{where}.{key}") for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}; records hold finite numbers only")
+    # Exactly these types: a numpy scalar, say, would be written by its repr or not at all.
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise ValueError(f"{where} is a {type(value).__name__}, which a record cannot hold")
+
+
+def decode(kind: type[Record], text: str | bytes, *, what: str, error: type[TsexportError] = BundleError) -> Record:
+    """Return the record that JSON text holds.
+
+    Args:
+        kind: the dataclass to read.
+        text: JSON, UTF-8 if bytes.
+        what: what is being read, for messages ("manifest.json").
+        error: the class of error to raise.
+
+    Raises:
+        error: the text is no JSON, or does not hold exactly such a record.
+    """
+    return from_plain(kind, parse_json(text, what=what, error=error), what=what, error=error)
+
+
+def parse_json(text: str | bytes, *, what: str, error: type[TsexportError] = BundleError) -> Any:
+    """Return the value of JSON text; repeated keys, NaN and infinity are refused.
+
+    Raises:
+        error: the text is no such JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{what} is not valid JSON: {failure}") from None
+
+
+def from_plain(kind: type[Record], value: Any, *, what: str, error: type[TsexportError] = BundleError) -> Record:
+    """Return the record that parsed JSON holds; raises `error` as `decode` does."""
+    try:
+        return typing.cast(Record, _decode(kind, value, ""))
+    except RecursionError:
+        raise error(f"{what} is nested too deeply") from None
+    except _Mismatch as mismatch:
+        place = f"{what}: {mismatch.where}" if mismatch.where else what
+        raise error(f"{place}: {mismatch}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed, numbers are finite")
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return _decode_any(value, where)
+    origin = get_origin(kind)
+    if origin is Literal:
+        return _decode_literal(get_args(kind), value, where)
+    if origin in (Union, types.UnionType):
+        return _decode_union(get_args(kind), value, where)
+    if origin is tuple:
+        return _decode_tuple(get_args(kind), value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        items = _expect(dict, "an object", value, where)
+        return {
+            _decode(str, key, where): _decode(get_args(kind)[1], item, _join(where, key)) for key, item in items.items()
+        }
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    return _decode_scalar(kind, value, where)
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    given = _expect(dict, "an object", value, where)
+    hints = typing.get_type_hints(kind)
+    allowed = [f.name for f in dataclasses.fields(kind)]
+    for key in given:
+        if key not in allowed:
+            hint = did_you_mean(key, allowed)
+            raise _Mismatch(where, f"unknown key {key!r}{hint}; allowed are {', '.join(allowed)}")
+    missing = [name for name in allowed if name not in given]
+    if missing:
+        raise _Mismatch(where, f"missing {', '.join(map(repr, missing))}; needed are {', '.join(allowed)}")
+    return kind(**{name: _decode(hints[name], given[name], _join(where, name)) for name in allowed})
+
+
+def _decode_tuple(members: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    items = _expect(list, "a list", value, where)
+    if len(members) == 2 and members[1] is Ellipsis:
+        members = (members[0],) * len(items)
+    if len(items) != len(members):
+        raise _Mismatch(where, f"has {len(items)} items, needed are {len(members)}")
+    return tuple(
+        _decode(member, item, f"{where}[{index}]")
+        for index, (member, item) in enumerate(zip(members, items, strict=True))
+    )
+
+
+def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    rest = [member for member in members if member is not type(None)]
+    if value is None and len(rest) < len(members):
+        return None
+    if len(rest) == 1:  # its own message says more than "one of"
+        return _decode(rest[0], value, where)
+    for member in rest:
+        try:
+            return _decode(member, value, where)
+        except _Mismatch:
+            continue
+    names = " or ".join(_NAMES.get(member, str(member)) for member in members)
+    raise _Mismatch(where, f"is {_shown(value)}, needed is {names}")
+
+
+def _decode_literal(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
+    for choice in allowed:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    raise _Mismatch(where, f"is {_shown(value)}, allowed are {', '.join(map(repr, allowed))}")
+
+
+def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind not in _NAMES:
+        raise TypeError(f"{kind!r} at {where} is no type of a record")
+    if kind is float and type(value) is int:
+        value = _to_float(value, where)
+    if type(value) is not kind:
+        raise _Mismatch(where, f"is {_shown(value)}, needed is {_NAMES[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise _Mismatch(where, "is no finite number")
+    if kind is str:
+        _check_text(value, where)
+    return value
+
+
+def _decode_any(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {_decode(str, key, where): _decode_any(item, _join(where, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_decode_any(item, f"{where}[{index}]") for index, item in enumerate(value))
+    return _decode_scalar(type(value), value, where)
+
+
+def _to_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Mismatch(where, "is too large a number") from None
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse lone surrogates: JSON can spell them, but no terminal and no file can take them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _Mismatch(where, "holds text that is not valid Unicode") from None
+
+
+def _expect(kind: type, name: str, value: Any, where: str) -> Any:
+    if type(value) is not kind:
+        raise _Mismatch(where, f"is {_shown(value)}, needed is {name}")
+    return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut short."""
+    text = json.dumps(value, allow_nan=True, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."

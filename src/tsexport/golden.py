@@ -1,0 +1,74 @@
+"""golden/inputs.npz and golden/outputs.npz: what the source model was asked, and what it answered.
+
+Arrays are `[samples, ...]` under the tensors' names.  Headers are read before any data, so that an archive that claims
+huge arrays is refused without memory being taken for it; pickled objects are never read.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tsexport.errors import BundleError
+from tsexport.types import Array, TensorSpec
+
+INPUTS, OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_golden(root: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Write both files below the bundle's folder `root`.  Equal arrays give equal bytes (no times in the archive)."""
+    (root / "golden").mkdir(exist_ok=True)
+    for name, arrays in ((INPUTS, inputs), (OUTPUTS, outputs)):
+        _write_arrays(root / name, arrays)
+
+
+def read_golden(root: Path, name: str, specs: tuple[TensorSpec, ...], samples: int) -> dict[str, Array]:
+    """Return the arrays of one file, which must be exactly the tensors of `specs` with `samples` rows.
+
+    Raises:
+        BundleError: the file is missing or damaged, or holds other names, dtypes or shapes.
+    """
+    try:
+        with zipfile.ZipFile(root / name) as archive:
+            members = archive.namelist()
+            expected = [f"{spec.name}.npy" for spec in specs]
+            if sorted(members) != sorted(expected):
+                raise BundleError(f"{name} holds {', '.join(members)}; the manifest's tensors need {', '.join(expected)}")
+            return {spec.name: _read_array(archive, spec, samples, name) for spec in specs}
+    except OSError as error:
+        raise BundleError(f"{name} cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise BundleError(f"{name} is damaged: {error}") from None
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    # numpy.savez is the same but for the file's time in each member, which would differ from build to build.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = 0o644 << 16
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
+
+
+def _read_array(archive: zipfile.ZipFile, spec: TensorSpec, samples: int, name: str) -> Array:
+    with archive.open(f"{spec.name}.npy") as file:
+        shape, dtype = _read_header(file)  # type: ignore[arg-type]  # ZipExtFile reads as a BinaryIO does
+    needed = spec.with_batch(samples)
+    if shape != needed or dtype != np.dtype(spec.dtype):
+        raise BundleError(f"{name}: {spec.name} is {dtype}{list(shape)}, needed is {spec.dtype}{list(needed)}")
+    with archive.open(f"{spec.name}.npy") as file:
+        array: Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("arrays are in .npy format 1.0, this is another")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype

@@ -1,0 +1,131 @@
+"""`tsexport.load`: a bundle's artifact as a session.
+
+Only what is needed is checked and imported: the digests of the manifest, the selection and the artifact's own files, and
+the one runtime that will run it.  Nothing is opened by a runtime before its digest holds.
+"""
+
+import os
+from pathlib import Path
+
+from tsexport.bundles import Bundle, open_bundle
+from tsexport.checksums import check_files, read_sums
+from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
+from tsexport.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
+from tsexport.runtimes import registry
+from tsexport.types import RuntimeStatus, Session
+from tsexport.verification import check_entry, install_hint
+
+
+def load_session(
+    bundle: str | Path | Bundle,
+    precision: str | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Load an artifact of a bundle, ready to run.
+
+    Args:
+        bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        precision: the fastest artifact of that precision ("fp32", "int8", ...) instead of the selected one.
+        runtime: the fastest artifact on that runtime; with `precision`, the fastest that is both.
+        threads: threads of one session; by default as many as it was measured with, at most the cores here.
+
+    Raises:
+        BundleError: the bundle is damaged, or the artifact's files are not those that were written.
+        MissingDependencyError: the runtime is not installed; the message names the pip command and what else could run.
+        UsageError: the bundle has no such artifact, or `threads` is below 1.
+    """
+    if not isinstance(bundle, Bundle):
+        opened = open_bundle(bundle)
+        try:
+            session = load_session(opened, precision, runtime, threads)
+        except BaseException:
+            opened.close()
+            raise
+        opened.keep_until_gone(session)  # runtimes may open the artifact again, for another batch size
+        return session
+    check_files(bundle.path, (MANIFEST, SELECTION))
+    manifest, selection = bundle.manifest, bundle.selection
+    count = _threads(threads, selection)
+    choice = choose_artifact(manifest, selection, precision, runtime)
+    _check_installed(choice, manifest, selection)
+    entry = manifest.artifact(choice.artifact)
+    check_files(bundle.path, tuple(file.path for file in entry.files))
+    check_entry(entry, read_sums(bundle.path), bundle.path)
+    return registry.load(bundle.artifact(choice.artifact), choice.runtime, threads=count)
+
+
+def speed_order(manifest: Manifest, selection: Selection) -> tuple[RankedArtifact, ...]:
+    """Return every artifact on every runtime it is meant for: the measured ones by speed, then the rest as listed."""
+    listed = (RankedArtifact(entry.name, runtime) for entry in manifest.artifacts for runtime in entry.runtimes)
+    return tuple(dict.fromkeys((*selection.order, *listed)))
+
+
+def choose_artifact(
+    manifest: Manifest, selection: Selection, precision: str | None, runtime: str | None
+) -> RankedArtifact:
+    """Return what `load_session` opens for these arguments, installed or not.
+
+    Raises:
+        UsageError: the bundle has no artifact of that precision, or for that runtime.
+    """
+    if precision is None and runtime is None:
+        return RankedArtifact(selection.artifact, selection.runtime)
+    order = speed_order(manifest, selection)
+    precisions = {entry.name: entry.precision for entry in manifest.artifacts}
+    _check_known("precision", precision, sorted(set(precisions.values())))
+    _check_known("runtime", runtime, sorted({ranked.runtime for ranked in order}))
+    for ranked in order:
+        if precision in (None, precisions[ranked.artifact]) and runtime in (None, ranked.runtime):
+            return ranked
+    there = ", ".join(f"{precisions[ranked.artifact]} on {ranked.runtime}" for ranked in order)
+    raise UsageError(f"the bundle {manifest.name} has no {precision} artifact for {runtime}; it has {there}")
+
+
+def _check_known(what: str, given: str | None, known: list[str]) -> None:
+    if given is not None and given not in known:
+        raise UsageError(
+            f"the bundle has nothing for {what} {given!r}{did_you_mean(given, known)}; it has {', '.join(known)}"
+        )
+
+
+def _check_installed(choice: RankedArtifact, manifest: Manifest, selection: Selection) -> None:
+    statuses = {status.name: status for status in registry.list_statuses()}
+    status = statuses.get(choice.runtime)
+    if status is not None and status.available:
+        return
+    others = [
+        ranked
+        for ranked in speed_order(manifest, selection)
+        if ranked.runtime in statuses and statuses[ranked.runtime].available
+    ]
+    if others:
+        listed = ", ".join(f"{other.artifact} on {other.runtime}" for other in others)
+        alternative = f'installed here and able to run this bundle: {listed}; load with runtime="{others[0].runtime}"'
+    else:
+        alternative = "no other runtime of this bundle is installed here"
+    raise MissingDependencyError(
+        f"{choice.artifact} runs on {choice.runtime}, which is not usable here: {_why(choice.runtime, status)}; {alternative}",
+        next_step=install_hint((status,)) if status else "",
+    )
+
+
+def _why(runtime: str, status: RuntimeStatus | None) -> str:
+    if status is None:
+        return f"this tsexport does not know a runtime {runtime!r}"
+    return status.reason or "it is not installed"
+
+
+def _threads(given: int | None, selection: Selection) -> int:
+    if given is None:
+        return min(selection.threads, usable_cores())
+    if given < 1:
+        raise UsageError(f"threads is {given}, allowed are 1 and more")
+    return given
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which containers and `taskset` limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

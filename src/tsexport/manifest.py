@@ -1,0 +1,370 @@
+"""manifest.json and selection.json: what a bundle holds, how it came about, and what was selected.
+
+Both are records that `tsexport.codec` writes and reads strictly.  Neither holds a time, a latency or an absolute path: the
+same inputs and the same selection give the same bytes.  What was measured stands in `measurements/`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from tsexport import codec
+from tsexport.errors import BundleError
+from tsexport.targets import Target
+from tsexport.types import (
+    Accuracy,
+    AccuracyBudget,
+    Artifact,
+    Candidate,
+    Format,
+    ModelSpec,
+    Parity,
+    Precision,
+    TensorSpec,
+    file_sha256,
+)
+
+SCHEMA_VERSION = 1
+MANIFEST, SELECTION = "manifest.json", "selection.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """One file of an artifact; `path` is relative to the bundle, with "/"."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GoldenTolerance:
+    """How far an artifact's answers to the golden inputs may be from the golden outputs, wherever it runs.
+
+    Both bounds hold where both are given: elementwise |actual - golden| <= atol + rtol * |golden|, and for each output
+    sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)) <= max_relative_rms.  `reason` says where the size comes from.
+    """
+
+    name: str
+    reason: str
+    atol: float | None = None
+    rtol: float | None = None
+    max_relative_rms: float | None = None
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """One packed artifact, as `tsexport.types.Artifact`, with the digest of every file.
+
+    `batch_dependent` is true where activations are quantized dynamically over the whole batch, so that an answer depends
+    on the other rows; such an artifact is compared, and served, at a stated batch only.
+    """
+
+    name: str
+    path: str
+    files: tuple[FileDigest, ...]
+    format: Format
+    precision: Precision
+    opset: int | None
+    size_bytes: int
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtimes: tuple[str, ...]
+    options: tuple[tuple[str, str], ...]
+    provenance: tuple[str, ...]
+    golden_tolerance: GoldenTolerance
+    batch_dependent: bool = False
+
+
+@dataclass(frozen=True)
+class AbsentFormat:
+    """A format that the bundle does not hold, and why ("not asked for", or what the exporter said)."""
+
+    format: Format
+    reason: str
+
+
+@dataclass(frozen=True)
+class SelectedArtifact:
+    """What `tsexport.load` opens, and why it was chosen."""
+
+    artifact: str
+    runtime: str
+    why: str
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The checkpoint: its file name, digest, how it was wrapped ("state_dict", "module. prefix", "plain"), and whether it
+    is the reference checkpoint that comes with the project."""
+
+    name: str
+    sha256: str
+    wrapping: str
+    reference: bool
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Calibration or evaluation data: where from, digest of what was read, and the windows used ("0-511,600")."""
+
+    source: str
+    sha256: str
+    windows: int
+    window_ids: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What went in.  `versions` maps each tool, Python and tsexport to the version that was used."""
+
+    checkpoint: CheckpointRecord | None
+    calibration: DataRecord | None
+    evaluation: DataRecord | None
+    seed: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """golden/inputs.npz and outputs.npz: `samples` rows, fed `batch` rows at a time (the last call may be smaller)."""
+
+    samples: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class RewriteRecord:
+    """One graph rewrite of an artifact: how often it matched, node counts, and the largest output difference it made."""
+
+    artifact: str
+    name: str
+    matches: int
+    nodes_before: int
+    nodes_after: int
+    max_abs_error: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json, schema 1."""
+
+    schema_version: Literal[1]
+    name: str
+    model: ModelSpec
+    config: Mapping[str, Any]
+    target: Target
+    artifacts: tuple[ArtifactEntry, ...]
+    absent_formats: tuple[AbsentFormat, ...]
+    selected: SelectedArtifact
+    provenance: Provenance
+    golden: Golden
+    budget: AccuracyBudget
+    parity: tuple[Parity, ...]
+    accuracy: tuple[Accuracy, ...]
+    candidates: tuple[Candidate, ...]
+    rewrites: tuple[RewriteRecord, ...]
+    caveats: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def artifact(self, name: str) -> ArtifactEntry:
+        """Return the entry of that name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for entry in self.artifacts:
+            if entry.name == name:
+                return entry
+        names = ", ".join(entry.name for entry in self.artifacts)
+        raise BundleError(f"the bundle has no artifact {name!r}; it has {names}")
+
+
+@dataclass(frozen=True)
+class RankedArtifact:
+    """An artifact on a runtime, in the order of speed."""
+
+    artifact: str
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """selection.json, schema 1: the choices that depended on measuring, so that `--selection` can repeat them.
+
+    `candidate` and `recipe` are those of the selected candidate (for fp32: the artifact's name and {}); `order` goes from
+    fastest to slowest; `threads` is what was measured with.
+    """
+
+    schema_version: Literal[1]
+    artifact: str
+    runtime: str
+    candidate: str
+    recipe: Mapping[str, Any]
+    layers_left_in_float: tuple[str, ...]
+    order: tuple[RankedArtifact, ...]
+    threads: int
+    triton_batch_sizes: tuple[int, ...]
+
+
+def artifact_entry(
+    artifact: Artifact, root: Path, golden_tolerance: GoldenTolerance, *, batch_dependent: bool = False
+) -> ArtifactEntry:
+    """Return the manifest's entry for an artifact whose files lie under the bundle's folder `root`."""
+    files = tuple(
+        FileDigest(path.relative_to(root).as_posix(), file_sha256(path), path.stat().st_size) for path in artifact.files
+    )
+    return ArtifactEntry(
+        name=artifact.name,
+        path=artifact.path.relative_to(root).as_posix(),
+        files=files,
+        format=artifact.format,
+        precision=artifact.precision,
+        opset=artifact.opset,
+        size_bytes=sum(file.size_bytes for file in files),
+        sha256=artifact.sha256,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        runtimes=artifact.runtimes,
+        options=artifact.options,
+        provenance=artifact.provenance,
+        golden_tolerance=golden_tolerance,
+        batch_dependent=batch_dependent,
+    )
+
+
+def bundle_artifact(entry: ArtifactEntry, root: Path) -> Artifact:
+    """Return the entry as an artifact that a runtime can load, with paths under the bundle's folder `root`."""
+    return Artifact(
+        name=entry.name,
+        path=root / entry.path,
+        format=entry.format,
+        precision=entry.precision,
+        inputs=entry.inputs,
+        outputs=entry.outputs,
+        files=tuple(root / file.path for file in entry.files),
+        sha256=entry.sha256,
+        size_bytes=entry.size_bytes,
+        opset=entry.opset,
+        runtimes=entry.runtimes,
+        options=entry.options,
+        provenance=entry.provenance,
+    )
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return manifest.json's text.  Equal manifests give equal text.
+
+    Raises:
+        BundleError: the manifest contradicts itself.
+        ValueError: it holds NaN or infinity.
+    """
+    _check_manifest(manifest)
+    return codec.encode(manifest)
+
+
+def parse_manifest(text: str | bytes) -> Manifest:
+    """Return the manifest that manifest.json's text holds.
+
+    Raises:
+        BundleError: no JSON, another schema, unknown or missing keys, wrong types, or entries that contradict each other.
+    """
+    manifest = codec.from_plain(Manifest, _schema_1(text, MANIFEST), what=MANIFEST)
+    _check_manifest(manifest)
+    return manifest
+
+
+def selection_text(selection: Selection) -> str:
+    """Return selection.json's text."""
+    return codec.encode(selection)
+
+
+def parse_selection(text: str | bytes) -> Selection:
+    """Return the selection that selection.json's text holds.
+
+    Raises:
+        BundleError: as `parse_manifest`.
+    """
+    selection = codec.from_plain(Selection, _schema_1(text, SELECTION), what=SELECTION)
+    if selection.threads < 1:
+        raise BundleError(f"{SELECTION}: threads is {selection.threads}, needed is 1 or more")
+    return selection
+
+
+def relative_path(text: str, *, what: str) -> PurePosixPath:
+    """Return a path that stays within the bundle.
+
+    Raises:
+        BundleError: it is absolute, climbs with "..", is empty, or is written in a way that some systems read otherwise.
+    """
+    path = PurePosixPath(text)
+    plain = text == str(path) and text not in ("", ".") and "\\" not in text and text.isprintable()
+    if not plain or path.is_absolute() or ".." in path.parts:
+        raise BundleError(f"{what}: the path {text!r} is not allowed; paths are relative, plain and within the bundle")
+    return path
+
+
+def _schema_1(text: str | bytes, what: str) -> Any:
+    """Return the parsed text of a schema-1 document: another schema is named before any of its keys is judged."""
+    value = codec.parse_json(text, what=what)
+    if not isinstance(value, dict) or "schema_version" not in value:
+        raise BundleError(f"{what} has no schema_version; it is no {what} of tsexport")
+    version = value["schema_version"]
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{what} has schema_version {version!r}; this tsexport reads schema_version {SCHEMA_VERSION}",
+            next_step="use the tsexport that wrote the bundle, or build it again",
+        )
+    return value
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Raise BundleError where entries contradict each other."""
+    if not manifest.artifacts:
+        raise BundleError(f"{MANIFEST}: artifacts is empty, a bundle holds at least one")
+    _check_unique((entry.name for entry in manifest.artifacts), "artifact name")
+    _check_unique((file.path for entry in manifest.artifacts for file in entry.files), "artifact file")
+    for entry in manifest.artifacts:
+        _check_entry(entry)
+        for kind, specs in (("inputs", entry.inputs), ("outputs", entry.outputs)):
+            expected = getattr(manifest.artifacts[0], kind)
+            if [spec.name for spec in specs] != [spec.name for spec in expected]:
+                raise BundleError(
+                    f"{MANIFEST}: the {kind} of {entry.name} are named otherwise than in the other artifacts"
+                )
+    if manifest.selected.runtime not in manifest.artifact(manifest.selected.artifact).runtimes:
+        raise BundleError(
+            f"{MANIFEST}: selected.runtime {manifest.selected.runtime!r} is none of those of {manifest.selected.artifact}"
+        )
+    if manifest.golden.samples < 1 or manifest.golden.batch < 1:
+        raise BundleError(f"{MANIFEST}: golden needs at least one sample and a batch of at least one")
+
+
+def _check_entry(entry: ArtifactEntry) -> None:
+    what = f"{MANIFEST}: artifact {entry.name!r}"
+    for file in entry.files:
+        relative_path(file.path, what=what)
+    if not entry.files or entry.path != entry.files[0].path:
+        raise BundleError(f"{what}: path is {entry.path!r}, needed is the first of its files")
+    if entry.size_bytes != sum(file.size_bytes for file in entry.files):
+        raise BundleError(f"{what}: size_bytes is {entry.size_bytes}, not the sum over its files")
+    for digest in (entry.sha256, *(file.sha256 for file in entry.files)):
+        if not _SHA256.fullmatch(digest):
+            raise BundleError(f"{what}: {digest!r} is no SHA-256 in lower-case hex")
+    tolerance = entry.golden_tolerance
+    if (tolerance.atol is None) != (tolerance.rtol is None) or (
+        tolerance.atol is None and tolerance.max_relative_rms is None
+    ):
+        raise BundleError(f"{what}: golden_tolerance needs atol and rtol, or max_relative_rms, or all three")
+
+
+def _check_unique(names: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BundleError(f"{MANIFEST}: the {what} {name!r} stands there twice")
+        seen.add(name)

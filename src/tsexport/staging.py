@@ -1,0 +1,234 @@
+"""Writing a bundle so that there is never half of one.
+
+Everything is written into a hidden folder beside the destination, synced to disk, and renamed.  With `force` the old
+bundle changes places with the new one in one step (renameat2 with RENAME_EXCHANGE; where the file system has none, two
+renames, and the next build puts the old one back if it was killed between them).
+
+The hidden folder's name carries the process id and a random part, and its process holds a lock on it.  The kernel gives
+the lock back when the process ends, however it ends; a folder whose lock is free is a leftover, and the next build in
+that place removes it.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tsexport.checksums import SUMS, seal
+from tsexport.errors import TsexportError, UsageError
+from tsexport.manifest import MANIFEST
+
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<kind>building|replaced)")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file is too large"}
+_FORBIDDEN = {errno.EROFS: "the file system is read-only", errno.EACCES: "not permitted", errno.EPERM: "not permitted"}
+_FULL_BELOW_BYTES = 2**20
+
+
+@contextmanager
+def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
+    """Give a folder to write a bundle into; on a clean exit seal it (SHA256SUMS) and put it at `destination`.
+
+    Where the body raises, the folder is removed and what stood at `destination` stays as it was.
+
+    Args:
+        destination: the bundle's folder; its parent folders are made.
+        force: replace a bundle that stands there.
+
+    Raises:
+        UsageError: a bundle stands there and `force` is not given, something else stands there, the disk is full, or the
+            folder cannot be written to.
+    """
+    destination = Path(os.path.abspath(destination))
+    with _explained(destination):
+        _check_destination(destination, force)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(destination.parent)
+        staging, lock = _make_staging(destination)
+    try:
+        with _explained(destination):
+            yield staging
+            seal(staging)
+            _set_permissions(staging)
+            _sync_tree(staging)
+            with _locked(destination.parent):
+                _check_destination(destination, force)
+                _publish(staging, destination)
+    finally:
+        # After an exchange this is the old bundle; after a plain rename there is nothing here any more.
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers(folder: Path) -> tuple[Path, ...]:
+    """Remove the hidden folders of builds that no longer run, put back a bundle caught between two renames; return both."""
+    handled = []
+    with _locked(folder):
+        for path in sorted(folder.iterdir()):
+            match = _HIDDEN.fullmatch(path.name)
+            if match is None or path.is_symlink() or not path.is_dir() or _is_in_use(path):
+                continue
+            original = folder / match["name"]
+            if match["kind"] == "replaced" and not os.path.lexists(original):
+                path.rename(original)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+            handled.append(path)
+    return tuple(handled)
+
+
+def _check_destination(destination: Path, force: bool) -> None:
+    if destination.name.startswith(".") or not destination.name:
+        raise UsageError(f"a bundle cannot be named {destination.name!r}; names do not begin with a dot")
+    if not os.path.lexists(destination):
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise UsageError(f"{destination} is there already and is no folder", next_step="give another name with --name")
+    if not force:
+        raise UsageError(
+            f"{destination} is there already", next_step="give --force to replace it, or another name with --name"
+        )
+    # --force means "replace my bundle", never "delete my folder".
+    is_bundle = (destination / MANIFEST).is_file() and (destination / SUMS).is_file()
+    if not is_bundle and any(destination.iterdir()):
+        raise UsageError(
+            f"{destination} is there already and holds something other than a bundle; --force replaces bundles only",
+            next_step="move it away, or give another name with --name",
+        )
+
+
+def _make_staging(destination: Path) -> tuple[Path, int]:
+    """Return the hidden folder and the descriptor that holds its lock."""
+    staging = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}.building")
+    with _locked(destination.parent):  # so that nobody takes it for a leftover before it is locked
+        staging.mkdir()
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return staging, lock
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock for a moment; without locks on this file system, go on."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Return whether a process holds the folder's lock; true where that cannot be told."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _publish(staging: Path, destination: Path) -> None:
+    if not destination.exists():
+        staging.rename(destination)
+    elif not _exchange(staging, destination):
+        _replace_in_two_steps(staging, destination)
+    _sync(destination.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where this kernel or file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _replace_in_two_steps(staging: Path, destination: Path) -> None:
+    replaced = staging.with_name(staging.name.removesuffix("building") + "replaced")
+    destination.rename(replaced)
+    try:
+        staging.rename(destination)
+    except BaseException:
+        replaced.rename(destination)
+        raise
+    replaced.rename(staging)  # a half-removed folder must not look like one that is worth putting back
+
+
+def _set_permissions(root: Path) -> None:
+    """Make everything readable by all and writable by the owner: some exporters write files that only the owner can read."""
+    for path in (root, *root.rglob("*")):
+        executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+        path.chmod(0o755 if executable else 0o644)
+
+
+def _sync_tree(root: Path) -> None:
+    for path in (*root.rglob("*"), root):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(destination: Path) -> Iterator[None]:
+    """Turn a full disk and a folder that cannot be written to into a UsageError."""
+    try:
+        yield
+    except TsexportError:
+        raise
+    except OSError as error:
+        _explain(error, destination)
+        raise
+    except Exception as error:
+        # torch, onnx and openvino report a failed write in their own words, without an errno.
+        if destination.parent.exists() and shutil.disk_usage(destination.parent).free < _FULL_BELOW_BYTES:
+            raise _unwritten(destination, _FULL[errno.ENOSPC]) from error
+        raise
+
+
+def _explain(error: OSError, destination: Path) -> None:
+    """Raise UsageError where the error is one of writing the bundle; return where it is about something else."""
+    if error.errno in _FULL:
+        raise _unwritten(destination, _FULL[error.errno]) from error
+    concerns_us = str(error.filename or "").startswith(str(destination.parent))
+    if concerns_us and error.errno in _FORBIDDEN:
+        raise _unwritten(destination, f"{error.filename}: {_FORBIDDEN[error.errno]}") from error
+    if concerns_us and isinstance(error, FileExistsError | NotADirectoryError):
+        raise _unwritten(destination, f"{error.filename} is a file, and a folder is needed") from error
+    # Somebody else put something there between the check and the rename.
+    if error.errno == errno.ENOTEMPTY:
+        raise _unwritten(destination, "it appeared meanwhile") from error
+
+
+def _unwritten(destination: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"the bundle {destination.name} could not be written to {destination.parent}: {reason}",
+        next_step="free some space or name another folder with -o; nothing was left there, and what stood there is unchanged",
+    )

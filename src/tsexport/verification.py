@@ -1,0 +1,254 @@
+"""Is a bundle what was built, and does it answer here as its source model answered there?
+
+First structure and digests; then every artifact on every runtime that is installed is fed the golden inputs, at the batch
+the manifest names, and held against the golden outputs within the tolerance that the manifest names for it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tsexport.bundles import Bundle, open_bundle
+from tsexport.checksums import MEASUREMENT_SUMS, SUMS, check_sums, read_sums
+from tsexport.errors import BundleError, GoldenError, NoRuntimeError, TsexportError, UnsupportedError
+from tsexport.golden import INPUTS, OUTPUTS, read_golden
+from tsexport.manifest import ArtifactEntry, GoldenTolerance
+from tsexport.runtimes import registry
+from tsexport.types import Array, RuntimeStatus, files_sha256
+
+CheckStatus = Literal["passed", "failed", "not checked"]
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """One output against its golden values.
+
+    `max_abs_error` is the largest difference, None where a value is no number or the shape is wrong (`reason` says so);
+    `relative_rms` is sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)).
+    """
+
+    output: str
+    max_abs_error: float | None
+    relative_rms: float | None
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """One artifact on one runtime: "not checked" where the runtime is not installed or cannot run it here."""
+
+    artifact: str
+    runtime: str
+    status: CheckStatus
+    tolerance: GoldenTolerance
+    outputs: tuple[OutputError, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What was checked: `files` digests, `samples` golden rows fed `batch` at a time, and the checks, in order."""
+
+    bundle: str
+    files: int
+    samples: int
+    batch: int
+    checks: tuple[GoldenCheck, ...]
+    missing_runtimes: tuple[RuntimeStatus, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        statuses = {check.status for check in self.checks}
+        return "passed" in statuses and "failed" not in statuses
+
+    def raise_unless_passed(self) -> None:
+        """Raise what stands against the bundle.
+
+        Raises:
+            GoldenError: golden outputs are missed; every miss is named.
+            NoRuntimeError: nothing could be checked.
+        """
+        failed = [check for check in self.checks if check.status == "failed"]
+        if failed:
+            raise GoldenError(
+                f"the bundle {self.bundle} does not answer here as its source model did:\n"
+                + "\n".join(f"  {_describe(check)}" for check in failed),
+                next_step="do not serve these artifacts on this machine; compare the versions in the manifest with yours",
+            )
+        if not self.passed:
+            raise NoRuntimeError(
+                f"no artifact of {self.bundle} could be run here: "
+                + "; ".join(f"{check.artifact} on {check.runtime}: {check.reason}" for check in self.checks),
+                next_step=install_hint(self.missing_runtimes),
+            )
+
+
+def verify_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> VerificationReport:
+    """Check a bundle's digests and its golden outputs on this machine.
+
+    Args:
+        bundle: a folder, an archive, or an open bundle.
+        threads: the threads each session uses.
+
+    Raises:
+        BundleError: changed, missing or added files, links, a manifest of another schema or at odds with the files.
+        GoldenError: an artifact misses its golden outputs.
+        NoRuntimeError: no runtime is installed for any artifact.
+    """
+    report = examine_bundle(bundle, threads=threads)
+    report.raise_unless_passed()
+    return report
+
+
+def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> VerificationReport:
+    """Check as `verify_bundle` does, but report missed golden outputs and missing runtimes instead of raising them.
+
+    Raises:
+        BundleError: as `verify_bundle`.
+    """
+    if not isinstance(bundle, Bundle):
+        with open_bundle(bundle) as opened:
+            return examine_bundle(opened, threads=threads)
+    files = _check_structure(bundle)
+    manifest = bundle.manifest
+    statuses = {status.name: status for status in registry.list_statuses()}
+    golden = _read_golden(bundle)
+    checks = tuple(
+        _check_artifact(bundle, entry, runtime, statuses.get(runtime), golden, threads)
+        for entry in manifest.artifacts
+        for runtime in entry.runtimes
+    )
+    wanted = dict.fromkeys(runtime for entry in manifest.artifacts for runtime in entry.runtimes)
+    missing = tuple(statuses[name] for name in wanted if name in statuses and not statuses[name].available)
+    return VerificationReport(bundle.name, files, manifest.golden.samples, manifest.golden.batch, checks, missing)
+
+
+def install_hint(missing: tuple[RuntimeStatus, ...]) -> str:
+    """Return the sentence that names the pip command of each missing runtime, or ""."""
+    return "install one with: " + " or ".join(status.pip_command for status in missing) if missing else ""
+
+
+@dataclass(frozen=True)
+class _GoldenArrays:
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    batch: int
+
+
+def _read_golden(bundle: Bundle) -> _GoldenArrays:
+    manifest, entry = bundle.manifest, bundle.manifest.artifacts[0]
+    return _GoldenArrays(
+        read_golden(bundle.path, INPUTS, entry.inputs, manifest.golden.samples),
+        read_golden(bundle.path, OUTPUTS, entry.outputs, manifest.golden.samples),
+        manifest.golden.batch,
+    )
+
+
+def _check_structure(bundle: Bundle) -> int:
+    """Return the number of files whose digests hold; raise BundleError where the folder is not what the lists say."""
+    files = check_sums(bundle.path)
+    listed = read_sums(bundle.path)
+    for entry in bundle.manifest.artifacts:
+        check_entry(entry, listed, bundle.path)
+    _ = bundle.selection  # read for its own checks
+    return files + len((SUMS, MEASUREMENT_SUMS))
+
+
+def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> None:
+    """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS (`listed`) or from the files."""
+    for file in entry.files:
+        if listed.get(file.path) != file.sha256:
+            raise BundleError(f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed")
+        if (root / file.path).stat().st_size != file.size_bytes:
+            raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
+    if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
+        raise BundleError(f"manifest.json gives a SHA-256 for artifact {entry.name} that is not that of its files")
+
+
+def _check_artifact(
+    bundle: Bundle,
+    entry: ArtifactEntry,
+    runtime: str,
+    status: RuntimeStatus | None,
+    golden: _GoldenArrays,
+    threads: int,
+) -> GoldenCheck:
+    tolerance = entry.golden_tolerance
+    if status is None:
+        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime")
+    if not status.available:
+        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), status.reason or "not installed")
+    try:
+        answers = _answers(bundle, entry, runtime, golden, threads)
+    except UnsupportedError as error:
+        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), error.message)
+    except TsexportError as error:
+        return GoldenCheck(entry.name, runtime, "failed", tolerance, (), error.message)
+    outputs = tuple(
+        compare_with_golden(spec.name, answers.get(spec.name), golden.outputs[spec.name], tolerance)
+        for spec in entry.outputs
+    )
+    passed = all(output.passed for output in outputs)
+    return GoldenCheck(entry.name, runtime, "passed" if passed else "failed", tolerance, outputs)
+
+
+def _answers(
+    bundle: Bundle, entry: ArtifactEntry, runtime: str, golden: _GoldenArrays, threads: int
+) -> dict[str, Array]:
+    """Return the artifact's answers to the golden inputs, fed in the manifest's batches, as arrays over all samples."""
+    samples = len(next(iter(golden.outputs.values())))
+    parts: dict[str, list[Array]] = {}
+    with registry.load(bundle.artifact(entry.name), runtime, threads=threads) as session:
+        for start in range(0, samples, golden.batch):
+            feeds = {name: array[start : start + golden.batch] for name, array in golden.inputs.items()}
+            for name, array in session.run(feeds).items():
+                parts.setdefault(name, []).append(np.asarray(array))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def compare_with_golden(name: str, actual: Array | None, golden: Array, tolerance: GoldenTolerance) -> OutputError:
+    """Hold one output against its golden values; NaN, infinity, a missing output and a wrong shape fail."""
+    if actual is None:
+        return OutputError(name, None, None, False, "the artifact gives no such output")
+    if actual.shape != golden.shape:
+        return OutputError(name, None, None, False, f"shape {list(actual.shape)}, golden is {list(golden.shape)}")
+    if not np.isfinite(actual).all():
+        return OutputError(name, None, None, False, "NaN or infinity")
+    expected = golden.astype(np.float64)
+    difference = np.abs(actual.astype(np.float64) - expected)
+    max_abs_error = float(difference.max(initial=0.0))
+    relative_rms = _relative_rms(difference, expected)
+    misses = []
+    if tolerance.atol is not None and tolerance.rtol is not None:
+        over = int((difference > tolerance.atol + tolerance.rtol * np.abs(expected)).sum())
+        if over:
+            misses.append(f"{over} of {difference.size} values outside atol {tolerance.atol:g} + rtol {tolerance.rtol:g}")
+    if tolerance.max_relative_rms is not None and relative_rms > tolerance.max_relative_rms:
+        misses.append(f"relative RMS error {relative_rms:.4g}, allowed {tolerance.max_relative_rms:g}")
+    return OutputError(name, max_abs_error, min(relative_rms, float(np.finfo(np.float64).max)), not misses, "; ".join(misses))
+
+
+def _relative_rms(difference: Array, expected: Array) -> float:
+    error = float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
+    scale = float(np.sqrt(np.mean(np.square(expected)))) if expected.size else 0.0
+    if scale == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / scale
+
+
+def _describe(check: GoldenCheck) -> str:
+    """Return a failed check as one line: artifact, runtime, output, error, tolerance."""
+    where = f"{check.artifact} on {check.runtime}"
+    if not check.outputs:
+        return f"{where}: {check.reason}"
+    missed = "; ".join(
+        f"output {output.output}: {output.reason}"
+        + (f", largest error {output.max_abs_error:.3g}" if output.max_abs_error is not None else "")
+        for output in check.outputs
+        if not output.passed
+    )
+    return f"{where}, tolerance {check.tolerance.name}: {missed}"

@@ -1,0 +1,185 @@
+"""A small real bundle: y = x @ W + b in ONNX, in fp32 and dynamically quantized, run by ONNX Runtime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsexport.bundles import open_bundle
+from tsexport.golden import write_golden
+from tsexport.manifest import (
+    AbsentFormat,
+    CheckpointRecord,
+    DataRecord,
+    Golden,
+    GoldenTolerance,
+    Manifest,
+    Provenance,
+    RankedArtifact,
+    RewriteRecord,
+    SelectedArtifact,
+    Selection,
+    artifact_entry,
+    manifest_text,
+    selection_text,
+)
+from tsexport.staging import staged_bundle
+from tsexport.targets import Target
+from tsexport.types import (
+    Accuracy,
+    AccuracyBudget,
+    Artifact,
+    Candidate,
+    Comparison,
+    ModelSpec,
+    Parity,
+    TensorSpec,
+    Tolerance,
+    files_sha256,
+)
+
+INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
+OUTPUTS = (TensorSpec("y", "float32", ("batch", 3)),)
+FP32 = Tolerance("fp32", 1e-5, 1e-5, "one matrix product in single precision")
+GENERATOR = np.random.default_rng(7)
+WEIGHT = GENERATOR.standard_normal((4, 3)).astype(np.float32)
+BIAS = GENERATOR.standard_normal(3).astype(np.float32)
+
+
+def answer(x):
+    """What the source model answers."""
+    return x @ WEIGHT + BIAS
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Exported once a session: an fp32 file and its dynamically quantized sibling."""
+
+    fp32: Path
+    int8: Path
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory):
+    import onnx
+    import onnx.parser
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    folder = tmp_path_factory.mktemp("model")
+    weight = ", ".join(str(float(value)) for value in WEIGHT.ravel())
+    bias = ", ".join(str(float(value)) for value in BIAS)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        tiny (float[batch, 4] x) => (float[batch, 3] y)
+        <float[4, 3] w = {{{weight}}}, float[3] b = {{{bias}}}>
+        {{ h = MatMul(x, w)  y = Add(h, b) }}""")
+    fp32, int8 = folder / "tiny-fp32.onnx", folder / "tiny-int8.onnx"
+    onnx.save(model, fp32)
+    quantize_dynamic(fp32, int8, weight_type=QuantType.QUInt8)
+    return ModelFiles(fp32, int8)
+
+
+def onnx_artifact(path, precision):
+    return Artifact(
+        name=f"{precision}-onnx",
+        path=path,
+        format="onnx",
+        precision=precision,
+        inputs=INPUTS,
+        outputs=OUTPUTS,
+        files=(path,),
+        sha256=files_sha256((path,)),
+        size_bytes=path.stat().st_size,
+        opset=17,
+        runtimes=("onnxruntime",),
+        provenance=("onnx.parser",),
+    )
+
+
+def parity(artifact):
+    return Parity(artifact, "onnxruntime", "random", 4, (Comparison("y", 1e-7, 1e-8, 0.01, FP32, True),))
+
+
+def example_manifest(entries, *, samples=6, batch=4):
+    accuracy = Accuracy("int8-onnx", "onnxruntime", 64, 0.01, "mse", 1.25, 1.26, 0.008)
+    return Manifest(
+        schema_version=1,
+        name="tiny-cpu4-int8",
+        model=ModelSpec("tiny", "linear", "forecast", INPUTS, OUTPUTS, {"width": 4}, 15, "tests", ("a caveat of the model",)),
+        config={"seed": 0, "formats": ["onnx"]},
+        target=Target("cpu4-int8", "cpu4", "int8", 4, "avx2", "4-core CPU without a GPU, int8"),
+        artifacts=entries,
+        absent_formats=(AbsentFormat("openvino", "not asked for"),),
+        selected=SelectedArtifact("int8-onnx", "onnxruntime", "fastest candidate within the accuracy budget"),
+        provenance=Provenance(
+            CheckpointRecord("tiny.safetensors", "a" * 64, "plain", True),
+            DataRecord("synthetic series", "b" * 64, 64, "0-63"),
+            None,
+            0,
+            {"onnxruntime": "1.31.1", "tsexport": "0.1.0"},
+        ),
+        golden=Golden(samples, batch),
+        budget=AccuracyBudget("mse", 0.05, 0.05),
+        parity=(parity("fp32-onnx"),),
+        accuracy=(accuracy,),
+        candidates=(
+            Candidate(
+                "ort-dynamic-u8", {"weights": "u8"}, "onnxruntime", "int8", 900, accuracy, "selected", "fastest", "int8-onnx"
+            ),
+            Candidate("ort-static-u8s8", {}, "onnxruntime", "int8", 990, None, "rejected", "8 % over the budget"),
+        ),
+        rewrites=(RewriteRecord("fp32-onnx", "fuse-qkv", 3, 335, 91, 2e-7),),
+        caveats=("int8 answers depend on the rest of the batch",),
+        notes=("the reference checkpoint was used",),
+    )
+
+
+def example_selection():
+    return Selection(
+        schema_version=1,
+        artifact="int8-onnx",
+        runtime="onnxruntime",
+        candidate="ort-dynamic-u8",
+        recipe={"weights": "u8"},
+        layers_left_in_float=(),
+        order=(RankedArtifact("int8-onnx", "onnxruntime"), RankedArtifact("fp32-onnx", "onnxruntime")),
+        threads=2,
+        triton_batch_sizes=(1, 8),
+    )
+
+
+def fill(root, files, *, extra=(), int8_bound=0.2):
+    """Write a bundle's content into the folder `root`; `extra` are further (artifact, tolerance) that lie there already."""
+    artifacts = root / "artifacts"
+    artifacts.mkdir(exist_ok=True)
+    for path in (files.fp32, files.int8):
+        (artifacts / path.name).write_bytes(path.read_bytes())
+    tolerances = (
+        GoldenTolerance("fp32", FP32.reason, 1e-5, 1e-5),
+        GoldenTolerance("int8 budget", "measured error, doubled", max_relative_rms=int8_bound),
+    )
+    entries = (
+        artifact_entry(onnx_artifact(artifacts / files.fp32.name, "fp32"), root, tolerances[0]),
+        artifact_entry(onnx_artifact(artifacts / files.int8.name, "int8"), root, tolerances[1], batch_dependent=True),
+        *(artifact_entry(artifact, root, tolerance) for artifact, tolerance in extra),
+    )
+    x = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    write_golden(root, {"x": x}, {"y": answer(x)})
+    (root / "manifest.json").write_text(manifest_text(example_manifest(entries)))
+    (root / "selection.json").write_text(selection_text(example_selection()))
+    (root / "README.md").write_text("# tiny\n")
+
+
+@pytest.fixture
+def bundle_folder(tmp_path, model_files):
+    """A sealed bundle's folder."""
+    destination = tmp_path / "dist" / "tiny-cpu4-int8"
+    with staged_bundle(destination, force=False) as staging:
+        fill(staging, model_files)
+    return destination
+
+
+@pytest.fixture
+def bundle(bundle_folder):
+    return open_bundle(bundle_folder)
