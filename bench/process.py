@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -38,8 +39,11 @@ Reply = TypeVar("Reply", Loaded, Warmed, Timed)
 def write_feeds(feeds: Feeds, folder: Path) -> Path:
     """Write arrays [samples, ...] for the workers to read."""
     path = folder / "feeds.npz"
-    arrays: Mapping[str, object] = {name: np.asarray(array) for name, array in feeds.items()}
-    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are the model's own
+    # Not numpy.savez: it takes the names as keywords, and an input may be called "file".
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in feeds.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     return path
 
 

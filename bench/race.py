@@ -174,7 +174,7 @@ class _Plan:
         else:
             fewest = min(sum(map(len, one)) for one in blocks)
             work = min(fewest / self.samples, len(blocks[0]) / self.min_rounds)
-        return min(1.0, max(work, seconds / self.seconds))
+        return 1.0 if seconds >= self.seconds else min(1.0, max(work, seconds / self.seconds))
 
 
 @dataclass(frozen=True)

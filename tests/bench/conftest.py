@@ -1,6 +1,7 @@
 """Small real ONNX models, a machine, and hand-made measurements."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ WIDTH = 128
 def chain_text(products: int) -> str:
     """ONNX text of `products` matrix products of [batch, 128] with a constant [128, 128]."""
     names = ["x", *(f"h{i}" for i in range(1, products)), "y"]
-    nodes = "\n".join(f"  {b} = MatMul({a}, w)" for a, b in zip(names, names[1:], strict=False))
+    nodes = "\n".join(f"  {b} = MatMul({a}, w)" for a, b in itertools.pairwise(names))
     return f"""
 <ir_version: 8, opset_import: ["" : 17]>
 chain (float[batch, {WIDTH}] x) => (float[batch, {WIDTH}] y)

@@ -18,7 +18,12 @@ def test_a_measured_row_and_one_that_is_not(budget, measurement, machine):
     measured, absent = verdict_rows(verdicts)
     assert (measured.budget, measured.published, measured.value) == ("p90 <= 100 ms", "50-80 ms", "12.3 ms")
     assert (measured.obtained, measured.status, measured.threads) == ("measured", "met", "2")
-    assert (absent.obtained, absent.status, absent.value, absent.artifact) == ("not measured", "not measured", "n/a", "")
+    assert (absent.obtained, absent.status, absent.value, absent.artifact) == (
+        "not measured",
+        "not measured",
+        "n/a",
+        "",
+    )
     assert absent.source == "a document"
 
 

@@ -121,5 +121,5 @@ def test_too_few_rounds_have_no_interval():
 
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([[1.0]], [[1.0], [1.0]]), ([[]], [[1.0]])])
 def test_unpaired_or_empty_rounds_are_refused(ours, theirs):
-    with pytest.raises(ValueError, match="rounds|without calls"):
+    with pytest.raises(ValueError, match=r"rounds|without calls"):
         ratio_of_medians(ours, theirs, seed=0)
