@@ -2,9 +2,9 @@
 
 Each of at least two processes loads the artifact, and for each batch size, smallest first, warms up until stable and is
 timed.  Latencies of all processes are pooled: memory layout differs from process to process, and one may be lucky.
-`load_ms` is the median over the processes, from the request to the first answer at the smallest batch, the import of the
-runtime included.  `peak_memory_bytes` is the largest high-water mark of the processes after that batch; the batches before it
-were smaller, so it is that batch's own.  `idle_memory_bytes` is the process before the runtime was imported.
+`load_ms` is the median over the processes, from the request to the first answer at the smallest batch, the import of
+the runtime included.  `peak_memory_bytes` is the largest high-water mark of the processes after that batch; the batches
+before it were smaller, so it is that batch's own.  `idle_memory_bytes` is the process before the runtime was imported.
 """
 
 import tempfile

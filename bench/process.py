@@ -1,5 +1,6 @@
 """The parent's end of a measuring process: start it, ask it, and turn its death, silence or garbage into errors."""
 
+import contextlib
 import os
 import queue
 import signal
@@ -7,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -28,6 +30,8 @@ LOAD_TIMEOUT_SECONDS = 300.0
 CALL_TIMEOUT_SECONDS = 120.0
 _STDERR_TAIL_LINES = 12
 _GOODBYE_SECONDS = 2.0
+WORKER_COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.worker")
+"""-P: the working folder is no place to import from."""
 
 Reply = TypeVar("Reply", Loaded, Warmed, Timed)
 
@@ -35,22 +39,27 @@ Reply = TypeVar("Reply", Loaded, Warmed, Timed)
 def write_feeds(feeds: Feeds, folder: Path) -> Path:
     """Write arrays [samples, ...] for the workers to read."""
     path = folder / "feeds.npz"
-    arrays: Mapping[str, object] = {name: np.asarray(array) for name, array in feeds.items()}
-    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are the model's own
+    # Not numpy.savez: it takes the names as keywords, and an input may be called "file".
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in feeds.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     return path
 
 
 class WorkerProcess:
     """One fresh process with at most one artifact.  Idle, it blocks on a read of its stdin and uses no CPU.
 
-    Use it as a context manager: leaving it ends the process.
+    Use it as a context manager: leaving it ends the process.  `command` starts it, for example behind `taskset`.
     """
 
-    def __init__(self, artifact: Artifact, runtime: str, threads: int) -> None:
+    def __init__(
+        self, artifact: Artifact, runtime: str, threads: int, *, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self._artifact, self._runtime, self._threads = artifact, runtime, threads
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tsexport.bench.worker"],  # -P: the working folder is no place to import from
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -97,10 +106,8 @@ class WorkerProcess:
     def close(self) -> None:
         """End the process: politely first, for it may have a cache to write."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died with a request unread
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass  # it died with a request unread
         try:
             self._process.wait(_GOODBYE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -2,9 +2,10 @@
 
 Each round times one block of every contestant, one after another, never two at once.  Odd rounds run in the reverse
 order and every second round starts one contestant further (A B C, C B A, B C A, A C B, ...), so that a clock or a
-neighbour that drifts hits all alike.  Between its blocks a contestant's process blocks on a read and uses no CPU, except that
-runtimes' threads spin for some milliseconds after a call before they sleep: `SETTLE_SECONDS` pass before each block, and a
-block's first call does not count.  All contestants stay in memory together; whether they fit is the caller's to know.
+neighbour that drifts hits all alike.  Between its blocks a contestant's process blocks on a read and uses no CPU,
+except that runtimes' threads spin for some milliseconds after a call before they sleep: `SETTLE_SECONDS` pass before
+each block, and a block's first call does not count.  All contestants stay in memory together; whether they fit is the
+caller's to know.
 """
 
 import tempfile
@@ -29,7 +30,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Contestant:
-    """An artifact on a runtime with a number of threads.  `name` is unique in a race; "" means "<artifact> on <runtime>"."""
+    """An artifact on a runtime.  `name` is unique in a race; "" means "<artifact> on <runtime>"."""
 
     artifact: Artifact
     runtime: str
@@ -123,7 +124,12 @@ def race(
     baseline = labels[0] if baseline is None else baseline
     if baseline not in labels:
         raise ValueError(f"the baseline {baseline!r} is not among {labels}")
-    if batch < 1 or processes < 1 or (rounds is not None and rounds < 1) or (block_calls is not None and block_calls < 1):
+    if (
+        batch < 1
+        or processes < 1
+        or (rounds is not None and rounds < 1)
+        or (block_calls is not None and block_calls < 1)
+    ):
         raise ValueError("batch, processes, rounds and block_calls are at least 1")
     started = time.perf_counter()
     heats: list[_Heat] = []
@@ -168,7 +174,7 @@ class _Plan:
         else:
             fewest = min(sum(map(len, one)) for one in blocks)
             work = min(fewest / self.samples, len(blocks[0]) / self.min_rounds)
-        return min(1.0, max(work, seconds / self.seconds))
+        return 1.0 if seconds >= self.seconds else min(1.0, max(work, seconds / self.seconds))
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Container:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """Parameters, weights, process, disk and training memory.  Mb and gb are as the documents write them (10^6, 10^9)."""
+    """Parameters, weights, process, disk and training memory.  Mb and gb are as the documents write them."""
 
     model: str
     source: str

@@ -1,8 +1,8 @@
 """Budgets judged by measurements.
 
 A budget is judged by the p90 (a row that says "mean" by the mean) of the fastest measurement of its own precision and
-batch.  A budget of a device is judged only by a measurement on that device; `cpu` and `any` include cpu4.  A cpu4 budget
-that is met on fewer cores is met; missed on fewer cores it is inconclusive.  What cannot be judged says why.
+batch.  A budget of a device is judged only by a measurement on that device; `cpu` and `any` include cpu4.  A cpu4
+budget that is met on fewer cores is met; missed on fewer cores it is inconclusive.  What cannot be judged says why.
 """
 
 from collections.abc import Sequence

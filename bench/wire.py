@@ -81,9 +81,7 @@ class Failed:
 
 Request = Load | WarmUp | Block
 Answer = Loaded | Warmed | Timed | Failed
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed)
-}
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed)}
 
 
 def to_line(message: Request | Answer) -> str:

@@ -72,7 +72,7 @@ class Timer:
 
 
 def batches_of(feeds: dict[str, Array], batch: int) -> Iterator[dict[str, Array]]:
-    """Yield up to `DISTINCT_BATCHES` batches of consecutive samples; few samples are repeated.  [samples, ...] -> [batch, ...]"""
+    """Yield up to `DISTINCT_BATCHES` batches of consecutive samples [batch, ...]; few samples are repeated."""
     samples = len(next(iter(feeds.values())))
     for i in range(min(DISTINCT_BATCHES, -(-samples // batch))):
         rows = np.arange(i * batch, (i + 1) * batch) % samples

@@ -252,7 +252,7 @@ class Budget:
     """One published row.  Times in milliseconds; `source` names the document it was read from.
 
     `kind` is "latency", "throughput" or "memory".  A row with `min_ms` alone is a figure to refute; `formula` stands
-    where the row names no figure; `samples` are the calls that a mean was taken over.  `max_memory_mb` holds for what the
+    where the row names no figure; `samples` are the calls that a mean was taken over.  `max_memory_mb` bounds what the
     model adds to a process.
     """
 
