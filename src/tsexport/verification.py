@@ -162,7 +162,9 @@ def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> Non
     """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS (`listed`) or from the files."""
     for file in entry.files:
         if listed.get(file.path) != file.sha256:
-            raise BundleError(f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed")
+            raise BundleError(
+                f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed"
+            )
         if (root / file.path).stat().st_size != file.size_bytes:
             raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
     if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
@@ -179,7 +181,9 @@ def _check_artifact(
 ) -> GoldenCheck:
     tolerance = entry.golden_tolerance
     if status is None:
-        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime")
+        return GoldenCheck(
+            entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime"
+        )
     if not status.available:
         return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), status.reason or "not installed")
     try:
@@ -226,10 +230,14 @@ def compare_with_golden(name: str, actual: Array | None, golden: Array, toleranc
     if tolerance.atol is not None and tolerance.rtol is not None:
         over = int((difference > tolerance.atol + tolerance.rtol * np.abs(expected)).sum())
         if over:
-            misses.append(f"{over} of {difference.size} values outside atol {tolerance.atol:g} + rtol {tolerance.rtol:g}")
+            misses.append(
+                f"{over} of {difference.size} values outside atol {tolerance.atol:g} + rtol {tolerance.rtol:g}"
+            )
     if tolerance.max_relative_rms is not None and relative_rms > tolerance.max_relative_rms:
         misses.append(f"relative RMS error {relative_rms:.4g}, allowed {tolerance.max_relative_rms:g}")
-    return OutputError(name, max_abs_error, min(relative_rms, float(np.finfo(np.float64).max)), not misses, "; ".join(misses))
+    return OutputError(
+        name, max_abs_error, min(relative_rms, float(np.finfo(np.float64).max)), not misses, "; ".join(misses)
+    )
 
 
 def _relative_rms(difference: Array, expected: Array) -> float:

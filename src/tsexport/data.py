@@ -1,0 +1,181 @@
+"""Which windows a build calibrates with, and which it judges by.
+
+Calibration draws from the training split, evaluation from the test split; both are drawn by the seed, and evaluation
+never reads what calibration saw.  Where the user gives nothing, a registered model has its reference series (see
+`calibration.reference`), and any other model has no data: then only random feeds are compared, and INT8 is refused,
+since calibrating on data of another kind would be a lie.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsexport.cache import digest_of
+from tsexport.errors import UsageError
+from tsexport.options import BuildOptions
+from tsexport.targets import Target
+from tsexport.types import TensorSpec, file_sha256
+
+if TYPE_CHECKING:
+    from tsexport.calibration.checks import Purpose
+    from tsexport.calibration.datasets import Dataset
+    from tsexport.calibration.series import SeriesConfig, SplitName
+    from tsexport.models.sources import SourceIdentity
+
+CALIBRATION_WINDOWS = 256
+"""Ranges of activations changed by less than 1 % from here on; a static recipe keeps nothing of a window but its
+ranges.""" EVALUATION_WINDOWS = 1024 EVALUATION_BYTES = 256 * 2**20
+"""Windows for evaluation are held in memory: this is the most they may take, inputs alone."""
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The data a build reads, decided without reading it.  `digest` changes with the content and the configuration."""
+
+    calibration: Path | None
+    evaluation: Path | None
+    series: "SeriesConfig | None"
+    reference: bool
+    seed: int
+    digest: str
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.reference and self.calibration is None and self.evaluation is None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A drawn set of windows: `indices` and `ids` say which of the data with digest `base_digest` they are."""
+
+    dataset: "Dataset"
+    base_digest: str
+    indices: tuple[int, ...]
+    ids: tuple[str, ...]
+    source: str
+    notes: tuple[str, ...]
+
+
+def model_config(identity: "SourceIdentity") -> Mapping[str, Any]:
+    """Return the configuration of a registered model, or the settings of a factory, as a mapping."""
+    return asdict(identity.config) if identity.config else dict(identity.settings)  # type: ignore[call-overload]
+
+
+def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity") -> DataPlan:
+    """Decide which data a build reads.
+
+    Raises:
+        UsageError: an int8 target for a user's own model or checkpoint, without calibration data.
+        DataError: a file that is not there.
+        ConfigurationError: a series configuration that cannot be used.
+    """
+    from tsexport.calibration.opening import SERIES_SUFFIXES
+    from tsexport.calibration.reference import has_reference
+    from tsexport.calibration.series import series_config_from_mapping
+
+    own = identity.kind != "registered" or (identity.checkpoint is not None and not identity.is_reference)
+    if target.precision == "int8" and options.calibration is None and own:
+        raise UsageError(
+            f"{target.name} calibrates on data like the model's own, and {options.model} with your weights has none here",
+            next_step="give --calibration FILE (.npz of arrays named as the inputs, or csv or parquet with a [series] table)",
+        )
+    for path in (options.calibration, options.evaluation):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path} is not a file; expected calibration or evaluation data")
+    files = [path for path in (options.calibration, options.evaluation) if path is not None]
+    series = None
+    if any(path.name.lower().endswith(SERIES_SUFFIXES) for path in files) or options.series is not None:
+        series = series_config_from_mapping(options.series or {}, model_config=model_config(identity))
+    reference = not files and not own and has_reference(identity.name, model_config(identity))
+    digest = digest_of(
+        {
+            "calibration": file_sha256(options.calibration) if options.calibration else "",
+            "evaluation": file_sha256(options.evaluation) if options.evaluation else "",
+            "series": series,
+            "reference": [identity.name, model_config(identity)] if reference else "",
+            "seed": options.seed,
+            "windows": [CALIBRATION_WINDOWS, EVALUATION_WINDOWS],
+        }
+    )
+    return DataPlan(options.calibration, options.evaluation, series, reference, options.seed, digest)
+
+
+def open_calibration(plan: DataPlan, identity: "SourceIdentity", inputs: tuple[TensorSpec, ...]) -> Opened | None:
+    """Return the calibration windows, checked against the model's inputs; None where there are none.
+
+    Raises:
+        DataError: the data does not fit the model or cannot be used.
+    """
+    from tsexport.calibration.checks import MIN_SAMPLES
+
+    if plan.calibration is None and not plan.reference:
+        return None
+    base, source = _base(plan, plan.calibration, identity, inputs, ("train", "validation", "test"))
+    # Evaluation may have to read the same samples: what it needs is left over.
+    shared = plan.evaluation is None and plan.series is None and not plan.reference
+    spare = MIN_SAMPLES["evaluation"] if shared else 0
+    wanted = max(MIN_SAMPLES["calibration"], min(CALIBRATION_WINDOWS, base.count - spare))
+    return _drawn(base, inputs, "calibration", wanted, plan.seed, source, ())
+
+
+def open_evaluation(
+    plan: DataPlan, identity: "SourceIdentity", inputs: tuple[TensorSpec, ...], calibration: Opened | None
+) -> Opened | None:
+    """Return the evaluation windows, none of which calibration saw; None where there are none.
+
+    Raises:
+        DataError: the data does not fit the model or cannot be used.
+    """
+    if plan.is_empty:
+        return None
+    path = plan.evaluation or plan.calibration
+    base, source = _base(plan, path, identity, inputs, ("test", "validation", "train"))
+    same = calibration is not None and calibration.base_digest == base.digest
+    seen = calibration.indices if calibration is not None and same else ()
+    wanted = min(EVALUATION_WINDOWS, _windows_that_fit(inputs))
+    return _drawn(base, inputs, "evaluation", wanted, plan.seed + 1, source, seen)
+
+
+def _base(
+    plan: DataPlan,
+    path: Path | None,
+    identity: "SourceIdentity",
+    inputs: tuple[TensorSpec, ...],
+    splits: "tuple[SplitName, ...]",
+) -> "tuple[Dataset, str]":
+    from tsexport.calibration.opening import open_dataset
+    from tsexport.calibration.reference import reference_series
+    from tsexport.calibration.windows import windows_of
+
+    if path is None:
+        table, series = reference_series(identity.name, model_config(identity), plan.seed)
+        return windows_of(table, series, splits[0], name=inputs[0].name), table.source
+    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
+    names = [spec.name for spec in inputs]
+    return open_dataset(path, series=plan.series, split=split, names=names), path.name
+
+
+def _drawn(
+    base: "Dataset",
+    inputs: tuple[TensorSpec, ...],
+    purpose: "Purpose",
+    wanted: int,
+    seed: int,
+    source: str,
+    seen: tuple[int, ...],
+) -> Opened:
+    from tsexport.calibration.checks import check_dataset, check_names
+    from tsexport.calibration.datasets import draw
+
+    check_names(base, inputs)
+    drawn = draw(base, max(1, min(wanted, base.count - len(seen))), seed, exclude=seen)
+    checked = check_dataset(drawn, inputs, purpose)
+    return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes)
+
+
+def _windows_that_fit(inputs: tuple[TensorSpec, ...]) -> int:
+    import numpy as np
+
+    one = sum(int(np.prod(spec.with_batch(1))) * np.dtype(spec.dtype).itemsize for spec in inputs)
+    return max(1, EVALUATION_BYTES // one)

@@ -1,0 +1,204 @@
+"""What a build is asked to do: one frozen record, validated once, from the command line over a TOML file.
+
+The file has the tables `[build]` (options by their long names, `-` or `_`), `[model]` (as `--set`), `[[inputs]]`
+(name, dtype, shape) and `[series]` (columns and windows of csv and parquet data).  Unknown tables and keys are
+errors.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tsexport.errors import ConfigurationError, did_you_mean
+from tsexport.types import FORMATS, Format, TensorSpec
+
+TABLES = ("build", "model", "inputs", "series")
+METRICS = ("mse", "mae", "accuracy", "log_loss", "pinball")
+DEFAULT_BATCHES = (1, 10, 32)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """All that decides a build.
+
+    Attributes:
+        model: a registered name, `module:factory`, or an .onnx, TorchScript or .pt2 file.
+        target, device: what the bundle is for.
+        output: the folder that gets the bundle's folder.
+        checkpoint: weights; None for the reference checkpoint or a seeded initialisation.
+        settings: the model's configuration, by key.
+        inputs: inputs of a model that does not say them itself.
+        calibration, evaluation: files of data; None for the reference series or none.
+        series: the `[series]` table, as given.
+        metric, max_degradation, max_output_error: the accuracy budget; fractions.
+        objective: what selection looks for.
+        batches: batch sizes that are measured.
+        runtime: limits selection to one runtime.
+        formats: what is exported.
+        selection: a selection.json to repeat.
+        atol, rtol: parity tolerance of the fp32 artifacts, in place of the default one.
+        threads: threads used for measuring, at most the target's cores; None for as many as there are.
+        seed: of weights, feeds and drawn windows.
+        name: the bundle's name in place of the derived one.
+        force: an existing bundle of that name is replaced.
+    """
+
+    model: str
+    target: str
+    output: Path
+    device: str = "host"
+    checkpoint: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    series: Mapping[str, Any] | None = None
+    metric: str | None = None
+    max_degradation: float = 0.05
+    max_output_error: float = 0.05
+    objective: Literal["latency", "size"] = "latency"
+    batches: tuple[int, ...] = DEFAULT_BATCHES
+    runtime: str | None = None
+    formats: tuple[Format, ...] = FORMATS
+    selection: Path | None = None
+    atol: float | None = None
+    rtol: float | None = None
+    threads: int | None = None
+    seed: int = 0
+    name: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("metric", self.metric, (*METRICS, None))
+        _one_of("objective", self.objective, ("latency", "size"))
+        for one in self.formats:
+            _one_of("formats", one, FORMATS)
+        if not self.formats:
+            raise ConfigurationError(f"formats is empty; allowed are {', '.join(FORMATS)}")
+        for key in ("max_degradation", "max_output_error", "atol", "rtol"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigurationError(f"{key} is {value}; allowed are fractions from 0 on, for example 0.05 for 5 %")
+        if not self.batches or min(self.batches) < 1:
+            raise ConfigurationError(f"batch is {list(self.batches)}; allowed are whole numbers from 1 on")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError(f"threads is {self.threads}; allowed are whole numbers from 1 on")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise ConfigurationError(
+                f"name is {self.name!r}; allowed is a folder name without '/' that does not begin with a dot"
+            )
+
+
+_SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
+_PATHS = ("output", "checkpoint", "calibration", "evaluation", "selection")
+
+
+def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        words = [str(word) for word in allowed if word is not None]
+        raise ConfigurationError(f"{key} is {value!r}{did_you_mean(str(value), words)}; allowed are {', '.join(words)}")
+
+
+def _check_keys(what: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in allowed:
+            raise ConfigurationError(
+                f"{what} has the unknown key {key!r}{did_you_mean(key, allowed)}; allowed are {', '.join(allowed)}"
+            )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a TOML file as keyword arguments of `BuildOptions`.  Paths in it are relative to its folder.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no TOML, or has unknown tables, keys or values of a wrong type.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--config {path} is no TOML: {error}") from error
+    _check_keys(f"{path.name}", document, TABLES)
+    for table in ("build", "model", "series"):
+        if not isinstance(document.get(table, {}), dict):
+            raise ConfigurationError(f"{path.name}: {table} must be a table, [{table}]")
+    build = {key.replace("-", "_"): value for key, value in document.get("build", {}).items()}
+    if "batch" in build:
+        build["batches"] = build.pop("batch")
+    _check_keys(f"{path.name}, table [build],", build, _SETTABLE)
+    for key in _PATHS:
+        if key in build:
+            build[key] = path.parent / str(build[key])
+    for key in ("batches", "formats"):
+        if key in build:
+            build[key] = _sequence(f"{path.name}, key {key}", build[key])
+    given: dict[str, Any] = {**build, "settings": document.get("model", {}), "series": document.get("series")}
+    if "inputs" in document:
+        given["inputs"] = tuple(_input(path.name, table) for table in document["inputs"])
+    _check_types(path.name, given)
+    return given
+
+
+def _sequence(what: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, int):
+        return (value,)
+    raise ConfigurationError(f"{what} must be a list, got {value!r}")
+
+
+def _input(where: str, table: object) -> TensorSpec:
+    form = 'for example [[inputs]] with name = "x", dtype = "float32", shape = ["batch", 60, 16]'
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{where}: inputs must be tables, {form}")
+    _check_keys(f"{where}, table [[inputs]],", table, ("name", "dtype", "shape"))
+    shape = table.get("shape")
+    if "name" not in table or not isinstance(shape, list) or not all(isinstance(dim, int | str) for dim in shape):
+        raise ConfigurationError(f"{where}: an input needs a name and a shape, {form}")
+    return TensorSpec(str(table["name"]), str(table.get("dtype", "float32")), tuple(shape))
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "max_degradation": (int, float),
+    "max_output_error": (int, float),
+    "atol": (int, float),
+    "rtol": (int, float),
+    "threads": (int,),
+    "seed": (int,),
+    "force": (bool,),
+    **dict.fromkeys(("model", "target", "device", "metric", "objective", "runtime", "name"), (str,)),
+}
+
+
+def _check_types(where: str, given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        kinds = _KINDS.get(key)
+        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ConfigurationError(f"{where}, key {key}: {value!r} is no {kinds[-1].__name__}")
+    for batch in given.get("batches", ()):
+        if not isinstance(batch, int) or isinstance(batch, bool):
+            raise ConfigurationError(f"{where}, key batch: {batch!r} is no int")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> BuildOptions:
+    """Return options from a file's values and those of the command line, which win; settings are merged key by key.
+
+    Raises:
+        ConfigurationError: model, target or output are given in neither, or a value is not allowed.
+    """
+    chosen = {**base, **{key: value for key, value in over.items() if value is not None and key != "settings"}}
+    chosen["settings"] = {**base.get("settings", {}), **over.get("settings", {})}
+    for key, how in (("model", "MODEL"), ("target", "--target"), ("output", "-o")):
+        if chosen.get(key) is None:
+            raise ConfigurationError(f"{how} is missing: give it on the command line or as {key} in the --config file")
+    return BuildOptions(**chosen)
+
+
+def with_name(options: BuildOptions, name: str) -> BuildOptions:
+    """Return the options with the bundle's name filled in where none was given."""
+    return options if options.name else replace(options, name=name)
