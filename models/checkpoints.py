@@ -1,0 +1,189 @@
+"""Trained weights from `.pth`, `.pt` and `.safetensors` files: read without running code, unwrapped, loaded strictly.
+
+torch files are read with `weights_only=True`: a pickle that names any other function or class is refused, and the error
+says which.  Training frameworks wrap state dicts; what is recognised is named in `Checkpoint.wrapping`:
+
+- keys: `state_dict`, `model_state_dict`, `model` (one inside the other, too); what lies beside them is ignored
+- prefixes of all names: `module.` (DataParallel), `model.` (Lightning), `_orig_mod.` (torch.compile)
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsexport.errors import CheckpointError
+from tsexport.types import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
+WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict as read: names without wrapping, tensors on the CPU, all finite.
+
+    `wrapping` names what was taken off, outermost first: keys ("state_dict"), then prefixes, which end in a dot
+    ("module.").
+    """
+
+    path: Path
+    sha256: str
+    state: Mapping[str, "Tensor"]
+    wrapping: tuple[str, ...]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return tuple(part for part in self.wrapping if part.endswith("."))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the weights in a file.
+
+    Raises:
+        CheckpointError: the file is missing, of another kind, damaged, holds code, or holds something else than finite
+            tensors.
+    """
+    check_file(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content, keys = _unwrap_keys(content)
+    state = _require_tensors(path, content)
+    state, prefixes = _strip_prefixes(state)
+    _require_finite(path, state)
+    return Checkpoint(path, file_sha256(path), state, keys + prefixes)
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError for what can be told from outside: no file, a folder, a wrong suffix, an LFS pointer."""
+    if path.is_dir():
+        raise CheckpointError(f"the checkpoint {path} is a folder", next_step="Name the file in it.")
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path.name} does not end as a checkpoint does; allowed are {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if not start:
+        raise CheckpointError(f"the checkpoint {path} is empty", next_step="Download or save it again.")
+    if start == _LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the checkpoint itself", next_step="Run `git lfs pull` where it is from."
+        )
+
+
+def torch_archive_kind(path: Path) -> str:
+    """Return what a file holds by its archive members: "torchscript", "pt2", "state" (a torch.save), or "other"."""
+    if not zipfile.is_zipfile(path):
+        return "other"
+    with zipfile.ZipFile(path) as archive:
+        members = [Path(name).parts[1:] for name in archive.namelist()]
+    if ("constants.pkl",) in members:
+        return "torchscript"
+    if any(member[:1] == ("models",) for member in members) or ("archive_format",) in members:
+        return "pt2"
+    return "state" if ("data.pkl",) in members else "other"
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}", next_step="Download or save it again."
+        ) from error
+
+
+def _read_torch(path: Path) -> object:
+    kind = torch_archive_kind(path)
+    if kind in ("torchscript", "pt2"):
+        what = "TorchScript program" if kind == "torchscript" else "torch.export program"
+        raise CheckpointError(
+            f"{path} is a whole {what}, not a checkpoint",
+            next_step=f"Build it as the model itself: tsexport build {path.name} ...",
+        )
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(*_explain_pickle(path, str(error))) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError) as error:
+        # What a damaged archive makes torch raise depends on where the damage is.
+        raise CheckpointError(
+            f"{path} is damaged or not a torch checkpoint: {_first_line(error)}",
+            next_step="Download or save it again.",
+        ) from error
+
+
+def _explain_pickle(path: Path, message: str) -> tuple[str]:
+    found = re.search(r"GLOBAL ([\w.]+)|(?:class|function|type) ([\w.]+\.[\w.]+)", message)
+    if found:
+        name = found.group(1) or found.group(2)
+        return (
+            f"{path} holds code, which is not run: its pickle asks for {name}. "
+            "Save the weights alone with torch.save(model.state_dict(), ...) and pass that file.",
+        )
+    return (f"{path} is damaged or not a torch checkpoint: {_first_line(message)}",)
+
+
+def _first_line(error: object) -> str:
+    return (str(error) or repr(error)).splitlines()[0][:200]
+
+
+def _unwrap_keys(content: object) -> tuple[object, tuple[str, ...]]:
+    taken: tuple[str, ...] = ()
+    while isinstance(content, Mapping):
+        key = next((key for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        content, taken = content[key], (*taken, key)
+    return content, taken
+
+
+def _require_tensors(path: Path, content: object) -> dict[str, "Tensor"]:
+    import torch
+
+    advice = "Save the weights alone with torch.save(model.state_dict(), ...) and pass that file."
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors", next_step=advice)
+    if not content:
+        raise CheckpointError(f"{path} holds no tensors at all", next_step=advice)
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path} holds {name!r}, a {type(value).__name__}, where named tensors are expected; "
+                f"recognised wrappings are {', '.join(WRAPPER_KEYS)}",
+                next_step=advice,
+            )
+        if value.is_quantized or value.layout != torch.strided:
+            raise CheckpointError(f"{name} in {path} is a quantized or sparse tensor; weights must be plain tensors")
+    return dict(content)
+
+
+def _strip_prefixes(state: dict[str, "Tensor"]) -> tuple[dict[str, "Tensor"], tuple[str, ...]]:
+    taken: tuple[str, ...] = ()
+    while prefix := next((p for p in WRAPPER_PREFIXES if all(n.startswith(p) and n != p for n in state)), None):
+        state, taken = {name.removeprefix(prefix): value for name, value in state.items()}, (*taken, prefix)
+    return state, taken
+
+
+def _require_finite(path: Path, state: Mapping[str, "Tensor"]) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            raise CheckpointError(
+                f"{name} in {path} has {bad} of {value.numel()} values that are NaN or infinite",
+                next_step="Use a checkpoint from before the training diverged.",
+            )

@@ -1,0 +1,57 @@
+"""What a model's file offers, and the checks that configurations share.
+
+A model is one file.  It defines `Config`, a frozen dataclass that validates itself and knows the tensors the model
+takes and gives, and `build(config)`, which returns the `nn.Module`.
+
+Configurations are read far more often than models are built (listing, `--set`, cache keys), and importing torch takes
+seconds.  So a model's file does not import torch at its top: the `nn.Module` classes stand in a function named
+`network`, which imports torch and is cached, and `build` calls it.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from tsexport.errors import ConfigurationError
+from tsexport.types import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModelConfig(Protocol):
+    """A frozen dataclass of ints, floats, booleans and strings; `__post_init__` raises ConfigurationError."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+
+class Definition(Protocol):
+    """A model's module: `tsexport.models.<file>`, or a third party's."""
+
+    Config: type[ModelConfig]
+
+    @staticmethod
+    def build(config: Any) -> "nn.Module": ...
+
+
+def require_positive(config: ModelConfig, *names: str) -> None:
+    """Raise ConfigurationError for the first of the fields `names` that is below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise ConfigurationError(f"{name} is {value}; it must be 1 or more")
+
+
+def require_divisible(values: Mapping[str, int]) -> None:
+    """Raise ConfigurationError unless the first of two named values is a multiple of the second."""
+    (name, value), (divisor_name, divisor) = values.items()
+    if value % divisor:
+        raise ConfigurationError(
+            f"{name} is {value}, which {divisor_name} {divisor} does not divide",
+            next_step=f"Choose {name} as a multiple of {divisor_name}.",
+        )

@@ -1,0 +1,144 @@
+"""The table of models: one row each.  Third parties add theirs through the entry point group `tsexport.models`.
+
+An entry point is named as its model and loads to a `ModelEntry`.  Listing imports no model's file, and no torch.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import cast
+
+from tsexport.errors import ConfigurationError, UsageError, did_you_mean
+from tsexport.models.definition import Definition
+from tsexport.types import Task
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+ENTRY_POINT_GROUP = "tsexport.models"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A registered model.
+
+    `module` is the dotted name of the file that defines it (see `tsexport.models.definition`), imported on first use.
+    `parameters` is their number in the default configuration.  `checkpoint` is the reference checkpoint that comes with
+    the model, or None: then weights are initialised from a seed.
+    """
+
+    name: str
+    family: str
+    task: Task
+    summary: str
+    source: str
+    module: str
+    parameters: int
+    checkpoint: Path | None = None
+    caveats: tuple[str, ...] = ()
+
+    def definition(self) -> Definition:
+        """Import and return the model's module: its `Config` and `build`."""
+        return cast(Definition, import_module(self.module))
+
+
+_TABLE = (
+    ModelEntry(
+        name="patchtst-cpu",
+        family="transformer",
+        task="forecast",
+        summary="one value from 128 bars of 8 market features",
+        source="PatchTST-CPU document",
+        module="tsexport.models.patchtst_cpu",
+        parameters=611_841,
+        checkpoint=CHECKPOINTS / "patchtst-cpu.safetensors",
+        caveats=("without positional_encoding the model cannot tell the order of its patches, as published",),
+    ),
+    ModelEntry(
+        name="patchtst",
+        family="transformer",
+        task="forecast",
+        summary="each channel forecast from overlapping patches of its past (336 -> 96 steps, 7 channels)",
+        source="Nie et al. 2023, A Time Series is Worth 64 Words",
+        module="tsexport.models.patchtst",
+        parameters=81_731,
+    ),
+    ModelEntry(
+        name="dlinear",
+        family="linear",
+        task="forecast",
+        summary="trend and remainder, each mapped linearly to the future (336 -> 96 steps, 7 channels)",
+        source="Zeng et al. 2023, Are Transformers Effective for Time Series Forecasting?",
+        module="tsexport.models.dlinear",
+        parameters=64_704,
+    ),
+    ModelEntry(
+        name="linear",
+        family="linear",
+        task="forecast",
+        summary="the past mapped linearly to the future (336 -> 96 steps, 7 channels)",
+        source="Zeng et al. 2023, Are Transformers Effective for Time Series Forecasting?",
+        module="tsexport.models.linear",
+        parameters=32_352,
+    ),
+)
+_BUILT_IN = {entry.name: entry for entry in _TABLE}
+
+
+def list_entries() -> tuple[ModelEntry, ...]:
+    """Return every registered model: the table's in its order, then third parties' by name.
+
+    Raises:
+        ConfigurationError: a third party's entry point cannot be used.
+    """
+    foreign = sorted(_entry_points(), key=lambda point: point.name)
+    return (*_TABLE, *(_load(point) for point in foreign))
+
+
+def get_entry(name: str) -> ModelEntry:
+    """Return the model registered as `name`.
+
+    Raises:
+        UsageError: there is none of that name.
+        ConfigurationError: it is a third party's, and its entry point cannot be used.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    foreign = {point.name: point for point in _entry_points()}
+    if name in foreign:
+        return _load(foreign[name])
+    if name.lower().startswith("timegpt"):
+        raise UsageError(
+            "TimeGPT is a closed API: it has no weights, so there is nothing to convert",
+            next_step="Choose a model with public weights; `tsexport models` lists those registered here.",
+        )
+    names = [*_BUILT_IN, *sorted(foreign)]
+    raise UsageError(
+        f"there is no model {name!r}{did_you_mean(name, names)}; registered are {', '.join(names)}",
+        next_step="Name a registered model, a factory as module:factory, or an .onnx, TorchScript or .pt2 file.",
+    )
+
+
+def is_registered(name: str) -> bool:
+    """Return whether `get_entry` knows `name`, without loading a third party's code."""
+    return name in _BUILT_IN or any(point.name == name for point in _entry_points())
+
+
+def _entry_points() -> list[EntryPoint]:
+    return [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in _BUILT_IN]
+
+
+def _load(point: EntryPoint) -> ModelEntry:
+    owner = point.dist.name if point.dist else "an unknown package"
+    try:
+        entry = point.load()
+    except Exception as error:  # a third party's code may raise anything
+        raise ConfigurationError(
+            f"the model {point.name!r} of {owner} cannot be loaded from {point.value}: {error!r}",
+            next_step=f"Repair or uninstall {owner}.",
+        ) from error
+    if not isinstance(entry, ModelEntry) or entry.name != point.name:
+        raise ConfigurationError(
+            f"the entry point {point.name!r} of {owner} gives {entry!r}, not a ModelEntry of that name",
+            next_step=f"Repair or uninstall {owner}.",
+        )
+    return entry

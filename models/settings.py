@@ -1,0 +1,73 @@
+"""`--set key=value` and configuration files: text to typed values, unknown keys refused."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TypeVar, get_type_hints
+
+from tsexport.errors import ConfigurationError, did_you_mean
+from tsexport.models.definition import ModelConfig
+from tsexport.types import BATCH, TensorSpec
+
+C = TypeVar("C", bound=ModelConfig)
+_DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
+
+
+def configure(config_type: type[C], settings: Mapping[str, object], *, model: str) -> C:
+    """Return `config_type` with `settings` over its defaults; strings are read as the field's type.
+
+    Raises:
+        ConfigurationError: an unknown key, a value of another type, or values that do not fit together.
+    """
+    types = get_type_hints(config_type)
+    names = [field.name for field in fields(config_type)]
+    values = {}
+    for key, value in settings.items():
+        if key not in names:
+            raise ConfigurationError(
+                f"{model} has no setting {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}",
+                next_step=f"Write for example --set {names[0]}={getattr(config_type, names[0], '...')}.",
+            )
+        values[key] = _coerce(key, value, types[key])
+    return config_type(**values)
+
+
+def parse_scalar(text: str) -> object:
+    """Return a TOML value ("3", "0.5", "true", "[1, 2]") as what it is, any other text as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_input(text: str) -> TensorSpec:
+    """Return the input that "name=batch,60,16" or "name=batch,60,16:int64" describes (float32 where no dtype is given).
+
+    Raises:
+        ConfigurationError: anything else.
+    """
+    name, separator, rest = text.partition("=")
+    shape_text, _, dtype = rest.partition(":")
+    first, *dimensions = [part.strip() for part in shape_text.split(",")]
+    good = bool(separator) and bool(name.strip()) and first == BATCH
+    if not good or not all(part.isdecimal() and int(part) > 0 for part in dimensions):
+        raise ConfigurationError(
+            f"{text!r} does not describe an input; the form is name={BATCH},DIM,...[:dtype]",
+            next_step="Write for example --input x=batch,60,16.",
+        )
+    if (dtype := dtype.strip() or "float32") not in _DTYPES:
+        raise ConfigurationError(
+            f"{dtype!r} is no dtype for an input{did_you_mean(dtype, _DTYPES)}; allowed are {', '.join(_DTYPES)}"
+        )
+    return TensorSpec(name.strip(), dtype, (BATCH, *map(int, dimensions)))
+
+
+def _coerce(key: str, value: object, wanted: type) -> object:
+    if isinstance(value, str) and wanted is not str:
+        value = parse_scalar(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:  # not isinstance: True is an int
+        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ConfigurationError(f"{key} is {value!r}; it must be {kinds.get(wanted, wanted.__name__)}")
+    return value
