@@ -33,9 +33,7 @@ from tsexport.types import Artifact, Feeds, ModelSpec
 __all__ = ["export_onnx", "finish_onnx"]
 
 
-def export_onnx(
-    module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *, name: str = "onnx-fp32"
-) -> Artifact:
+def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *, name: str = "onnx-fp32") -> Artifact:
     """Export `module` to `path`; the same module gives the same bytes.
 
     Args:

@@ -53,9 +53,7 @@ def describe_onnx(
 ) -> Artifact:
     """Return the record of an ONNX file on disk."""
     runtimes = EXPORT_FORMATS["onnx"].runtimes
-    return describe(
-        (path,), "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset
-    )
+    return describe((path,), "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset)
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -167,7 +165,9 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
                     f"{spec.name!r} as ONNX gives {tensor.name!r} the shape {list(first[tensor.name].shape)} at batch "
                     f"{batch}, expected {list(tensor.with_batch(batch))}"
                 )
-            if not np.array_equal(first[tensor.name], second[tensor.name], equal_nan=first[tensor.name].dtype.kind == "f"):
+            if not np.array_equal(
+                first[tensor.name], second[tensor.name], equal_nan=first[tensor.name].dtype.kind == "f"
+            ):
                 raise ExportError(
                     f"{spec.name!r} as ONNX answers the same input differently each time in {tensor.name!r}",
                     next_step="Remove what is random in the module: dropout outside eval mode, torch.rand and the like.",

@@ -45,7 +45,9 @@ def _lower_reduction(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto
     axes = _constant_ints(node, 1, constants)
     if axes is None:
         if skip:
-            raise ExportError(f"{node.op_type} node {node.name!r} without axes does nothing in opset 18; 17 cannot say it")
+            raise ExportError(
+                f"{node.op_type} node {node.name!r} without axes does nothing in opset 18; 17 cannot say it"
+            )
         return skip is not None
     del node.input[1:]
     if axes:
@@ -83,7 +85,9 @@ def _lower_split(graph: onnx.GraphProto, node: onnx.NodeProto, shapes: dict[str,
     if size % parts:
         # opset 18 gives the last part what is left; opset 17 divides evenly unless it is told the sizes
         part = -(-size // parts)
-        node.input.append(_add_constant(graph, f"{node.output[0]}_sizes", [part] * (parts - 1) + [size - part * (parts - 1)]))
+        node.input.append(
+            _add_constant(graph, f"{node.output[0]}_sizes", [part] * (parts - 1) + [size - part * (parts - 1)])
+        )
     return True
 
 

@@ -97,7 +97,9 @@ def _require_runs(path: Path, source: Artifact) -> None:
         try:
             first, second = ({t.name: np.array(a[t.name]) for t in source.outputs} for a in _twice(compiled, feeds))
         except RuntimeError as error:
-            raise ExportError(f"artifact {source.name} as OpenVINO IR fails at batch {batch}: {_one_line(error)}") from error
+            raise ExportError(
+                f"artifact {source.name} as OpenVINO IR fails at batch {batch}: {_one_line(error)}"
+            ) from error
         for tensor in source.outputs:
             _require_answer(tensor, batch, first[tensor.name], second[tensor.name], source.name)
 
@@ -113,7 +115,9 @@ def _require_answer(tensor: TensorSpec, batch: int, first: np.ndarray, second: n
             f"expected {list(tensor.with_batch(batch))}"
         )
     if not np.array_equal(first, second, equal_nan=first.dtype.kind == "f"):
-        raise ExportError(f"artifact {name} as OpenVINO IR answers the same input differently each time in {tensor.name!r}")
+        raise ExportError(
+            f"artifact {name} as OpenVINO IR answers the same input differently each time in {tensor.name!r}"
+        )
 
 
 def _one_line(error: BaseException) -> str:

@@ -27,18 +27,24 @@ REWRITE_TOLERANCE = Tolerance(
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of one rewrite: `changes` places changed, `max_abs_error` against the untouched model."""
+    """What became of one rewrite: `changes` places changed, `max_abs_error` against the untouched model.
+
+    `nodes_before` and `nodes_after` count the graph's nodes; both are 0 for a module, which has none yet.
+    """
 
     name: str
     changes: int
     kept: bool
     max_abs_error: float
     reason: str = ""
+    nodes_before: int = 0
+    nodes_after: int = 0
 
     def __str__(self) -> str:
         places = f"{self.changes} place{'s' if self.changes != 1 else ''}"
         if self.kept:
-            return f"rewrite {self.name}: {places}, largest difference {self.max_abs_error:.1e}"
+            nodes = f", {self.nodes_before} nodes became {self.nodes_after}" if self.nodes_before else ""
+            return f"rewrite {self.name}: {places}{nodes}, largest difference {self.max_abs_error:.1e}"
         return f"rewrite {self.name} not kept: {self.reason}"
 
 
@@ -109,7 +115,8 @@ def rewrite_graph(
             largest, reason = worst_difference(expected, [run(candidate, f) for f in probes], REWRITE_TOLERANCE)
         except Exception as error:  # whatever ONNX Runtime raises on a graph it cannot run: the rewrite is taken back
             largest, reason = np.inf, f"ONNX Runtime refuses the result: {str(error).splitlines()[0]}"
-        applied.append(Applied(rewrite.name, changes, not reason, float(largest), reason))
+        nodes = (len(model.graph.node), len(candidate.graph.node))
+        applied.append(Applied(rewrite.name, changes, not reason, float(largest), reason, *nodes))
         if not reason:
             model = candidate
     return model, tuple(applied)

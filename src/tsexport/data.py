@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tsexport.models.sources import SourceIdentity
 
 CALIBRATION_WINDOWS = 256
-"""Ranges of activations changed by less than 1 % from here on; a static recipe keeps nothing of a window but its
-ranges.""" EVALUATION_WINDOWS = 1024 EVALUATION_BYTES = 256 * 2**20
+"""A static recipe keeps only ranges of activations; more windows cost time and move those ranges little."""
+EVALUATION_WINDOWS = 1024
+EVALUATION_BYTES = 256 * 2**20
 """Windows for evaluation are held in memory: this is the most they may take, inputs alone."""
 
 
@@ -77,8 +78,8 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     own = identity.kind != "registered" or (identity.checkpoint is not None and not identity.is_reference)
     if target.precision == "int8" and options.calibration is None and own:
         raise UsageError(
-            f"{target.name} calibrates on data like the model's own, and {options.model} with your weights has none here",
-            next_step="give --calibration FILE (.npz of arrays named as the inputs, or csv or parquet with a [series] table)",
+            f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
+            next_step="give --calibration FILE: .npz of arrays named as the inputs, or csv or parquet with [series]",
         )
     for path in (options.calibration, options.evaluation):
         if path is not None and not path.is_file():

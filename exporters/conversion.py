@@ -1,0 +1,97 @@
+"""From a source model to its fp32 artifacts: rewritten where that helps, exported, checked.
+
+The module is rewritten before it is exported, the ONNX graph after it; both prove themselves (see `rewrites.proofs`).
+TorchScript keeps the module as it is: torch's own fused encoder layer is faster there than plain matrix products.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tsexport.exporters.formats import EXPORT_FORMATS
+from tsexport.types import Artifact, Feeds, ModelSpec, random_feeds
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tsexport.exporters.rewrites.proofs import Applied
+
+PROBE_BATCHES = (1, 2, 5)
+_SEED = 29
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An exported artifact, and what was rewritten on the way to it."""
+
+    artifact: Artifact
+    rewrites: "tuple[Applied, ...]" = ()
+
+
+def probes(spec: ModelSpec, real: Feeds | None) -> tuple[Feeds, ...]:
+    """Return the feeds by which rewrites prove themselves: random at several batch sizes, and real ones where given."""
+    fixed = spec.inputs[0].shape[0]
+    batches = (fixed,) if isinstance(fixed, int) else PROBE_BATCHES
+    sets: list[Feeds] = [random_feeds(spec.inputs, batch, _SEED + batch) for batch in batches]
+    return (*sets, real) if real is not None else tuple(sets)
+
+
+def convert_to_onnx(
+    module: "nn.Module | None", onnx_path: Path | None, spec: ModelSpec, real: Feeds | None, path: Path
+) -> Converted:
+    """Export a module, or adopt an ONNX file, and make its graph clean.
+
+    Args:
+        module: in evaluation mode, or None where the source is `onnx_path`.
+        onnx_path: the user's ONNX file, or None.
+        spec: inputs and outputs.
+        real: a few real samples that rewrites are proven on too.
+        path: the .onnx file to write.
+
+    Raises:
+        ExportError: no valid opset 17 graph can be made of it.
+        ParityError: the export answers otherwise than the module.
+    """
+    import onnx
+
+    from tsexport.exporters.onnx import export_onnx
+    from tsexport.exporters.onnx_adopt import adopt_onnx
+    from tsexport.exporters.onnx_file import OPSET, finish_onnx
+    from tsexport.exporters.rewrites.encoder import rewrite_encoders
+    from tsexport.exporters.rewrites.order import REWRITES
+    from tsexport.exporters.rewrites.proofs import rewrite_graph
+
+    feeds = probes(spec, real)
+    done: tuple[Applied, ...] = ()
+    if module is not None:
+        module, done = rewrite_encoders(module, feeds)
+        plain = export_onnx(module, spec, feeds[1 % len(feeds)], path)
+    else:
+        assert onnx_path is not None
+        plain = adopt_onnx(onnx_path, spec, path)
+    if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
+        return Converted(plain)
+    model, more = rewrite_graph(onnx.load(plain.path), feeds, REWRITES)
+    done = (*done, *more)
+    steps = (*plain.provenance, *(str(one) for one in done))
+    return Converted(finish_onnx(model, spec, path, steps), done)
+
+
+def convert_to_torchscript(module: "nn.Module", spec: ModelSpec, real: Feeds | None, path: Path) -> Converted:
+    """Trace a module (see `exporters.torchscript`)."""
+    from tsexport.exporters.torchscript import export_torchscript
+
+    feeds = probes(spec, real)
+    return Converted(export_torchscript(module, spec, feeds[1 % len(feeds)], path))
+
+
+def convert_to_openvino(onnx: Artifact, path: Path) -> Converted:
+    """Convert a clean ONNX artifact to OpenVINO IR."""
+    from tsexport.exporters.openvino import export_openvino
+
+    return Converted(export_openvino(onnx, path))
+
+
+def file_name(format_name: str) -> str:
+    """Return the file name of a format's fp32 artifact."""
+    return f"model-fp32{EXPORT_FORMATS[format_name].suffix}"  # type: ignore[index]

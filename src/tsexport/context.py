@@ -1,0 +1,86 @@
+"""What every stage of one build shares: what was asked, what it starts from, the cache, and the source once it is
+open."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tsexport.cache import Cache
+from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
+from tsexport.options import BuildOptions
+from tsexport.targets import CpuFeatures, Target
+from tsexport.types import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from tsexport.models.sources import OpenedSource, SourceIdentity
+
+
+@dataclass(frozen=True)
+class Context:
+    """One build.  `source`, `calibration` and `evaluation` are opened when they are first asked for, and kept."""
+
+    options: BuildOptions
+    target: Target
+    cpu: CpuFeatures
+    identity: "SourceIdentity"
+    plan: DataPlan
+    cache: Cache
+    threads: int
+
+    @cached_property
+    def declared_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs of a model that does not say them itself: as given, else as the calibration arrays have them."""
+        if self.options.inputs or self.identity.kind == "registered":
+            return self.options.inputs
+        path = self.options.calibration or self.options.evaluation
+        return inputs_of_arrays(path) if path is not None and path.suffix == ".npz" else ()
+
+    @cached_property
+    def source(self) -> "OpenedSource":
+        """The source model, built or loaded; this imports torch."""
+        from tsexport.models.sources import open_source
+
+        return open_source(self.identity, self.declared_inputs)
+
+    @cached_property
+    def source_digest(self) -> str:
+        """The content of the source model; a factory has to run for it."""
+        return self.identity.digest or self.source.digest
+
+    @cached_property
+    def calibration(self) -> Opened | None:
+        """The calibration windows, checked; opening them needs the source's inputs."""
+        return open_calibration(self.plan, self.identity, self.source.spec.inputs)
+
+    @cached_property
+    def evaluation(self) -> Opened | None:
+        """The evaluation windows, checked."""
+        return open_evaluation(self.plan, self.identity, self.source.spec.inputs, self.calibration)
+
+
+def inputs_of_arrays(path: Path) -> tuple[TensorSpec, ...]:
+    """Return the inputs that an .npz of arrays [samples, ...] stands for; float64 means float32."""
+    from tsexport.calibration.arrays import TARGET, NpzDataset
+    from tsexport.types import BATCH
+
+    first = next(iter(NpzDataset(path).batches(1)))
+    return tuple(
+        TensorSpec(name, "float32" if array.dtype == np.float64 else array.dtype.name, (BATCH, *array.shape[1:]))
+        for name, array in first.feeds.items()
+        if name != TARGET
+    )
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write named arrays, uncompressed."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own keyword for an array's name
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """Read named arrays back; nothing in the file is executed."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

@@ -1,0 +1,171 @@
+"""The first stage: open the source model and the data, and keep what the source answers.
+
+Everything after it works from these records and arrays, so that a build whose stages are cached opens neither torch
+nor data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tsexport.context import Context, load_arrays, save_arrays
+from tsexport.manifest import CheckpointRecord, DataRecord
+from tsexport.types import Array, Feeds, ModelSpec, random_feeds
+
+if TYPE_CHECKING:
+    from tsexport.data import Opened
+    from tsexport.quantize.evaluation import EvaluationSet
+
+GOLDEN_SAMPLES = 16
+SOURCE_BATCH = 64
+RANDOM_WINDOWS = 64
+NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
+
+
+@dataclass(frozen=True)
+class SamplesRecord:
+    """What the source is, and what data it answered."""
+
+    spec: ModelSpec
+    digest: str
+    notes: tuple[str, ...]
+    caveats: tuple[str, ...]
+    checkpoint: CheckpointRecord | None
+    calibration: DataRecord | None
+    evaluation: DataRecord | None
+    has_real: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The record with its arrays: evaluation windows, the source's answers to them, and the target."""
+
+    record: SamplesRecord
+    feeds: Feeds
+    outputs: Feeds
+    target: Array | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.record.spec
+
+    @property
+    def real(self) -> Feeds | None:
+        """A few real windows, or None where there is no data."""
+        return {name: array[:8] for name, array in self.feeds.items()} if self.record.has_real else None
+
+    @property
+    def golden(self) -> tuple[Feeds, Feeds]:
+        """The first windows and the source's answers to them."""
+        first = slice(0, GOLDEN_SAMPLES)
+        return (
+            {name: array[first] for name, array in self.feeds.items()},
+            {name: array[first] for name, array in self.outputs.items()},
+        )
+
+    def evaluation_set(self, metric: str | None) -> "EvaluationSet":
+        """Return the windows that accuracy is judged on."""
+        from tsexport.calibration.metrics import default_metric
+        from tsexport.quantize.evaluation import EvaluationSet
+
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric or default_metric(self.spec.task))
+
+
+def _ranges(ids: Sequence[str]) -> str:
+    """Return window ids compactly: "test: 3-5,9" for test:000003, test:000004, ..."""
+    split = ids[0].partition(":")[0] if ids and ":" in ids[0] else ""
+    numbers = [int(one.rpartition(":")[2]) for one in ids]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{split}: {text}" if split else text
+
+
+def _data_record(opened: "Opened | None") -> DataRecord | None:
+    if opened is None:
+        return None
+    return DataRecord(opened.source, opened.base_digest, len(opened.ids), _ranges(opened.ids))
+
+
+def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:
+    batches = list(opened.dataset.batches(SOURCE_BATCH))
+    feeds = {name: np.concatenate([batch.feeds[name] for batch in batches]) for name in opened.dataset.names}
+    targets = [batch.target for batch in batches if batch.target is not None]
+    return feeds, np.concatenate(targets) if targets else None
+
+
+def _answers(context: Context, feeds: Feeds) -> dict[str, Array]:
+    count = len(next(iter(feeds.values())))
+    parts = [
+        context.source.run({name: array[start : start + SOURCE_BATCH] for name, array in feeds.items()})
+        for start in range(0, count, SOURCE_BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _checkpoint_record(context: Context) -> CheckpointRecord | None:
+    identity, source = context.identity, context.source
+    path = identity.checkpoint or identity.path
+    if path is None:
+        return None
+    sha256 = source.checkpoint_sha256 or identity.checkpoint_sha256 or ""
+    unwrapped = [note for note in source.notes if note.startswith("checkpoint unwrapped")]
+    return CheckpointRecord(path.name, sha256, unwrapped[0] if unwrapped else "plain", identity.is_reference)
+
+
+def _open(context: Context, folder: Path) -> SamplesRecord:
+    source, calibration, evaluation = context.source, context.calibration, context.evaluation
+    caveats = list(source.spec.caveats)
+    if context.identity.is_untrained:
+        caveats.append("the weights are untrained: accuracy means nothing")
+    if evaluation is not None:
+        feeds, target = _read(evaluation)
+    else:
+        feeds, target = random_feeds(source.spec.inputs, RANDOM_WINDOWS, context.options.seed), None
+        caveats.append(NO_REAL_DATA)
+    save_arrays(folder / "feeds.npz", feeds)
+    save_arrays(folder / "outputs.npz", _answers(context, feeds))
+    if target is not None:
+        save_arrays(folder / "target.npz", {"target": target})
+    opened = [one for one in (calibration, evaluation) if one is not None]
+    return SamplesRecord(
+        spec=source.spec,
+        digest=source.digest,
+        notes=(*source.notes, *(note for one in opened for note in one.notes)),
+        caveats=tuple(caveats),
+        checkpoint=_checkpoint_record(context),
+        calibration=_data_record(calibration),
+        evaluation=_data_record(evaluation),
+        has_real=evaluation is not None,
+    )
+
+
+def take_samples(context: Context) -> tuple[Samples, bool]:
+    """Return the source's record and answers, and whether they came from the cache.
+
+    Raises:
+        UsageError, CheckpointError, DataError: the model or the data cannot be used.
+    """
+    inputs = {
+        "source": context.source_digest,
+        "inputs": context.options.inputs,
+        "data": context.plan.digest,
+        "seed": context.options.seed,
+        "int8": context.target.precision == "int8",
+    }
+    cached = context.cache.stage("samples", inputs, SamplesRecord, lambda folder: _open(context, folder))
+    target = cached.folder / "target.npz"
+    samples = Samples(
+        cached.result,
+        load_arrays(cached.folder / "feeds.npz"),
+        load_arrays(cached.folder / "outputs.npz"),
+        load_arrays(target)["target"] if target.exists() else None,
+    )
+    return samples, cached.reused
