@@ -249,7 +249,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Budget:
-    """One published row.  Times in milliseconds; `source` names the document it was read from."""
+    """One published row.  Times in milliseconds; `source` names the document it was read from.
+
+    `kind` is "latency", "throughput" or "memory".  A row with `min_ms` alone is a figure to refute; `formula` stands
+    where the row names no figure; `samples` are the calls that a mean was taken over.  `max_memory_mb` bounds what the
+    model adds to a process.
+    """
 
     kind: str
     model: str
@@ -265,14 +270,23 @@ class Budget:
     note: str = ""
     caveat: str = ""
     source: str = ""
+    samples: int | None = None
+    formula: str = ""
+    min_requests_per_s: float | None = None
+    min_samples_per_s: float | None = None
+    max_memory_mb: float | None = None
 
 
-VerdictStatus = Literal["met", "missed", "inconclusive", "not measured", "not possible"]
+VerdictStatus = Literal["met", "missed", "inconclusive", "not measured", "not possible", "refuted"]
+"""`refuted` is for published figures that are no budget ("500 ms or more") and that a measurement contradicts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A budget judged: `value_ms` is the judged statistic of `measurement`, None where nothing was measured."""
+    """A budget judged: `value_ms` is the judged statistic (p90 or mean), None where nothing was measured.
+
+    Throughput rows have `value_per_s`, memory rows `value_mb` instead.
+    """
 
     status: VerdictStatus
     budget: Budget
@@ -281,6 +295,8 @@ class Verdict:
     runtime: str | None = None
     value_ms: float | None = None
     threads: int | None = None
+    value_per_s: float | None = None
+    value_mb: float | None = None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,117 @@
+"""Latency, throughput, load time and memory of one artifact on one runtime, in fresh processes.
+
+Each of at least two processes loads the artifact, and for each batch size, smallest first, warms up until stable and is
+timed.  Latencies of all processes are pooled: memory layout differs from process to process, and one may be lucky.
+`load_ms` is the median over the processes, from the request to the first answer at the smallest batch, the import of
+the runtime included.  `peak_memory_bytes` is the largest high-water mark of the processes after that batch; the batches
+before it were smaller, so it is that batch's own.  `idle_memory_bytes` is the process before the runtime was imported.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from tsexport.bench.fingerprint import Machine
+from tsexport.bench.process import WorkerProcess, write_feeds
+from tsexport.bench.race import Progress, block_calls_for
+from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES
+from tsexport.errors import UsageError
+from tsexport.types import Artifact, Feeds, Measurement
+
+BATCHES = (1, 10, 32)
+PROCESSES = 2
+
+
+def measure(
+    artifact: Artifact,
+    runtime: str,
+    *,
+    feeds: Feeds,
+    threads: int,
+    machine: Machine,
+    batches: Sequence[int] = BATCHES,
+    processes: int = PROCESSES,
+    samples: int = P99_SAMPLES,
+    max_seconds: float = 10.0,
+    progress: Progress | None = None,
+) -> tuple[Measurement, ...]:
+    """Return one measurement for each batch size, smallest first.
+
+    Args:
+        artifact, runtime, threads: what is measured; the processes load it as `tsexport.load` would.
+        feeds: arrays [samples, ...] named as the inputs, repeated where a batch needs more.
+        machine: this one (`fingerprint()`); the measurements carry its id.
+        processes: fresh processes whose latencies are pooled, at least 1.
+        samples: calls timed for each batch size, over all processes; 662 give a p99.
+        max_seconds: no new block begins after it, for each batch size and over all processes, without warm-up and load;
+            10 calls are always made.
+        progress: told after each step.
+
+    Raises:
+        UsageError: no batch sizes, or one below 1.
+        InconclusiveError: a process died, hung or answered garbage, or its runtime failed.
+        TsexportError: what the runtime raised of that tree.
+    """
+    sizes = sorted(set(batches))
+    if not sizes or sizes[0] < 1:
+        raise UsageError(f"batch sizes are whole numbers from 1 on, at least one; given {list(batches)}")
+    if processes < 1 or samples < 1 or threads < 1:
+        raise ValueError("processes, samples and threads are at least 1")
+    pooled: dict[int, list[float]] = {batch: [] for batch in sizes}
+    warmups = dict.fromkeys(sizes, 0)
+    peaks = dict.fromkeys(sizes, 0)
+    loads: list[float] = []
+    idles: list[int] = []
+    steps = processes * len(sizes)
+    with tempfile.TemporaryDirectory(prefix="tsexport-bench-") as folder:
+        path = write_feeds(feeds, Path(folder))
+        for number in range(processes):
+            # Only one process at a time: the next starts when this one is gone.
+            with WorkerProcess(artifact, runtime, threads) as worker:
+                loaded = worker.load(path, sizes[0])
+                loads.append(loaded.load_ms)
+                idles.append(loaded.idle_memory_bytes)
+                for step, batch in enumerate(sizes):
+                    if progress is not None:
+                        progress(f"{worker.label}, batch {batch}", (number * len(sizes) + step) / steps)
+                    warmed = worker.warm_up(batch)
+                    warmups[batch] += warmed.calls
+                    times, peak = _time(
+                        worker, batch, warmed.call_ms, -(-samples // processes), max_seconds / processes
+                    )
+                    pooled[batch] += times
+                    peaks[batch] = max(peaks[batch], peak)
+    if progress is not None:
+        progress(f"{artifact.name} on {runtime}", 1.0)
+    return tuple(
+        Measurement(
+            artifact=artifact.name,
+            runtime=runtime,
+            precision=artifact.precision,
+            batch=batch,
+            threads=threads,
+            machine=machine.machine_id,
+            samples_ms=tuple(pooled[batch]),
+            load_ms=median(loads),
+            peak_memory_bytes=peaks[batch],
+            idle_memory_bytes=min(idles),
+            warmup_runs=warmups[batch],
+            processes=processes,
+        )
+        for batch in sizes
+    )
+
+
+def _time(worker: WorkerProcess, batch: int, call_ms: float, samples: int, seconds: float) -> tuple[list[float], int]:
+    """Return milliseconds of at least `samples` calls (fewer where the time is up), and the peak memory by then."""
+    times: list[float] = []
+    peak, began = 0, time.perf_counter()
+    while len(times) < samples:
+        if len(times) >= P50_SAMPLES and time.perf_counter() - began >= seconds:
+            break
+        timed = worker.time_block(batch, min(block_calls_for(call_ms), samples - len(times)))
+        times += [ns / 1e6 for ns in timed.times_ns]
+        peak = timed.peak_memory_bytes
+    return times, peak

@@ -1,0 +1,86 @@
+"""What was measured on one machine, from and to `measurements/<machine_id>.json` of a bundle."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsexport.bench.fingerprint import Machine
+from tsexport.bench.race import RaceResult
+from tsexport.bench.schema import decode, encode
+from tsexport.errors import BundleError
+from tsexport.types import Measurement, Verdict
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MachineRecord:
+    """Everything that was measured on one machine.
+
+    `races` are artifacts side by side, `stage_seconds` the wall-clock time of a build's stages.
+    """
+
+    machine: Machine
+    measurements: tuple[Measurement, ...] = ()
+    races: tuple[RaceResult, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    stage_seconds: tuple[tuple[str, float], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+def record_to_text(record: MachineRecord) -> str:
+    """Return the record as JSON text with a final newline; the same record gives the same text."""
+    return json.dumps(encode(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def record_from_text(text: str, *, name: str) -> MachineRecord:
+    """Return the record that `record_to_text` wrote; `name` is the file's, for messages.
+
+    Raises:
+        BundleError: no JSON, another schema version, unknown or missing keys, or values of another type.
+    """
+    again = "measure again with `tsexport bench`, or use the tsexport version that wrote it"
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{name} is no JSON: {error}", next_step=again) from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}", next_step=again
+        )
+    return decode(MachineRecord, document, where=name, error=BundleError, next_step=again)
+
+
+def write_record(record: MachineRecord, folder: Path) -> Path:
+    """Write `<machine_id>.json` into `folder` (made where absent) and return its path; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.machine.machine_id}.json"
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(record_to_text(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_record(path: Path) -> MachineRecord:
+    """Return the record of a file.
+
+    Raises:
+        BundleError: it cannot be read, or as `record_from_text`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path.name} cannot be read: {error}") from None
+    return record_from_text(text, name=path.name)

@@ -1,0 +1,119 @@
+"""What travels between a measuring process and its parent: one JSON object a line, both ways.
+
+Requests: `Load`, then any number of `WarmUp` and `Block`.  Answers: `Loaded`, `Warmed`, `Timed`, or `Failed`.
+Arrays go by an `.npz` file, whose path is in `Load`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tsexport.bench.schema import decode, encode
+from tsexport.errors import DataError
+from tsexport.types import Artifact
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load `artifact` on `runtime` and answer once, at `batch`.  `feeds` is an .npz of arrays [samples, ...]."""
+
+    artifact: Artifact
+    runtime: str
+    threads: int
+    feeds: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`load_ms` runs from the request to its first answer, the import of the runtime included."""
+
+    load_ms: float
+    idle_memory_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Call at `batch` until the medians of consecutive blocks agree within `tolerance`, or a cap is reached."""
+
+    batch: int
+    tolerance: float
+    max_calls: int
+    max_seconds: float
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """`stable` is False where a cap ended the warm-up; `call_ms` is the median of its last block."""
+
+    calls: int
+    stable: bool
+    call_ms: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """Time `calls` single calls at `batch`, after `lead_in` calls that do not count."""
+
+    batch: int
+    calls: int
+    lead_in: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Wall-clock nanoseconds of each call, in order, and the process's peak memory by now."""
+
+    times_ns: tuple[int, ...]
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request raised an error: its type, its text, and whether it is one of `tsexport.errors`."""
+
+    error: str
+    message: str
+    next_step: str = ""
+    expected: bool = False
+
+
+Request = Load | WarmUp | Block
+Answer = Loaded | Warmed | Timed | Failed
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed)}
+
+
+def to_line(message: Request | Answer) -> str:
+    """Return a message as one line of JSON, with its newline."""
+    return json.dumps({"kind": type(message).__name__, "body": encode(message)}, allow_nan=False) + "\n"
+
+
+def from_line(line: str) -> Any:
+    """Return the message that a line holds.
+
+    Raises:
+        DataError: no JSON, an unknown kind, or a body that does not fit it.
+    """
+    try:
+        document = json.loads(line)
+        kind = _KINDS[document["kind"]]
+        body = document["body"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{line[:200]!r} is no message of a measuring process") from None
+    return decode(kind, body, where=kind.__name__, error=DataError)
+
+
+def artifact_to_json(artifact: Artifact) -> dict[str, Any]:
+    """Return an artifact as JSON values, its paths as they are (a bundle's manifest has relative ones)."""
+    plain: dict[str, Any] = encode(artifact)
+    return plain
+
+
+def artifact_from_json(value: object) -> Artifact:
+    """Return the artifact that `artifact_to_json` wrote.
+
+    Raises:
+        DataError: unknown or missing keys, or values of another type.
+    """
+    return decode(Artifact, value, where="artifact", error=DataError)
