@@ -4,6 +4,8 @@ First structure and digests; then every artifact on every runtime that is instal
 the manifest names, and held against the golden outputs within the tolerance that the manifest names for it.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,8 @@ from tsexport.errors import BundleError, GoldenError, NoRuntimeError, TsexportEr
 from tsexport.golden import INPUTS, OUTPUTS, read_golden
 from tsexport.manifest import ArtifactEntry, GoldenTolerance
 from tsexport.runtimes import registry
-from tsexport.types import Array, RuntimeStatus, files_sha256
+from tsexport.runtimes.comparison import compare_outputs
+from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
 
 CheckStatus = Literal["passed", "failed", "not checked"]
 
@@ -25,8 +28,8 @@ CheckStatus = Literal["passed", "failed", "not checked"]
 class OutputError:
     """One output against its golden values.
 
-    `max_abs_error` is the largest difference, None where a value is no number or the shape is wrong (`reason` says so);
-    `relative_rms` is sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)).
+    `max_abs_error` is the largest difference, `relative_rms` sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)); None
+    where that is no finite number, because of NaN or a wrong shape (`reason` says so).
     """
 
     output: str
@@ -162,9 +165,7 @@ def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> Non
     """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS (`listed`) or from the files."""
     for file in entry.files:
         if listed.get(file.path) != file.sha256:
-            raise BundleError(
-                f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed"
-            )
+            raise BundleError(f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed")
         if (root / file.path).stat().st_size != file.size_bytes:
             raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
     if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
@@ -181,9 +182,7 @@ def _check_artifact(
 ) -> GoldenCheck:
     tolerance = entry.golden_tolerance
     if status is None:
-        return GoldenCheck(
-            entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime"
-        )
+        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime")
     if not status.available:
         return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), status.reason or "not installed")
     try:
@@ -192,10 +191,7 @@ def _check_artifact(
         return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), error.message)
     except TsexportError as error:
         return GoldenCheck(entry.name, runtime, "failed", tolerance, (), error.message)
-    outputs = tuple(
-        compare_with_golden(spec.name, answers.get(spec.name), golden.outputs[spec.name], tolerance)
-        for spec in entry.outputs
-    )
+    outputs = compare_with_golden(golden.outputs, answers, tolerance)
     passed = all(output.passed for output in outputs)
     return GoldenCheck(entry.name, runtime, "passed" if passed else "failed", tolerance, outputs)
 
@@ -214,38 +210,28 @@ def _answers(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def compare_with_golden(name: str, actual: Array | None, golden: Array, tolerance: GoldenTolerance) -> OutputError:
-    """Hold one output against its golden values; NaN, infinity, a missing output and a wrong shape fail."""
-    if actual is None:
-        return OutputError(name, None, None, False, "the artifact gives no such output")
-    if actual.shape != golden.shape:
-        return OutputError(name, None, None, False, f"shape {list(actual.shape)}, golden is {list(golden.shape)}")
-    if not np.isfinite(actual).all():
-        return OutputError(name, None, None, False, "NaN or infinity")
-    expected = golden.astype(np.float64)
-    difference = np.abs(actual.astype(np.float64) - expected)
-    max_abs_error = float(difference.max(initial=0.0))
-    relative_rms = _relative_rms(difference, expected)
-    misses = []
-    if tolerance.atol is not None and tolerance.rtol is not None:
-        over = int((difference > tolerance.atol + tolerance.rtol * np.abs(expected)).sum())
-        if over:
-            misses.append(
-                f"{over} of {difference.size} values outside atol {tolerance.atol:g} + rtol {tolerance.rtol:g}"
-            )
-    if tolerance.max_relative_rms is not None and relative_rms > tolerance.max_relative_rms:
-        misses.append(f"relative RMS error {relative_rms:.4g}, allowed {tolerance.max_relative_rms:g}")
-    return OutputError(
-        name, max_abs_error, min(relative_rms, float(np.finfo(np.float64).max)), not misses, "; ".join(misses)
+def compare_with_golden(
+    golden: Mapping[str, Array], answers: Mapping[str, Array], tolerance: GoldenTolerance
+) -> tuple[OutputError, ...]:
+    """Hold outputs against their golden values; NaN, infinity, missing or unexpected outputs and wrong shapes fail."""
+    atol = math.inf if tolerance.atol is None else tolerance.atol  # without a bound: only what cannot be compared fails
+    elementwise = Tolerance(tolerance.name, atol, tolerance.rtol or 0.0, tolerance.reason)
+    return tuple(
+        _within_rms(comparison, tolerance) for comparison in compare_outputs(golden, answers, elementwise, scaled=False)
     )
 
 
-def _relative_rms(difference: Array, expected: Array) -> float:
-    error = float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
-    scale = float(np.sqrt(np.mean(np.square(expected)))) if expected.size else 0.0
-    if scale == 0.0:
-        return 0.0 if error == 0.0 else float("inf")
-    return error / scale
+def _within_rms(comparison: Comparison, tolerance: GoldenTolerance) -> OutputError:
+    passed, reason, bound = comparison.passed, comparison.reason, tolerance.max_relative_rms
+    if passed and bound is not None and comparison.relative_rms > bound:
+        passed, reason = False, f"relative RMS error {comparison.relative_rms:.4g}, allowed {bound:g}"
+    return OutputError(
+        comparison.output, _finite(comparison.max_abs_error), _finite(comparison.relative_rms), passed, reason
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _describe(check: GoldenCheck) -> str:

@@ -1,12 +1,14 @@
 """A small real bundle: y = x @ W + b in ONNX, in fp32 and dynamically quantized, run by ONNX Runtime."""
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tsexport.bundles import open_bundle
+from tsexport.checksums import seal
 from tsexport.golden import write_golden
 from tsexport.manifest import (
     AbsentFormat,
@@ -183,3 +185,35 @@ def bundle_folder(tmp_path, model_files):
 @pytest.fixture
 def bundle(bundle_folder):
     return open_bundle(bundle_folder)
+
+
+@pytest.fixture
+def torchscript_bundle(tmp_path, model_files):
+    """A bundle that holds the fp32 model as TorchScript too."""
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(WEIGHT.T.copy()))
+        module.bias.copy_(torch.from_numpy(BIAS))
+    destination = tmp_path / "dist" / "tiny-torchscript"
+    with staged_bundle(destination, force=False) as staging:
+        (staging / "artifacts").mkdir()
+        path = staging / "artifacts" / "tiny-fp32.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch announces the end of TorchScript
+            torch.jit.save(torch.jit.trace(module.eval(), torch.ones(2, 4)), path)
+        artifact = replace(
+            onnx_artifact(path, "fp32"), name="fp32-torchscript", format="torchscript", opset=None, runtimes=("torchscript",)
+        )
+        fill(staging, model_files, extra=((artifact, GoldenTolerance("fp32", FP32.reason, 1e-5, 1e-5)),))
+    return destination
+
+
+@pytest.fixture
+def missed_bundle(bundle_folder):
+    """A bundle whose fp32 artifact misses one golden value; digests hold."""
+    inputs, outputs = (dict(np.load(bundle_folder / f"golden/{name}.npz")) for name in ("inputs", "outputs"))
+    outputs["y"][2, 1] += 0.01
+    write_golden(bundle_folder, inputs, outputs)
+    seal(bundle_folder)
+    return bundle_folder

@@ -1,0 +1,94 @@
+"""The measuring stages: fp32 artifacts against each other, candidates against the fastest of them, then every batch size.
+
+Nothing here is cached: a latency belongs to the moment it was taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tsexport.bench.fingerprint import Machine
+from tsexport.bench.measure import measure
+from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.tables import latency_budgets, load_tables
+from tsexport.bench.verdicts import judge
+from tsexport.context import Context
+from tsexport.errors import LatencyError
+from tsexport.progress import Step
+from tsexport.samples import Samples
+from tsexport.types import Artifact, Measurement, Verdict
+
+RACE_SECONDS = 20.0
+MEASURE_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An artifact on a runtime."""
+
+    artifact: Artifact
+    runtime: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.artifact.name, self.runtime
+
+    @property
+    def label(self) -> str:
+        return f"{self.artifact.name} on {self.runtime}"
+
+
+def race_placed(
+    context: Context, samples: Samples, placed: Sequence[Placed], step: Step, baseline: Placed | None = None
+) -> RaceResult:
+    """Time artifacts side by side at batch 1, each in its own process."""
+    contestants = [Contestant(one.artifact, one.runtime, context.threads) for one in placed]
+    return race(
+        contestants,
+        samples.feeds,
+        1,
+        baseline=baseline.label if baseline else None,
+        max_seconds=RACE_SECONDS,
+        seed=context.options.seed,
+        progress=step.say,
+    )
+
+
+def measure_placed(
+    context: Context, samples: Samples, placed: Sequence[Placed], machine: Machine, step: Step
+) -> tuple[Measurement, ...]:
+    """Measure artifacts one after another at every batch size, in fresh processes."""
+    fixed = samples.spec.inputs[0].shape[0]
+    batches = (fixed,) if isinstance(fixed, int) else context.options.batches
+    done: list[Measurement] = []
+    for one in placed:
+        done += measure(
+            one.artifact,
+            one.runtime,
+            feeds=samples.feeds,
+            threads=context.threads,
+            machine=machine,
+            batches=batches,
+            max_seconds=MEASURE_SECONDS,
+            progress=step.say,
+        )
+    return tuple(done)
+
+
+def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:
+    """Judge every published row of the model and its family."""
+    budgets = latency_budgets(load_tables(), samples.spec.name, samples.spec.family)
+    return judge(budgets, measurements, machine=machine)
+
+
+def require_budgets(verdicts: Sequence[Verdict]) -> None:
+    """Raise where a published row is missed on the machine that it names.
+
+    Raises:
+        LatencyError: names every missed row.
+    """
+    missed = [verdict for verdict in verdicts if verdict.status == "missed"]
+    if missed:
+        raise LatencyError(
+            "latency budgets missed: " + "; ".join(verdict.reason for verdict in missed),
+            next_step="measure on a quiet machine, or choose a smaller model or another precision",
+        )
