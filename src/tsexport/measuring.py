@@ -1,4 +1,5 @@
-"""The measuring stages: fp32 artifacts against each other, candidates against the fastest of them, then every batch size.
+"""The measuring stages: fp32 artifacts against each other, candidates against the fastest of them, then every batch
+size.
 
 Nothing here is cached: a latency belongs to the moment it was taken.
 """
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
-from tsexport.bench.tables import latency_budgets, load_tables
+from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import LatencyError
@@ -76,7 +77,7 @@ def measure_placed(
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:
     """Judge every published row of the model and its family."""
-    budgets = latency_budgets(load_tables(), samples.spec.name, samples.spec.family)
+    budgets = latency_budgets(samples.spec.name, samples.spec.family)
     return judge(budgets, measurements, machine=machine)
 
 

@@ -1,0 +1,208 @@
+"""The last stage: everything that a build made, into a bundle that stands whole or not at all."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tsexport.bench.records import MachineRecord, write_record
+from tsexport.bundles import Bundle, open_bundle
+from tsexport.cache import tool_versions
+from tsexport.checksums import MEASUREMENTS, seal
+from tsexport.compressing import AccuracyResult, Tried
+from tsexport.context import Context
+from tsexport.exporting import Exports
+from tsexport.golden import write_golden
+from tsexport.manifest import (
+    MANIFEST,
+    SELECTION,
+    ArtifactEntry,
+    Golden,
+    GoldenTolerance,
+    Manifest,
+    Provenance,
+    RankedArtifact,
+    SelectedArtifact,
+    Selection,
+    artifact_entry,
+    manifest_text,
+    selection_text,
+)
+from tsexport.measuring import Placed
+from tsexport.reporting import render_readme, render_report
+from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
+from tsexport.samples import Samples
+from tsexport.staging import staged_bundle
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Feeds, Parity
+
+GOLDEN_BATCH = 1
+GOLDEN_MARGIN = 2.0
+"""A quantized artifact may miss the golden outputs by this many times what it missed them by where it was built."""
+GOLDEN_FLOOR = 1e-3
+REPORT, README = "report.html", "README.md"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What goes into a bundle besides the source's own record."""
+
+    name: str
+    exports: Exports
+    fp32: tuple[Placed, ...]
+    selected: Placed
+    why: str
+    tried: tuple[Tried, ...]
+    order: tuple[tuple[str, str], ...]
+    parity: tuple[Parity, ...]
+    accuracy: tuple[Accuracy, ...]
+    selected_accuracy: AccuracyResult
+    budget: AccuracyBudget
+    caveats: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResult) -> GoldenTolerance:
+    if artifact.precision == "fp32":
+        named = TOLERANCES["golden"]
+        _, outputs = samples.golden
+        # One pair of bounds for all outputs: atol in units of the smallest output's RMS.
+        atol = min(scale_tolerance(named, array).atol for array in outputs.values())
+        return GoldenTolerance(named.name, named.reason, atol=max(atol, 1e-12), rtol=named.rtol)
+    return GoldenTolerance(
+        f"{artifact.precision}-golden",
+        f"{GOLDEN_MARGIN:g} times the error where it was built: another CPU rounds otherwise, a saturating one far more",
+        max_relative_rms=GOLDEN_MARGIN * result.golden_error + GOLDEN_FLOOR,
+    )
+
+
+def _copy(artifact: Artifact, root: Path) -> Artifact:
+    """Copy an artifact's files into the bundle, under the artifact's own name."""
+    folder = root / "artifacts"
+    folder.mkdir(exist_ok=True)
+    files = []
+    for path in artifact.files:
+        copied = folder / f"{artifact.name}{path.suffix}"
+        shutil.copyfile(path, copied)
+        files.append(copied)
+    return replace(artifact, path=files[0], files=tuple(files))
+
+
+def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
+    """Whether activations are quantized over the whole batch, so that an answer depends on the other rows."""
+    return any(
+        one.recipe.activations == "dynamic"
+        for one in tried
+        if one.artifact is not None and one.artifact.name == artifact.name
+    )
+
+
+def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntry, ...]:
+    runtimes: dict[str, list[str]] = {}
+    for one in packed.fp32:
+        runtimes.setdefault(one.artifact.name, []).append(one.runtime)
+    artifacts = [
+        replace(one, runtimes=tuple(runtimes[one.name])) for one in packed.exports.artifacts if one.name in runtimes
+    ]
+    chosen = packed.selected.artifact
+    if chosen.name not in runtimes:
+        artifacts.append(replace(chosen, runtimes=(packed.selected.runtime,)))
+    return tuple(
+        artifact_entry(
+            _copy(artifact, root),
+            root,
+            _golden_tolerance(samples, artifact, packed.selected_accuracy),
+            batch_dependent=_is_batch_dependent(artifact, packed.tried),
+        )
+        for artifact in artifacts
+    )
+
+
+def _candidates(packed: Packed) -> tuple[Candidate, ...]:
+    records = []
+    for one in packed.tried:
+        if one.out:
+            records.append(one.candidate(one.out, one.reason))
+        elif one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
+            records.append(one.candidate("selected", packed.why))
+        else:
+            records.append(one.candidate("eligible", "within the accuracy budget, and not the one that was selected"))
+    return tuple(records)
+
+
+def _recipe_of(packed: Packed) -> tuple[str, Mapping[str, Any]]:
+    for one in packed.tried:
+        if one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
+            candidate = one.candidate("selected", "")
+            return candidate.name, candidate.recipe
+    return packed.selected.artifact.name, {}
+
+
+def _selection(context: Context, packed: Packed) -> Selection:
+    candidate, recipe = _recipe_of(packed)
+    return Selection(
+        schema_version=1,
+        artifact=packed.selected.artifact.name,
+        runtime=packed.selected.runtime,
+        candidate=candidate,
+        recipe=recipe,
+        layers_left_in_float=(),
+        order=tuple(RankedArtifact(*pair) for pair in packed.order),
+        threads=context.threads,
+        triton_batch_sizes=tuple(context.options.batches),
+    )
+
+
+def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple[ArtifactEntry, ...]) -> Manifest:
+    record = samples.record
+    return Manifest(
+        schema_version=1,
+        name=packed.name,
+        model=samples.spec,
+        config=samples.spec.config,
+        target=context.target,
+        artifacts=entries,
+        absent_formats=packed.exports.absent,
+        selected=SelectedArtifact(packed.selected.artifact.name, packed.selected.runtime, packed.why),
+        provenance=Provenance(
+            checkpoint=record.checkpoint,
+            calibration=record.calibration,
+            evaluation=record.evaluation,
+            seed=context.options.seed,
+            versions=tool_versions(),
+        ),
+        golden=Golden(samples=len(next(iter(samples.golden[0].values()))), batch=GOLDEN_BATCH),
+        budget=packed.budget,
+        parity=packed.parity,
+        accuracy=packed.accuracy,
+        candidates=_candidates(packed),
+        rewrites=packed.exports.rewrites,
+        caveats=packed.caveats,
+        notes=packed.notes,
+    )
+
+
+def _write_golden(root: Path, golden: tuple[Feeds, Feeds]) -> None:
+    write_golden(root, *golden)
+
+
+def pack(context: Context, samples: Samples, packed: Packed, record: MachineRecord) -> Bundle:
+    """Write the bundle and open it.
+
+    Raises:
+        UsageError: a bundle of that name stands there and --force was not given, or the disk is full or read-only.
+    """
+    destination = context.options.output / packed.name
+    with staged_bundle(destination, force=context.options.force) as root:
+        entries = _entries(samples, packed, root)
+        manifest, selection = _manifest(context, samples, packed, entries), _selection(context, packed)
+        _write_golden(root, samples.golden)
+        (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
+        (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")
+        write_record(record, root / MEASUREMENTS)
+        seal(root)  # the report is rendered from the bundle as a reader will find it
+        with open_bundle(root) as bundle:
+            page = render_report([bundle])
+        (root / REPORT).write_text(page, encoding="utf-8")
+    return open_bundle(destination)
