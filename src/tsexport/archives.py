@@ -209,7 +209,7 @@ def _zip_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
                     next_step="unpack it and give the folder",
                 )
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR) != info.is_dir() and kind:
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or ((kind == stat.S_IFDIR) != info.is_dir() and kind):
                 raise BundleError(
                     f"{archive.name} holds {path}, which is a link or a device; bundles hold plain files only"
                 )

@@ -22,8 +22,8 @@ The command line turns only this tree into text; anything else is a bug and keep
 A message says what was given and what is allowed; `next_step` says what to do now.
 """
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class TsexportError(Exception):

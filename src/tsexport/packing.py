@@ -34,7 +34,7 @@ from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Feeds, Parity
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity
 
 GOLDEN_BATCH = 1
 GOLDEN_MARGIN = 2.0
@@ -71,7 +71,7 @@ def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResu
         return GoldenTolerance(named.name, named.reason, atol=max(atol, 1e-12), rtol=named.rtol)
     return GoldenTolerance(
         f"{artifact.precision}-golden",
-        f"{GOLDEN_MARGIN:g} times the error where it was built: another CPU rounds otherwise, a saturating one far more",
+        f"{GOLDEN_MARGIN:g} times the error where it was built, since another CPU rounds otherwise",
         max_relative_rms=GOLDEN_MARGIN * result.golden_error + GOLDEN_FLOOR,
     )
 
@@ -182,10 +182,6 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
     )
 
 
-def _write_golden(root: Path, golden: tuple[Feeds, Feeds]) -> None:
-    write_golden(root, *golden)
-
-
 def pack(context: Context, samples: Samples, packed: Packed, record: MachineRecord) -> Bundle:
     """Write the bundle and open it.
 
@@ -196,7 +192,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: MachineReco
     with staged_bundle(destination, force=context.options.force) as root:
         entries = _entries(samples, packed, root)
         manifest, selection = _manifest(context, samples, packed, entries), _selection(context, packed)
-        _write_golden(root, samples.golden)
+        write_golden(root, *samples.golden)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")

@@ -6,9 +6,10 @@ content.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.race import RaceResult
@@ -77,9 +78,7 @@ def plan_build(options: BuildOptions) -> Plan:
         UnsupportedError: a device that is not this machine's.
     """
     target = parse_target(options.target, options.device)
-    identity = identify(
-        options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed
-    )
+    identity = identify(options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed)
     name = options.name or bundle_name(identity.name, options.target, options.device)
     destination = options.output / name
     if destination.exists() and not options.force:
@@ -156,7 +155,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         accuracy=tuple(result.accuracy for result, _ in judged.values() if result.accuracy),
         selected_accuracy=selected_accuracy,
         budget=_budget(context, samples),
-        caveats=(*samples.record.caveats, *refused, *(f"not compared, since it is not installed: {m}" for m in plan.missing)),
+        caveats=(*samples.record.caveats, *refused, *(f"not compared, not installed: {one}" for one in plan.missing)),
         notes=samples.record.notes,
     )
     with progress.step("pack"):
@@ -168,8 +167,9 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     return bundle
 
 
-def build_bundle(options: BuildOptions, *, quiet: bool = True, say: Callable[[str], None] = lambda line: None) ->
-Bundle:
+def build_bundle(
+    options: BuildOptions, *, quiet: bool = True, say: Callable[[str], None] = lambda line: None
+) -> Bundle:
     """Build a bundle: `plan_build`, then `run_build`."""
     return run_build(plan_build(options), quiet=quiet, say=say)
 
@@ -236,9 +236,11 @@ def _candidates(
     with progress.step("INT8 candidates") as step:
         step.reused = True
         for index, recipe in enumerate(plan.recipes):
-            step.say(recipe.name, index / len(plan.recipes)) artifact, reason, reused = build_recipe(context, samples,
-            exports, recipe) step.reused &= reused tried += [Tried(recipe, runtime, artifact, None, 0.0, "failed" if
-            reason else "", reason) for runtime in recipe.runtimes]
+            step.say(recipe.name, index / len(plan.recipes))
+            artifact, reason, reused = build_recipe(context, samples, exports, recipe)
+            step.reused &= reused
+            out: Literal["", "failed"] = "failed" if reason else ""
+            tried += [Tried(recipe, runtime, artifact, None, 0.0, out, reason) for runtime in recipe.runtimes]
     return tuple(tried)
 
 

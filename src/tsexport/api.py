@@ -1,0 +1,116 @@
+"""The public functions, as thin as can be: each says what it takes and hands it on.  See `tsexport` for the list."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tsexport.benchmarking import BenchmarkResult, benchmark_bundle
+from tsexport.bundles import Bundle
+from tsexport.types import Session, TensorSpec
+from tsexport.verification import VerificationReport, verify_bundle
+
+StrPath = str | Path
+
+
+def _path(value: StrPath | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def build(
+    model: str,
+    target: str,
+    *,
+    output: StrPath,
+    device: str | None = None,
+    checkpoint: StrPath | None = None,
+    set: Mapping[str, Any] | None = None,
+    config: StrPath | None = None,
+    inputs: Sequence[TensorSpec] | None = None,
+    calibration: StrPath | None = None,
+    evaluation: StrPath | None = None,
+    series: Mapping[str, Any] | None = None,
+    metric: str | None = None,
+    max_degradation: float | None = None,
+    max_output_error: float | None = None,
+    objective: str | None = None,
+    batch: Sequence[int] | None = None,
+    runtime: str | None = None,
+    formats: Sequence[str] | None = None,
+    selection: StrPath | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    force: bool | None = None,
+    quiet: bool = True,
+) -> Bundle:
+    """Build a bundle; the keywords are the long options of `tsexport build`.
+
+    Raises:
+        TsexportError: as the command's exit codes say; no new bundle is left then.
+    """
+    from tsexport.options import merge, read_config
+    from tsexport.pipeline import build_bundle
+
+    given = {
+        "model": model,
+        "target": target,
+        "output": Path(output),
+        "device": device,
+        "checkpoint": _path(checkpoint),
+        "settings": dict(set or {}),
+        "inputs": tuple(inputs) if inputs else None,
+        "calibration": _path(calibration),
+        "evaluation": _path(evaluation),
+        "series": series,
+        "metric": metric,
+        "max_degradation": max_degradation,
+        "max_output_error": max_output_error,
+        "objective": objective,
+        "batches": tuple(batch) if batch else None,
+        "runtime": runtime,
+        "formats": tuple(formats) if formats else None,
+        "selection": _path(selection),
+        "atol": atol,
+        "rtol": rtol,
+        "threads": threads,
+        "seed": seed,
+        "name": name,
+        "force": force,
+    }
+    return build_bundle(merge(read_config(Path(config)) if config else {}, given), quiet=quiet)
+
+
+def load(
+    bundle: StrPath | Bundle, precision: str | None = None, runtime: str | None = None, threads: int | None = None
+) -> Session:
+    """Load an artifact of a bundle: the selected one, or the fastest of a precision, on a runtime, or both."""
+    from tsexport.loading import load_session
+
+    return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
+
+
+def verify(bundle: StrPath | Bundle) -> VerificationReport:
+    """Check a bundle's digests, and its golden outputs on every runtime here; raises where something is wrong."""
+    return verify_bundle(bundle)
+
+
+def benchmark(
+    bundle: StrPath | Bundle,
+    *,
+    batch: Sequence[int] | None = None,
+    threads: int | None = None,
+    record: StrPath | None = None,
+) -> BenchmarkResult:
+    """Measure every artifact of a bundle here, and judge the published rows."""
+    from tsexport.bench.measure import BATCHES
+
+    return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
+
+
+def report(*bundles: StrPath | Bundle, output: StrPath) -> Path:
+    """Write one self-contained page about bundles."""
+    from tsexport.reporting import report_bundles
+
+    return report_bundles(bundles, output)

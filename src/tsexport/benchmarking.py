@@ -1,0 +1,87 @@
+"""Measure every artifact of bundles on this machine, and judge them against the latency tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.measure import BATCHES, measure
+from tsexport.bench.race import Progress
+from tsexport.bench.records import MachineRecord, write_record
+from tsexport.bench.tables import latency_budgets
+from tsexport.bench.verdicts import exit_code, judge
+from tsexport.bundles import Bundle, open_bundle
+from tsexport.errors import NoRuntimeError, UsageError
+from tsexport.golden import read_golden
+from tsexport.loading import usable_cores
+from tsexport.runtimes.registry import list_statuses
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What one bundle did here.  `exit_code` is 4 where a row is missed, 6 where none could be judged, else 0."""
+
+    bundle: str
+    record: MachineRecord
+    exit_code: int
+
+
+def benchmark_bundle(
+    bundle: str | Path | Bundle,
+    *,
+    batches: Sequence[int] = BATCHES,
+    threads: int | None = None,
+    max_seconds: float = 8.0,
+    record: Path | None = None,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Measure every artifact of a bundle on every runtime here, and judge the published rows.
+
+    Args:
+        bundle: a folder, an archive, or an open bundle; its digests are checked first.
+        batches: batch sizes.
+        threads: by default as many as it was built with, at most the cores here.
+        max_seconds: for each artifact, runtime and batch size.
+        record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        NoRuntimeError: no runtime here runs any of its artifacts.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    from tsexport.checksums import check_sums
+
+    check_sums(opened.path)
+    manifest = opened.manifest
+    here = {status.name for status in list_statuses() if status.available}
+    used = min(threads or opened.selection.threads, usable_cores())
+    feeds = read_golden(opened.path, "inputs.npz", manifest.artifacts[0].inputs, manifest.golden.samples)
+    pairs = [(entry, runtime) for entry in manifest.artifacts for runtime in entry.runtimes if runtime in here]
+    if not pairs:
+        wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
+        raise NoRuntimeError(
+            f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
+            next_step="see `tsexport runtimes` for the pip commands",
+        )
+    machine = fingerprint()
+    measurements = tuple(
+        measurement
+        for entry, runtime in pairs
+        for measurement in measure(
+            opened.artifact(entry.name),
+            runtime,
+            feeds=feeds,
+            threads=used,
+            machine=machine,
+            batches=batches,
+            max_seconds=max_seconds,
+            progress=progress,
+        )
+    )
+    verdicts = judge(latency_budgets(manifest.model.name, manifest.model.family), measurements, machine=machine)
+    result = MachineRecord(machine, measurements, (), verdicts, ())
+    if record is not None:
+        write_record(result, record / manifest.name)
+    return BenchmarkResult(manifest.name, result, exit_code(verdicts))

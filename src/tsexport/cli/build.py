@@ -1,0 +1,210 @@
+"""`tsexport build`: from a checkpoint to a bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tsexport.cli.output import print_json, print_table, say, verbosity
+
+if TYPE_CHECKING:
+    from tsexport.bundles import Bundle
+    from tsexport.options import BuildOptions
+    from tsexport.pipeline import Plan
+
+_FILE = click.Path(path_type=Path)
+
+
+def _split(value: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else None
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    from tsexport.errors import ConfigurationError
+    from tsexport.models.settings import parse_scalar
+
+    settings = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ConfigurationError(
+                f"--set {pair!r} has no form key=value", next_step="write for example --set horizon=96"
+            )
+        settings[key] = parse_scalar(value)
+    return settings
+
+
+class _Percent(click.ParamType):
+    """A fraction, or a percentage: 0.05 or 5%."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            text = str(value)
+            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            self.fail(f"{value!r} is neither a fraction such as 0.05 nor a percentage such as 5%", param, ctx)
+
+
+@click.command("build", short_help="Build a verified, measured bundle from a trained checkpoint.")
+@click.argument("model")
+@click.option("--target", help="What the bundle is for, for example cpu4-int8; see `tsexport targets`.")
+@click.option("-o", "--output", type=_FILE, help="Folder that gets the bundle's folder.")
+@click.option("--device", help="The target's device; by default this machine.")
+@click.option("--checkpoint", type=_FILE, help="Trained weights: .pth, .pt or .safetensors.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A field of the model's configuration.")
+@click.option("--config", type=_FILE, help="A TOML file of options; the command line overrides it.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=batch,60,16", help="An input, where the model says none."
+)
+@click.option("--calibration", type=_FILE, help="Data to calibrate with: .npz, or .csv or .parquet with [series].")
+@click.option("--evaluation", type=_FILE, help="Data to judge accuracy on; as --calibration, plus `target`.")
+@click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
+@click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
+@click.option("--max-output-error", type=_Percent(), help="Relative RMS error where there are no labels; 5%.")
+@click.option("--objective", help="What selection looks for: latency (default) or size.")
+@click.option("--batch", "batches", type=int, multiple=True, help="A batch size to measure; by default 1, 10 and 32.")
+@click.option("--runtime", help="Select for this runtime alone.")
+@click.option("--formats", help="Which of onnx, torchscript and openvino to make, with commas.")
+@click.option("--selection", type=_FILE, help="Repeat the choices of a selection.json.")
+@click.option("--atol", type=float, help="Absolute parity tolerance of the fp32 artifacts.")
+@click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
+@click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
+@click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
+@click.option("--name", help="The bundle's name, in place of <model>-<target>.")
+@click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+def build(
+    config: Path | None,
+    settings: tuple[str, ...],
+    inputs: tuple[str, ...],
+    batches: tuple[int, ...],
+    formats: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Build a bundle from MODEL: export, verify, quantize, measure, judge and pack.
+
+    MODEL is a registered name (`tsexport models`), module:factory, or an .onnx, TorchScript or .pt2 file.
+
+    \b
+    Exit codes: 0 done, 2 bad input, 3 accuracy or parity missed,
+    4 latency budget missed, 5 not supported by the target.
+    """
+    from tsexport.models.settings import parse_input
+    from tsexport.options import merge, read_config
+
+    values = {
+        **given,
+        "settings": _settings(settings),
+        "inputs": tuple(parse_input(text) for text in inputs) or None,
+        "batches": batches or None,
+        "formats": _split(formats),
+    }
+    run(merge(read_config(config) if config else {}, values), dry_run=dry_run, as_json=as_json)
+
+
+def run(options: "BuildOptions", *, dry_run: bool, as_json: bool) -> None:
+    """Plan, and unless it is a dry run build and print what came of it."""
+    from tsexport.pipeline import plan_build, run_build
+
+    plan = plan_build(options)
+    if dry_run:
+        _show_plan(plan, as_json)
+        return
+    announce: Callable[[str], None] = say
+    bundle = run_build(plan, quiet=verbosity().quiet, say=announce)
+    if as_json:
+        from tsexport.codec import to_plain
+
+        print_json({"path": str(bundle.path), "manifest": to_plain(bundle.manifest)})
+        return
+    _show_bundle(bundle)
+
+
+def _show_plan(plan: "Plan", as_json: bool) -> None:
+    context = plan.context
+    if as_json:
+        document = {
+            "path": str(plan.destination),
+            "model": context.identity.name,
+            "target": context.target.name,
+            "instruction_set": context.cpu.instruction_set,
+            "threads": context.threads,
+            "formats": list(context.options.formats),
+            "runtimes": list(plan.runtimes),
+            "recipes": [recipe.name for recipe in plan.recipes],
+            "steps": [name for name, _ in plan.steps],
+        }
+        print_json({"dry_run": True, **document})
+        return
+    rows = [
+        ("bundle", str(plan.destination)),
+        ("model", f"{context.identity.name} ({context.identity.kind})"),
+        ("checkpoint", str(context.identity.checkpoint or "none: initialised from the seed")),
+        ("target", f"{context.target.name} on {context.cpu.model} ({context.cpu.instruction_set})"),
+        ("threads", str(context.threads)),
+        ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
+        ("formats", ", ".join(context.options.formats)),
+        ("runtimes here", ", ".join(plan.runtimes)),
+        ("INT8 recipes", ", ".join(recipe.name for recipe in plan.recipes) or "none: fp32 target"),
+        ("steps", ", ".join(name for name, _ in plan.steps)),
+    ]
+    print_table(("what", "value"), rows, title="dry run: nothing is built")
+
+
+def _show_bundle(bundle: "Bundle") -> None:
+    """Print candidates, measurements and the published budgets, and where the bundle is."""
+    from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
+    from tsexport.reporting import read_measurements
+
+    manifest = bundle.manifest
+    for record in read_measurements(bundle):
+        for result in record.races:
+            print_table(
+                ("artifact", "threads", "samples", "p50", "speed", "95 % interval"),
+                [(r.name, r.threads, r.samples, r.p50, r.speedup, r.interval) for r in race_rows(result)],
+                title=f"side by side at batch {result.batch}, against {result.baseline}",
+            )
+        if manifest.candidates:
+            print_table(
+                ("candidate", "size", "output error", manifest.budget.metric, "status", "reason"),
+                [
+                    (
+                        one.name,
+                        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
+                        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
+                        _degradation(one.accuracy.degradation if one.accuracy else None),
+                        one.status,
+                        one.reason,
+                    )
+                    for one in manifest.candidates
+                ],
+                title="INT8 candidates",
+            )
+        print_table(
+            ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
+            [
+                (m.artifact, m.runtime, m.batch, m.threads, m.p50, m.p90, m.p99, m.throughput, m.load, m.peak_memory)
+                for m in measurement_rows(record.measurements)
+            ],
+            title=f"measured on {record.machine.cpu_model}, {record.machine.instruction_set}",
+        )
+        print_table(
+            ("budget", "device", "precision", "batch", "published", "value", "status", "reason"),
+            [
+                (v.budget, v.device, v.precision, v.batch, v.published, v.value, v.status, v.reason)
+                for v in verdict_rows(record.verdicts)
+            ],
+            title="against the published tables",
+        )
+    say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
+    click.echo(str(bundle.path))
+
+
+def _degradation(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2%}"

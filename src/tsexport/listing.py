@@ -1,0 +1,29 @@
+"""What there is, as records: models, targets and runtimes."""
+
+from typing import TYPE_CHECKING
+
+from tsexport.targets import parse_target, target_names
+
+if TYPE_CHECKING:
+    from tsexport.models.registry import ModelEntry
+    from tsexport.targets import Target
+    from tsexport.types import RuntimeStatus
+
+
+def list_models() -> "tuple[ModelEntry, ...]":
+    """Return every registered model."""
+    from tsexport.models.registry import list_entries
+
+    return list_entries()
+
+
+def list_targets() -> "tuple[Target, ...]":
+    """Return every target, for this machine."""
+    return tuple(parse_target(name) for name in target_names())
+
+
+def list_runtimes() -> "tuple[RuntimeStatus, ...]":
+    """Return every runtime: whether it is here, its version, and the pip command that installs it."""
+    from tsexport.runtimes.registry import list_statuses
+
+    return list_statuses()
