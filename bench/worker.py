@@ -11,6 +11,7 @@ survives exec and a worker would inherit its parent's.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -130,16 +131,32 @@ def wait_until_quiet() -> bool:
     """Return when this process has used no CPU for three windows of 3 ms, or False after half a second.
 
     With two threads ONNX Runtime was seen to spin for 40 to 50 ms of CPU time after a call before its threads slept,
-    torch for 3 ms; meanwhile they would take a core from whoever is timed next.
+    torch for 3 ms; meanwhile they would take a core from whoever is timed next.  On a busy machine a spinning thread
+    may wait for its turn and use no CPU, so no other thread may be runnable either (where the kernel says).
     """
     quiet, deadline = 0, time.perf_counter() + QUIET_MAX_SECONDS
     while quiet < QUIET_WINDOWS:
         used = time.process_time_ns()
         time.sleep(QUIET_WINDOW_SECONDS)
-        quiet = quiet + 1 if time.process_time_ns() - used < QUIET_CPU_NS else 0
+        is_quiet = time.process_time_ns() - used < QUIET_CPU_NS and not other_threads_run()
+        quiet = quiet + 1 if is_quiet else 0
         if time.perf_counter() >= deadline:
             return False
     return True
+
+
+def other_threads_run() -> bool:
+    """Return whether any thread but this one is running or waiting for a core; False where there is no /proc."""
+    for task in Path("/proc/self/task").glob("[0-9]*"):
+        if int(task.name) == threading.get_native_id():
+            continue
+        try:
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue  # it ended meanwhile
+        if state == "R":
+            return True
+    return False
 
 
 def load(request: Load) -> tuple[Timer, Loaded]:
