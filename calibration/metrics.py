@@ -130,8 +130,8 @@ class Pinball:
     def update(self, output: Array, target: Array) -> None:
         if output.shape[-1:] != self._levels.shape:
             raise DataError(
-                f"the output has shape {list(output.shape)}; its last axis must hold the {len(self._levels)} quantile levels "
-                f"that were given.",
+                f"the output has shape {list(output.shape)}; its last axis must hold the "
+                f"{len(self._levels)} quantile levels that were given.",
                 next_step="Give the model's quantile levels in the order of its output.",
             )
         if target.shape == output.shape[:-1]:

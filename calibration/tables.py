@@ -1,5 +1,8 @@
 """Series as tables of rows: csv (also .csv.gz), parquet, or in memory; read in blocks of rows, never whole.
 
+Memory is a block of rows, and of a parquet file one page and one dictionary of each column, as large as its writer made
+them (1 MiB by default, compressed and not: up to 4 MiB a column).  It does not grow with the number of rows.
+
 A row is counted from 0 and leaves out the header of a csv; an empty field is a gap and reads as NaN.
 """
 
@@ -20,8 +23,13 @@ from tsexport.types import Array, file_sha256
 
 BLOCK_ROWS = 8192
 """Rows that are held at once, of parquet files and tables in memory."""
-BLOCK_BYTES = 1 << 20
-"""Bytes of a csv that are parsed at once; also what parquet columns are buffered by."""
+BLOCK_BYTES = 1 << 16
+"""Bytes of a csv that are parsed at once; also what each parquet column is buffered by.  Arrow reads some 32 blocks of
+a csv ahead: with blocks of 1 MiB that alone took 37 MiB, and reading was no faster."""
+BLOCK_HEADERS = 64
+"""A csv block is at least so many times its header line, since every row must fit into one."""
+HEADER_BYTES = 1 << 20
+"""Where to stop looking for the end of a csv's header line."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +123,13 @@ class CsvTable:
         self.path = path
         pyarrow("csv")
         with reading(path), self._open() as stream:
+            header, _, _ = stream.read(HEADER_BYTES).partition(b"\n")
+        self._block_bytes = max(BLOCK_BYTES, BLOCK_HEADERS * len(header))
+        with reading(path), self._open() as stream:
             reader = self._reader(stream)
             self._schema = reader.schema
+            check_column_names(self.source, self._schema.names)
             self._numeric = (*numeric_columns(self._schema), *text_that_begins_as_numbers(next(iter(reader), None)))
-        check_column_names(self.source, self._schema.names)
 
     @property
     def source(self) -> str:
@@ -159,7 +170,7 @@ class CsvTable:
         """Open a streaming reader of the columns in `types` (None: all; a type of None is inferred)."""
         csv = pyarrow("csv")
         # One thread: read-ahead would hold an unknown number of blocks, and errors would come out of order.
-        read = csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, skip_rows_after_names=skip)
+        read = csv.ReadOptions(block_size=self._block_bytes, use_threads=False, skip_rows_after_names=skip)
         convert = csv.ConvertOptions(
             include_columns=None if types is None else list(types),
             column_types=None if types is None else {name: kind for name, kind in types.items() if kind is not None},
@@ -242,8 +253,12 @@ class ParquetTable:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        # Buffered, so that a file of one huge row group is not read whole.
-        with reading(self.path), pyarrow("parquet").ParquetFile(str(self.path), buffer_size=BLOCK_BYTES) as file:
+        # Buffered, and without pre_buffer (which is on by default): else a file of one huge row group is read whole.
+        parquet = pyarrow("parquet")
+        with (
+            reading(self.path),
+            parquet.ParquetFile(str(self.path), buffer_size=BLOCK_BYTES, pre_buffer=False) as file,
+        ):
             yield file
 
 

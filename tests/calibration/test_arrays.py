@@ -61,8 +61,8 @@ def test_npz_describes_itself(tmp_path):
     batch = next(data.batches(3))
     assert batch.ids == ("sample:000000", "sample:000001", "sample:000002")
     assert set(batch.feeds) == {"tokens", "x"}
-    np.savez(path, x=np.ones((4, 3), np.float32))
-    without = NpzDataset(path)
+    np.savez(tmp_path / "b.npz", x=np.ones((4, 3), np.float32))
+    without = NpzDataset(tmp_path / "b.npz")
     assert not without.has_target
     assert next(without.batches(9)).target is None
     assert without.digest != data.digest
