@@ -150,7 +150,7 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
     try:
         session = _session(data)
     except Exception as error:  # ONNX Runtime raises types of its own that share no base
-        raise ExportError(f"{spec.name!r} as ONNX does not load in ONNX Runtime: {_one_line(error)}") from error
+        raise ExportError(f"{spec.name!r} as ONNX does not load in ONNX Runtime: {one_line(error)}") from error
     batches = (2, 3) if isinstance(spec.inputs[0].shape[0], str) else (int(spec.inputs[0].shape[0]),)
     for batch in batches:
         feeds = random_feeds(spec.inputs, batch, _SEED)
@@ -158,7 +158,7 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
             first, second = _answer(session, feeds), _answer(session, feeds)
         except Exception as error:
             raise ExportError(
-                f"{spec.name!r} as ONNX fails in ONNX Runtime at batch {batch}: {_one_line(error)}",
+                f"{spec.name!r} as ONNX fails in ONNX Runtime at batch {batch}: {one_line(error)}",
                 next_step="If other batch sizes run, forward bakes the batch size in: pass x.shape[0] on as it is, or -1.",
             ) from error
         for tensor in spec.outputs:
@@ -187,5 +187,6 @@ def _answer(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, Ar
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line, at most 400 characters."""
     return " ".join(str(error).split())[:400]
