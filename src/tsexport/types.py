@@ -126,8 +126,11 @@ class Session(Protocol):
 class Runtime(Protocol):
     """Something that loads artifacts of some formats and runs them."""
 
-    name: str
-    formats: tuple[Format, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def formats(self) -> tuple[Format, ...]: ...
 
     def check(self) -> RuntimeStatus: ...
 

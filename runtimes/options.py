@@ -1,0 +1,50 @@
+"""Which runtime an artifact's option belongs to, so that a file for two runtimes can carry settings for each.
+
+ONNX Runtime ignores a session entry it does not know, so a misspelt one would silently change what is computed: only
+those listed here are accepted.  OpenVINO refuses unknown properties itself; its names are upper case.
+"""
+
+import re
+
+from tsexport.errors import ConfigurationError, did_you_mean
+from tsexport.types import Artifact
+
+GRAPH_OPTIMIZATION_LEVEL = "graph_optimization_level"
+
+ONNXRUNTIME_OPTIONS: tuple[str, ...] = (
+    GRAPH_OPTIMIZATION_LEVEL,  # disabled, basic, extended, all
+    "session.x64quantprecision",  # 1: no saturation of U8S8 without VNNI, slower
+    "session.disable_quant_qdq",  # 1: run Q/DQ as written, to check its numerics
+    "session.disable_double_qdq_remover",
+    "session.enable_quant_qdq_cleanup",
+    "session.qdqisint8allowed",
+    "session.disable_prepacking",
+    "session.set_denormal_as_zero",
+    "session.intra_op.allow_spinning",
+    "session.force_spinning_stop",
+    "session.dynamic_block_base",
+    "optimization.disable_specified_optimizers",
+    "optimization.enable_gelu_approximation",
+    "mlas.enable_gemm_fastmath_arm64_bfloat16",
+)
+_OPENVINO_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+
+
+def own_options(artifact: Artifact, runtime: str) -> dict[str, str]:
+    """Return the artifact's options that belong to a runtime.
+
+    Raises:
+        ConfigurationError: an option that belongs to no runtime.
+    """
+    return {key: value for key, value in artifact.options if _owner(key, artifact) == runtime}
+
+
+def _owner(key: str, artifact: Artifact) -> str:
+    if key in ONNXRUNTIME_OPTIONS:
+        return "onnxruntime"
+    if _OPENVINO_NAME.fullmatch(key):
+        return "openvino"
+    raise ConfigurationError(
+        f"artifact {artifact.name} has the unknown runtime option {key!r}{did_you_mean(key, ONNXRUNTIME_OPTIONS)}; "
+        f"ONNX Runtime's are {', '.join(ONNXRUNTIME_OPTIONS)}, and OpenVINO's are its property names in upper case"
+    )
