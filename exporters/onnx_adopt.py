@@ -1,7 +1,7 @@
-"""Adopt an ONNX file that a user brings: kept as it is where it is opset 17, brought to opset 17 where that can be proven.
+"""Adopt an ONNX file that a user brings: kept where it is opset 17, converted where that can be proven.
 
-A conversion is kept only if ONNX Runtime gives the same answers before and after; otherwise the file keeps its own opset, and
-the artifact's provenance says why.
+A conversion is kept only if ONNX Runtime gives the same answers before and after; otherwise the file keeps its own
+opset, and the artifact's provenance says why.
 """
 
 from pathlib import Path
@@ -48,7 +48,10 @@ def adopt_onnx(path: Path, spec: ModelSpec, out: Path, *, name: str = "onnx-fp32
             next_step="Give a file that onnx.load reads; external data must lie beside it.",
         ) from error
     original = path.read_bytes()
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in onnx.load(path, load_external_data=False).graph.initializer)
+    external = any(
+        tensor.data_location == onnx.TensorProto.EXTERNAL
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+    )
     notes = [f"adopted from {path.name}, opset {default_opset(model)}, IR version {model.ir_version}"]
     if external:
         notes.append("external data embedded")
@@ -103,7 +106,9 @@ def _convert(model: onnx.ModelProto, data: bytes, spec: ModelSpec) -> tuple[byte
         return None, f"kept in opset {before}: {error.message}"
     except Exception as error:  # the converter raises RuntimeError, ValueError and its own ConvertError
         return None, f"kept in opset {before}: onnx.version_converter: {one_line(error)}"
-    feeds = random_feeds(spec.inputs, 2 if isinstance(spec.inputs[0].shape[0], str) else int(spec.inputs[0].shape[0]), _SEED)
+    feeds = random_feeds(
+        spec.inputs, 2 if isinstance(spec.inputs[0].shape[0], str) else int(spec.inputs[0].shape[0]), _SEED
+    )
     comparisons = compare_outputs(
         ort_run(data, feeds), ort_run(changed, feeds), TOLERANCES["fp32-same-math"], scaled=True
     )

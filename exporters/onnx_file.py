@@ -1,7 +1,7 @@
 """Validate an ONNX model and write it: every `.onnx` artifact, exported or rewritten, passes here.
 
-Exporters have given opset 18 when asked for 17, with a message on stderr only; so nothing that they say is believed, and
-everything is read back from the model itself.
+Exporters have given opset 18 when asked for 17, with a message on stderr only; so nothing that they say is believed,
+and everything is read back from the model itself.
 """
 
 from pathlib import Path
@@ -53,9 +53,7 @@ def describe_onnx(
 ) -> Artifact:
     """Return the record of an ONNX file on disk."""
     runtimes = EXPORT_FORMATS["onnx"].runtimes
-    return describe(
-        (path,), "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset
-    )
+    return describe((path,), "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset)
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -118,7 +116,7 @@ def tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def check_tensors(infos: "list[onnx.ValueInfoProto]", wanted: tuple[TensorSpec, ...], model_name: str) -> None:
-    """Compare a graph's inputs or outputs with the specification: order, names, dtypes and shapes with the batch's name.
+    """Compare a graph's inputs or outputs with the specification: order, names, dtypes, shapes, the batch's name.
 
     Raises:
         ExportError: says what is there and what should be.
@@ -159,7 +157,8 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
         except Exception as error:
             raise ExportError(
                 f"{spec.name!r} as ONNX fails in ONNX Runtime at batch {batch}: {one_line(error)}",
-                next_step="If other batch sizes run, forward bakes the batch size in: pass x.shape[0] on as it is, or -1.",
+                next_step="If other batch sizes run, forward bakes the batch size in: pass x.shape[0] on as it is, or "
+                "-1.",
             ) from error
         for tensor in spec.outputs:
             if first[tensor.name].shape != tensor.with_batch(batch):
@@ -167,10 +166,13 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
                     f"{spec.name!r} as ONNX gives {tensor.name!r} the shape {list(first[tensor.name].shape)} at batch "
                     f"{batch}, expected {list(tensor.with_batch(batch))}"
                 )
-            if not np.array_equal(first[tensor.name], second[tensor.name], equal_nan=first[tensor.name].dtype.kind == "f"):
+            if not np.array_equal(
+                first[tensor.name], second[tensor.name], equal_nan=first[tensor.name].dtype.kind == "f"
+            ):
                 raise ExportError(
                     f"{spec.name!r} as ONNX answers the same input differently each time in {tensor.name!r}",
-                    next_step="Remove what is random in the module: dropout outside eval mode, torch.rand and the like.",
+                    next_step="Remove what is random in the module: dropout outside eval mode, torch.rand and the "
+                    "like.",
                 )
 
 

@@ -1,8 +1,9 @@
 """Bring an opset 18 graph down to a true opset 17, where the two say the same thing in other words.
 
-Between 17 and 18, of what exporters write: the axes of the reductions and of Pad became an input, and Split took `num_outputs`
-(https://github.com/onnx/onnx/blob/main/docs/Changelog.md).  ONNX's own converter fails on the first when the axes are an
-initializer that other nodes share.  Operators that are new in 18 are refused by the checker afterwards.
+Between 17 and 18, of what exporters write: the axes of the reductions and of Pad became an input, and Split took
+`num_outputs` (https://github.com/onnx/onnx/blob/main/docs/Changelog.md).  ONNX's own converter fails on the first
+when the axes are an initializer that other nodes share.  Operators that are new in 18 are refused by the checker
+afterwards.
 """
 
 import onnx
@@ -45,7 +46,9 @@ def _lower_reduction(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto
     axes = _constant_ints(node, 1, constants)
     if axes is None:
         if skip:
-            raise ExportError(f"{node.op_type} node {node.name!r} without axes does nothing in opset 18; 17 cannot say it")
+            raise ExportError(
+                f"{node.op_type} node {node.name!r} without axes does nothing in opset 18; 17 cannot say it"
+            )
         return skip is not None
     del node.input[1:]
     if axes:
@@ -83,15 +86,24 @@ def _lower_split(graph: onnx.GraphProto, node: onnx.NodeProto, shapes: dict[str,
     if size % parts:
         # opset 18 gives the last part what is left; opset 17 divides evenly unless it is told the sizes
         part = -(-size // parts)
-        node.input.append(_add_constant(graph, f"{node.output[0]}_sizes", [part] * (parts - 1) + [size - part * (parts - 1)]))
+        node.input.append(
+            _add_constant(graph, f"{node.output[0]}_sizes", [part] * (parts - 1) + [size - part * (parts - 1)])
+        )
     return True
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
+        if node.op_type == "Constant" and node.attribute:
+            given = node.attribute[0]
+            if given.name == "value":
+                found[node.output[0]] = given.t
+            elif given.name in ("value_int", "value_ints"):
+                values = [given.i] if given.name == "value_int" else list(given.ints)
+                found[node.output[0]] = helper.make_tensor(
+                    node.output[0], onnx.TensorProto.INT64, [len(values)], values
+                )
     return found
 
 
