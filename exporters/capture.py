@@ -1,7 +1,7 @@
 """Keep what C++ code prints off this process's standard output.
 
-A failing TorchScript-based ONNX export prints the whole graph from C++, past `contextlib.redirect_stdout`; with `--json`
-that would spoil the one document on standard output.  Standard error is left alone: progress is shown there.
+A failing TorchScript-based ONNX export prints the whole graph from C++, past `contextlib.redirect_stdout`; with
+`--json` that would spoil the one document on standard output.  Standard error is left alone: progress is shown there.
 """
 
 import ctypes

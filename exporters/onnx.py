@@ -1,8 +1,8 @@
 """Export a torch module to ONNX with a true opset 17, a dynamic batch, and names as specified.
 
-The TorchScript-based exporter is used (`dynamo=False`): it gives opset 17 as asked.  Only where it fails, `dynamo=True` and
-a repair are tried (`tsexport.exporters.onnx_dynamo`).  Either way the result is validated as a file of unknown origin, and held
-against the module on fresh inputs and other batch sizes before anybody gets it.
+The TorchScript-based exporter is used (`dynamo=False`): it gives opset 17 as asked.  Only where it fails,
+`dynamo=True` and a repair are tried (`tsexport.exporters.onnx_dynamo`).  Either way the result is validated as a file
+of unknown origin, and held against the module on fresh inputs and other batch sizes before anybody gets it.
 """
 
 import io
@@ -42,7 +42,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *,
         path: the file to write (`.onnx`).
 
     Raises:
-        ExportError: no exporter can hold the module in opset 17, it is random in eval mode, or it fails at other batches.
+        ExportError: no exporter can hold the module in opset 17, it is random in eval mode, or fails at other batches.
         ParityError: the file answers otherwise than the module.
         FeedError: the feeds do not fit the specification.
     """
@@ -101,7 +101,11 @@ def _export_from_trace(
     module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     buffer = io.BytesIO()
-    dynamic = {tensor.name: {0: tensor.shape[0]} for tensor in (*spec.inputs, *spec.outputs) if tensor.shape[:1] != ()}
+    dynamic = {
+        tensor.name: {0: tensor.shape[0]}
+        for tensor in (*spec.inputs, *spec.outputs)
+        if tensor.shape and isinstance(tensor.shape[0], str)
+    }
     with warnings.catch_warnings(record=True) as caught, captured_stdout():
         # Recorded, not shown.  The exporter is deprecated as a whole, and warns that an LSTM may not run at other batch
         # sizes, which is proven afterwards; the tracer's warnings are judged below.
@@ -110,12 +114,12 @@ def _export_from_trace(
             torch.onnx.export(
                 module,
                 tensors,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # this exporter takes a stream, its annotation does not say so
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
-                dynamic_axes={name: axes for name, axes in dynamic.items() if isinstance(axes[0], str)},
+                dynamic_axes=dynamic,
             )
         except Exception as error:  # RuntimeError, torch.onnx.errors and whatever symbolic functions raise
             raise ExportError(first_line(error)) from error

@@ -1,4 +1,4 @@
-"""Small repairs of an exported ONNX graph that change no value: shared initializers, Identity nodes, traces of the machine."""
+"""Repairs of an exported ONNX graph that change no value: Identity nodes, and what tells of the machine."""
 
 import onnx
 
@@ -7,7 +7,8 @@ def remove_identities(model: onnx.ModelProto) -> int:
     """Remove Identity nodes by letting their consumers read the source; return how many went.
 
     The TorchScript-based exporter lets equal initializers share one tensor through Identity nodes; ONNX Runtime's
-    quantizer then takes those weights for computed values and skips them.  An Identity that writes a graph output stays.
+    quantizer then takes those weights for computed values and skips them.  An Identity that writes a graph output
+    stays.
     """
     graph = model.graph
     outputs = {output.name for output in graph.output}

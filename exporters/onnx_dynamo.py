@@ -1,7 +1,8 @@
-"""The second way to ONNX: `torch.onnx.export(dynamo=True)`, for modules that the TorchScript-based exporter cannot hold.
+"""The second way to ONNX: `torch.onnx.export(dynamo=True)`, for what the TorchScript-based exporter cannot hold.
 
-Asked for opset 17 it gives 18 and says so on stderr only; so it is asked for 18, and the graph is brought down here.  Node
-names are made like those of the other exporter ("/encoder/layers.0/linear1/MatMul"), so that a departing layer can be named.
+Asked for opset 17 it gives 18 and says so on stderr only; so it is asked for 18, and the graph is brought down here.
+Node names are made like those of the other exporter ("/encoder/layers.0/linear1/MatMul"), so that a departing layer
+can be named.
 """
 
 import ast
@@ -29,7 +30,8 @@ def export_with_dynamo(
     """Return an opset 17 model and what had to be repaired in it.
 
     Raises:
-        ExportError: `torch.export` cannot capture the module with a dynamic batch, or opset 17 cannot hold its operators.
+        ExportError: `torch.export` cannot capture the module with a dynamic batch, or opset 17 cannot hold its
+        operators.
     """
     batch = torch.export.Dim(BATCH)
     shapes = tuple({0: batch} if isinstance(tensor.shape[0], str) else None for tensor in spec.inputs)

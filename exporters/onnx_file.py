@@ -1,7 +1,7 @@
 """Validate an ONNX model and write it: every `.onnx` artifact, exported or rewritten, passes here.
 
-Exporters have given opset 18 when asked for 17, with a message on stderr only; so nothing that they say is believed, and
-everything is read back from the model itself.
+Exporters have given opset 18 when asked for 17, with a message on stderr only; so nothing that they say is believed,
+and everything is read back from the model itself.
 """
 
 from pathlib import Path
@@ -116,7 +116,7 @@ def tensor_spec(info: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def check_tensors(infos: "list[onnx.ValueInfoProto]", wanted: tuple[TensorSpec, ...], model_name: str) -> None:
-    """Compare a graph's inputs or outputs with the specification: order, names, dtypes and shapes with the batch's name.
+    """Compare a graph's inputs or outputs with the specification: order, names, dtypes, shapes, the batch's name.
 
     Raises:
         ExportError: says what is there and what should be.
@@ -148,7 +148,7 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
     try:
         session = _session(data)
     except Exception as error:  # ONNX Runtime raises types of its own that share no base
-        raise ExportError(f"{spec.name!r} as ONNX does not load in ONNX Runtime: {_one_line(error)}") from error
+        raise ExportError(f"{spec.name!r} as ONNX does not load in ONNX Runtime: {one_line(error)}") from error
     batches = (2, 3) if isinstance(spec.inputs[0].shape[0], str) else (int(spec.inputs[0].shape[0]),)
     for batch in batches:
         feeds = random_feeds(spec.inputs, batch, _SEED)
@@ -156,8 +156,9 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
             first, second = _answer(session, feeds), _answer(session, feeds)
         except Exception as error:
             raise ExportError(
-                f"{spec.name!r} as ONNX fails in ONNX Runtime at batch {batch}: {_one_line(error)}",
-                next_step="If other batch sizes run, forward bakes the batch size in: pass x.shape[0] on as it is, or -1.",
+                f"{spec.name!r} as ONNX fails in ONNX Runtime at batch {batch}: {one_line(error)}",
+                next_step="If other batch sizes run, forward bakes the batch size in: pass x.shape[0] on as it is, or "
+                "-1.",
             ) from error
         for tensor in spec.outputs:
             if first[tensor.name].shape != tensor.with_batch(batch):
@@ -170,7 +171,8 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
             ):
                 raise ExportError(
                     f"{spec.name!r} as ONNX answers the same input differently each time in {tensor.name!r}",
-                    next_step="Remove what is random in the module: dropout outside eval mode, torch.rand and the like.",
+                    next_step="Remove what is random in the module: dropout outside eval mode, torch.rand and the "
+                    "like.",
                 )
 
 
@@ -187,5 +189,6 @@ def _answer(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, Ar
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line, at most 400 characters."""
     return " ".join(str(error).split())[:400]

@@ -1,8 +1,9 @@
 """Bring an opset 18 graph down to a true opset 17, where the two say the same thing in other words.
 
-Between 17 and 18, of what exporters write: the axes of the reductions and of Pad became an input, and Split took `num_outputs`
-(https://github.com/onnx/onnx/blob/main/docs/Changelog.md).  ONNX's own converter fails on the first when the axes are an
-initializer that other nodes share.  Operators that are new in 18 are refused by the checker afterwards.
+Between 17 and 18, of what exporters write: the axes of the reductions and of Pad became an input, and Split took
+`num_outputs` (https://github.com/onnx/onnx/blob/main/docs/Changelog.md).  ONNX's own converter fails on the first
+when the axes are an initializer that other nodes share.  Operators that are new in 18 are refused by the checker
+afterwards.
 """
 
 import onnx
@@ -94,8 +95,15 @@ def _lower_split(graph: onnx.GraphProto, node: onnx.NodeProto, shapes: dict[str,
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
+        if node.op_type == "Constant" and node.attribute:
+            given = node.attribute[0]
+            if given.name == "value":
+                found[node.output[0]] = given.t
+            elif given.name in ("value_int", "value_ints"):
+                values = [given.i] if given.name == "value_int" else list(given.ints)
+                found[node.output[0]] = helper.make_tensor(
+                    node.output[0], onnx.TensorProto.INT64, [len(values)], values
+                )
     return found
 
 

@@ -1,8 +1,8 @@
 """Export an ONNX artifact to OpenVINO IR.
 
 The conversion goes through ONNX, since OpenVINO's own tracing cannot hold `nn.TransformerEncoder`.  Weights stay fp32
-(`save_model` halves them unless it is told not to), and the inference precision belongs to the artifact: on a CPU with bf16 OpenVINO
-computes an fp32 model in bf16 otherwise.
+(`save_model` halves them unless it is told not to), and the inference precision belongs to the artifact: on a CPU
+with bf16 OpenVINO computes an fp32 model in bf16 otherwise.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ import openvino
 from tsexport.errors import ExportError
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.formats import EXPORT_FORMATS
-from tsexport.types import Artifact, ModelSpec, TensorSpec, random_feeds
+from tsexport.types import Array, Artifact, ModelSpec, TensorSpec, random_feeds
 
 OPTIONS = (("INFERENCE_PRECISION_HINT", "f32"),)
 _SEED = 17
@@ -95,7 +95,10 @@ def _require_runs(path: Path, source: Artifact) -> None:
     for batch in (2, 3) if dynamic else (int(source.inputs[0].shape[0]),):
         feeds = random_feeds(source.inputs, batch, _SEED)
         try:
-            first, second = ({t.name: np.array(a[t.name]) for t in source.outputs} for a in _twice(compiled, feeds))
+            first, second = (
+                {tensor.name: np.array(answer[tensor.name]) for tensor in source.outputs}
+                for answer in (compiled(feeds), compiled(feeds))
+            )
         except RuntimeError as error:
             raise ExportError(
                 f"artifact {source.name} as OpenVINO IR fails at batch {batch}: {_one_line(error)}"
@@ -104,11 +107,7 @@ def _require_runs(path: Path, source: Artifact) -> None:
             _require_answer(tensor, batch, first[tensor.name], second[tensor.name], source.name)
 
 
-def _twice(compiled: openvino.CompiledModel, feeds: "dict[str, np.ndarray]") -> "list[openvino.OVDict]":  # type: ignore[type-arg]
-    return [compiled(feeds) for _ in range(2)]
-
-
-def _require_answer(tensor: TensorSpec, batch: int, first: np.ndarray, second: np.ndarray, name: str) -> None:  # type: ignore[type-arg]
+def _require_answer(tensor: TensorSpec, batch: int, first: Array, second: Array, name: str) -> None:
     if first.shape != tensor.with_batch(batch):
         raise ExportError(
             f"artifact {name} as OpenVINO IR gives {tensor.name!r} the shape {list(first.shape)} at batch {batch}, "

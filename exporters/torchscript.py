@@ -48,9 +48,10 @@ def export_torchscript(
         FeedError: the feeds do not fit the specification.
     """
     export_format = EXPORT_FORMATS["torchscript"]
+    tensors = example_tensors(spec, feeds)
     with evaluating(module), mha_fastpath(True):
         require_repeatable(module, spec, feeds)
-        data, caveats = _trace(module, spec, feeds)
+        data, caveats = _trace(module, spec, tensors)
         loaded = _load(data)
         prove_equal(
             module,
@@ -69,13 +70,15 @@ def export_torchscript(
     )
 
 
-def _trace(module: nn.Module, spec: ModelSpec, feeds: Feeds) -> tuple[bytes, tuple[str, ...]]:
+def _trace(module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]) -> tuple[bytes, tuple[str, ...]]:
     with warnings.catch_warnings(record=True) as caught, fresh_compilation_unit():
         # recorded, not shown: tracer warnings are judged below, and tracing itself is deprecated as a whole
         warnings.simplefilter("always")
         try:
             # the inputs are not stored in the file; the trace is checked by prove_equal
-            traced = torch.jit.trace(module, example_tensors(spec, feeds), check_trace=False, _store_inputs=False)
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                module, tensors, check_trace=False, _store_inputs=False
+            )
             data = archive_bytes(traced)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ExportError(
@@ -89,7 +92,9 @@ def _load(data: bytes) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         # TorchScript is deprecated as a whole; it is the format that was asked for
         warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
-        loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+        loaded: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(data), map_location="cpu"
+        )
     return loaded
 
 

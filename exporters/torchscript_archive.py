@@ -1,10 +1,10 @@
 """TorchScript files whose bytes depend on the module alone.
 
-`torch.jit.save` writes a zip archive with fixed times, but with `.debug_pkl` members that hold the source paths of the
-machine that traced the module (a bundle holds no paths), and class names numbered by everything that the process
-traced before.  Here the module is traced into a compilation unit of its own, so that numbering starts anew, and saved through
-a buffer (the archive's folder is named after the file otherwise) without the debug members, which `torch.jit.load` does
-not need.
+`torch.jit.save` writes a zip archive with fixed times, but with `.debug_pkl` members that hold the source paths of
+the machine that traced the module (a bundle holds no paths), and class names numbered by everything that the process
+traced before.  Here the module is traced into a compilation unit of its own, so that numbering starts anew, and saved
+through a buffer (the archive's folder is named after the file otherwise) without the debug members, which
+`torch.jit.load` does not need.
 """
 
 import io

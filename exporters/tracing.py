@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.jit._trace import TracerWarning
 
 from tsexport.errors import ExportError, FeedError, ParityError
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
@@ -105,7 +106,8 @@ def require_repeatable(module: nn.Module, spec: ModelSpec, feeds: Feeds) -> None
     if different:
         raise ExportError(
             f"the module of {spec.name!r} answers the same input differently each time, in eval mode: output "
-            f"{different[0].output!r} by {different[0].max_abs_error:.3g}. An export would keep the randomness for ever",
+            f"{different[0].output!r} by {different[0].max_abs_error:.3g}. An export would keep the randomness for "
+            f"ever",
             next_step="Make it deterministic: F.dropout(x, p, training=self.training) instead of F.dropout(x, p).",
         )
 
@@ -121,9 +123,9 @@ class ProofFeeds:
 def proof_feeds(module: nn.Module, spec: ModelSpec, feeds: Feeds, *, branches: bool) -> tuple[ProofFeeds, ...]:
     """Return fresh feeds at the traced batch size, one more, and 1, in this order.
 
-    They are drawn at random; where the module has no finite answer to such (a logarithm, say), from the samples given.
-    With `branches`, the first are followed by their negative, ten times, and zero: the tracer saw Python values taken from
-    tensors, and a branch on one is likely to go both ways among these.
+    They are drawn at random; where the module has no finite answer to such (a logarithm, say), from the samples
+    given. With `branches`, the first are followed by their negative, ten times, and zero: the tracer saw Python
+    values taken from tensors, and a branch on one is likely to go both ways among these.
     """
     traced = int(example_tensors(spec, feeds)[0].shape[0])
     sizes = (traced, traced + 1, 1) if isinstance(spec.inputs[0].shape[0], str) else (traced,)
@@ -188,7 +190,8 @@ def prove_equal(
             if missed:
                 worst = max(missed, key=lambda c: c.excess)
                 raise ParityError(
-                    f"{what} of {spec.name!r} differs from the module on fresh inputs at batch {proof.batch}, call {call}: "
+                    f"{what} of {spec.name!r} differs from the module on fresh inputs at batch {proof.batch}, call "
+                    f"{call}: "
                     f"{describe_miss(worst)}{_because(hints)}",
                     next_step=_ADVICE,
                 )
@@ -223,13 +226,13 @@ def describe_miss(miss: Comparison) -> str:
 def tracer_caveats(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
     """Return one sentence for every place in the user's code where the tracer kept a Python value.
 
-    Warnings from torch's own modules are left out: those branches choose between equal implementations.  Only the file's
-    name is given, since provenance holds no paths.
+    Warnings from torch's own modules are left out: those branches choose between equal implementations.  Only the
+    file's name is given, since provenance holds no paths.
     """
     places = {
         (Path(w.filename).name, w.lineno): None
         for w in caught
-        if issubclass(w.category, torch.jit.TracerWarning) and not w.filename.startswith(_TORCH_FOLDER)
+        if issubclass(w.category, TracerWarning) and not w.filename.startswith(_TORCH_FOLDER)
     }
     return tuple(
         f"{name}:{line} turns a tensor into a Python value, and the trace keeps the value it had for the example input"

@@ -73,6 +73,15 @@ class TwoOutputs(nn.Module):
         return self.mean(x), F.softplus(self.spread(x))  # [B, 6] -> [B, 3], [B, 2]
 
 
+class Repeated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.mix(torch.tanh(self.mix(x)))))  # [B, 6] -> [B, 3]
+
+
 class AlwaysDropout(nn.Module):
     def forward(self, x):
         return F.dropout(x, 0.5, training=True)
@@ -123,6 +132,7 @@ CASES = {
     "conv": (Conv, [tensor("x", 4, 8)], [tensor("y", 3)]),
     "two-inputs": (TwoInputs, [tensor("x", 6), tensor("asset", dtype="int64")], [tensor("y", 3)]),
     "two-outputs": (TwoOutputs, [tensor("x", 6)], [tensor("mean", 3), tensor("spread", 2)]),
+    "repeated": (Repeated, [tensor("x", 6)], [tensor("y", 3)]),
     "always-dropout": (AlwaysDropout, [tensor("x", 6)], [tensor("y", 6)]),
     "baked-reshape": (BakedReshape, [tensor("x", 6)], [tensor("y", 3)]),
     "baked-value": (BakedValue, [tensor("x", 6)], [tensor("y", 3)]),
