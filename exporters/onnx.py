@@ -16,7 +16,7 @@ from torch import nn
 from tsexport.errors import ExportError
 from tsexport.exporters.capture import captured_stdout
 from tsexport.exporters.formats import EXPORT_FORMATS
-from tsexport.exporters.onnx_cleanup import remove_identities, strip_traces
+from tsexport.exporters.onnx_cleanup import remove_identities, state_output_shapes, strip_traces
 from tsexport.exporters.onnx_file import OPSET, finish_onnx, ort_run, serialize, validate_onnx
 from tsexport.exporters.tracing import (
     evaluating,
@@ -54,6 +54,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *,
             model, provenance, caveats = _convert(module, spec, tensors)
         removed = remove_identities(model)
         strip_traces(model)
+        state_output_shapes(model, spec)
         validate_onnx(model, spec)
         data = serialize(model)
         prove_equal(

@@ -2,6 +2,8 @@
 
 import onnx
 
+from tsexport.types import ModelSpec
+
 
 def remove_identities(model: onnx.ModelProto) -> int:
     """Remove Identity nodes by letting their consumers read the source; return how many went.
@@ -48,3 +50,18 @@ def strip_traces(model: onnx.ModelProto) -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
+
+
+def state_output_shapes(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Write the specification's output shapes into the graph where the exporter left a dimension open.
+
+    The exporter follows shapes only so far, and names what it lost ("Addforecast_dim_1").  A dimension that it knows is
+    left as it is, so a contradiction is still found; what is written here is proven by running the model.
+    """
+    for output, wanted in zip(model.graph.output, spec.outputs, strict=False):
+        dims = output.type.tensor_type.shape.dim
+        if len(dims) != len(wanted.shape):
+            continue
+        for dim, size in zip(dims, wanted.shape, strict=True):
+            if isinstance(size, int) and not dim.HasField("dim_value"):
+                dim.dim_value = size

@@ -28,14 +28,37 @@ def export_openvino(source: Artifact, path: Path, *, name: str = "openvino-fp32"
         ExportError: OpenVINO cannot convert or run it, or a tensor's name, dtype or shape is lost on the way.
     """
     try:
-        model = openvino.convert_model(source.path)
+        # Not openvino.convert_model: it reports every conversion to its vendor.
+        model = openvino.Core().read_model(source.path)
     except Exception as error:  # openvino raises RuntimeErrors and its frontend's own types
         raise ExportError(
             f"artifact {source.name} cannot be converted to OpenVINO IR: {_one_line(error)}",
             next_step="Leave OpenVINO out with --formats onnx,torchscript.",
         ) from error
+    files = write_ir(model, path, source)
+    version = openvino.get_version().split("-")[0]
+    return describe(
+        files,
+        "openvino",
+        ModelSpec(source.name, "", "unknown", source.inputs, source.outputs),
+        (*source.provenance, f"read from ONNX and saved in fp32 by openvino {version}"),
+        name=name,
+        precision=source.precision,
+        runtimes=EXPORT_FORMATS["openvino"].runtimes,
+        options=OPTIONS,
+    )
+
+
+def write_ir(model: openvino.Model, path: Path, source: Artifact) -> tuple[Path, Path]:
+    """Write a model made from the artifact `source` to `path` (`.xml`) and the `.bin` beside it; return both.
+
+    The tensors must be those of `source`; the same model gives the same bytes.
+
+    Raises:
+        ExportError: a tensor's name, dtype or shape differs, or the file does not run.
+    """
     _require_tensors(model, source)
-    _make_names_reproducible(model, source.path)
+    _make_names_reproducible(model, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -43,18 +66,7 @@ def export_openvino(source: Artifact, path: Path, *, name: str = "openvino-fp32"
         _require_runs(written, source)
         # weights first: an .xml is never without them
         weights = written.with_suffix(".bin").replace(path.with_suffix(".bin"))
-        files = (written.replace(path), weights)
-    version = openvino.get_version().split("-")[0]
-    return describe(
-        files,
-        "openvino",
-        ModelSpec(source.name, "", "unknown", source.inputs, source.outputs),
-        (*source.provenance, f"openvino.convert_model from ONNX, saved in fp32, openvino {version}"),
-        name=name,
-        precision=source.precision,
-        runtimes=EXPORT_FORMATS["openvino"].runtimes,
-        options=OPTIONS,
-    )
+        return written.replace(path), weights
 
 
 def _require_tensors(model: openvino.Model, source: Artifact) -> None:
@@ -74,19 +86,26 @@ def _require_tensors(model: openvino.Model, source: Artifact) -> None:
                 )
 
 
-def _make_names_reproducible(model: openvino.Model, onnx_path: Path) -> None:
-    """Rename what the converter numbered by a counter of the whole process, and drop its record of the conversion.
+def _make_names_reproducible(model: openvino.Model, source: Artifact) -> None:
+    """Rename what was numbered by a counter of the whole process, and drop the record of a conversion.
 
-    Names that come from the ONNX file stay, and so do all tensor names.
+    Names that come from the source's file stay, and so do all tensor names.
     """
-    graph = onnx.load(onnx_path, load_external_data=False).graph
-    known = {tensor.name for tensor in (*graph.initializer, *graph.input, *graph.output)}
-    known |= {name for node in graph.node for name in (node.name, *node.output)}
+    known = _names_in_file(source)
     for index, operation in enumerate(model.get_ordered_ops()):
         if operation.get_friendly_name() not in known:
-            operation.set_friendly_name(f"{operation.get_type_name()}_{index}")
+            name = f"{operation.get_type_name()}_{index}"
+            operation.set_friendly_name(f"{name}_added" if name in known else name)
     if "conversion_parameters" in model.rt_info:
         del model.rt_info["conversion_parameters"]
+
+
+def _names_in_file(source: Artifact) -> set[str]:
+    if source.format == "openvino":
+        return {operation.get_friendly_name() for operation in openvino.Core().read_model(source.path).get_ops()}
+    graph = onnx.load(source.path, load_external_data=False).graph
+    tensors = {tensor.name for tensor in (*graph.initializer, *graph.input, *graph.output)}
+    return tensors | {name for node in graph.node for name in (node.name, *node.output)}
 
 
 def _require_runs(path: Path, source: Artifact) -> None:

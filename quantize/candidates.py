@@ -1,6 +1,5 @@
 """Build one INT8 (or bf16) candidate from the fp32 artifacts, by a recipe."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +87,7 @@ def _with_nncf(recipe: Recipe, source: Artifact, spec: ModelSpec, calibration: D
 
     name = _artifact_name(recipe)
     done = f"nncf {version('nncf')}: {recipe.summary}"
-    with tempfile.TemporaryDirectory(prefix="tsexport-nncf-"):
-        model = quantize_openvino(source.path, recipe, calibration)
+    model = quantize_openvino(source.path, recipe, calibration)
     files = write_ir(model, folder / f"{name}.xml", source)
     return describe(
         files,

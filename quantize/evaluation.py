@@ -12,6 +12,7 @@ from tsexport.calibration.metrics import OutputError, accumulate, degradation
 from tsexport.types import Accuracy, AccuracyBudget, Array, Feeds, Session
 
 EVALUATION_BATCHES = (1, 32)
+ANY_BATCH = (32,)
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,14 @@ class ArtifactSession(ABC):
                 f"{self.artifact.path} has no {kind} {', '.join(map(repr, absent))}; its {kind}s are {', '.join(found)}"
             )
 
+    def require_count(self, kind: str, expected: Sequence[TensorSpec], found: int) -> None:
+        """Raise a UsageError unless the file has as many tensors of a kind as the artifact."""
+        if found != len(expected):
+            raise UsageError(
+                f"{self.artifact.path} has {found} {kind}s, expected {len(expected)}: "
+                f"{', '.join(spec.name for spec in expected)}"
+            )
+
 
 class BatchSpecialised(ArtifactSession):
     """A session with one compiled model for each of the first batch sizes it meets, and a dynamic one for the rest.

@@ -96,8 +96,13 @@ def build_recipe(
     return artifact, result.reason, cached.reused
 
 
-def accuracy_of(context: Context, samples: Samples, artifact: Artifact, runtime: str) -> tuple[AccuracyResult, bool]:
-    """Return how accurate an artifact is on a runtime, and whether that came from the cache."""
+def accuracy_of(
+    context: Context, samples: Samples, artifact: Artifact, runtime: str, *, batch_dependent: bool = False
+) -> tuple[AccuracyResult, bool]:
+    """Return how accurate an artifact is on a runtime, and whether that came from the cache.
+
+    Where an answer depends on the rest of the batch, several batch sizes are tried and the worst counts.
+    """
     inputs = {
         "artifact": artifact.sha256,
         "options": artifact.options,
@@ -105,19 +110,21 @@ def accuracy_of(context: Context, samples: Samples, artifact: Artifact, runtime:
         "source": samples.record.digest,
         "data": context.plan.digest,
         "metric": context.options.metric,
+        "batch_dependent": batch_dependent,
     }
 
     def produce(folder: Path) -> AccuracyResult:
         from tsexport.calibration.metrics import OutputError
-        from tsexport.quantize.evaluation import evaluate
+        from tsexport.quantize.evaluation import ANY_BATCH, EVALUATION_BATCHES, evaluate
         from tsexport.runtimes.registry import load
 
         evaluation = samples.evaluation_set(context.options.metric)
         golden_inputs, golden_outputs = samples.golden
         error = OutputError()
+        batches = EVALUATION_BATCHES if batch_dependent else ANY_BATCH
         try:
             with load(artifact, runtime, threads=context.threads) as session:
-                accuracy = evaluate(session, evaluation, artifact=artifact.name, runtime=runtime)
+                accuracy = evaluate(session, evaluation, artifact=artifact.name, runtime=runtime, batches=batches)
                 for row in range(len(next(iter(golden_inputs.values())))):
                     feeds = {name: array[row : row + 1] for name, array in golden_inputs.items()}
                     error.update(
@@ -156,7 +163,8 @@ def try_recipe(
         elif runtime not in here:
             tried.append(Tried(recipe, runtime, artifact, None, 0.0, "failed", f"{runtime} is not installed here"))
         else:
-            result, _ = accuracy_of(context, samples, artifact, runtime)
+            dynamic = recipe.activations == "dynamic"
+            result, _ = accuracy_of(context, samples, artifact, runtime, batch_dependent=dynamic)
             if result.accuracy is None:
                 tried.append(Tried(recipe, runtime, artifact, None, 0.0, "failed", result.reason))
                 continue
