@@ -37,7 +37,9 @@ def read_golden(root: Path, name: str, specs: tuple[TensorSpec, ...], samples: i
             members = archive.namelist()
             expected = [f"{spec.name}.npy" for spec in specs]
             if sorted(members) != sorted(expected):
-                raise BundleError(f"{name} holds {', '.join(members)}; the manifest's tensors need {', '.join(expected)}")
+                raise BundleError(
+                    f"{name} holds {', '.join(members)}; the manifest's tensors need {', '.join(expected)}"
+                )
             return {spec.name: _read_array(archive, spec, samples, name) for spec in specs}
     except OSError as error:
         raise BundleError(f"{name} cannot be read: {error.strerror or error}") from None

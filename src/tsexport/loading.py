@@ -1,7 +1,7 @@
 """`tsexport.load`: a bundle's artifact as a session.
 
-Only what is needed is checked and imported: the digests of the manifest, the selection and the artifact's own files, and
-the one runtime that will run it.  Nothing is opened by a runtime before its digest holds.
+Only what is needed is checked and imported: the digests of the manifest, the selection and the artifact's own files,
+and the one runtime that will run it.  Nothing is opened by a runtime before its digest holds.
 """
 
 import os
@@ -105,7 +105,8 @@ def _check_installed(choice: RankedArtifact, manifest: Manifest, selection: Sele
     else:
         alternative = "no other runtime of this bundle is installed here"
     raise MissingDependencyError(
-        f"{choice.artifact} runs on {choice.runtime}, which is not usable here: {_why(choice.runtime, status)}; {alternative}",
+        f"{choice.artifact} runs on {choice.runtime}, which is not usable here: {_why(choice.runtime, status)}; "
+        f"{alternative}",
         next_step=install_hint((status,)) if status else "",
     )
 

@@ -71,7 +71,10 @@ def test_what_was_not_measured_comes_last(bundle_folder):
     ("arguments", "message"),
     [
         ({"precision": "fp23"}, "nothing for precision 'fp23' (did you mean 'fp32'?); it has fp32, int8"),
-        ({"runtime": "onxruntime"}, "nothing for runtime 'onxruntime' (did you mean 'onnxruntime'?); it has onnxruntime"),
+        (
+            {"runtime": "onxruntime"},
+            "nothing for runtime 'onxruntime' (did you mean 'onnxruntime'?); it has onnxruntime",
+        ),
         ({"threads": 0}, "threads is 0, allowed are 1 and more"),
     ],
 )
