@@ -10,6 +10,7 @@ before it were smaller, so it is that batch's own.  `idle_memory_bytes` is the p
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -65,6 +66,7 @@ def measure(
     loads: list[float] = []
     idles: list[int] = []
     steps = processes * len(sizes)
+    share = _Share(-(-samples // processes), -(-P50_SAMPLES // processes), max_seconds / processes)
     with tempfile.TemporaryDirectory(prefix="tsexport-bench-") as folder:
         path = write_feeds(feeds, Path(folder))
         for number in range(processes):
@@ -78,9 +80,7 @@ def measure(
                         progress(f"{worker.label}, batch {batch}", (number * len(sizes) + step) / steps)
                     warmed = worker.warm_up(batch)
                     warmups[batch] += warmed.calls
-                    times, peak = _time(
-                        worker, batch, warmed.call_ms, -(-samples // processes), max_seconds / processes
-                    )
+                    times, peak = _time(worker, batch, warmed.call_ms, share)
                     pooled[batch] += times
                     peaks[batch] = max(peaks[batch], peak)
     if progress is not None:
@@ -104,14 +104,23 @@ def measure(
     )
 
 
-def _time(worker: WorkerProcess, batch: int, call_ms: float, samples: int, seconds: float) -> tuple[list[float], int]:
-    """Return milliseconds of at least `samples` calls (fewer where the time is up), and the peak memory by then."""
+@dataclass(frozen=True)
+class _Share:
+    """What one process has to time at each batch size."""
+
+    samples: int
+    fewest: int
+    seconds: float
+
+
+def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share) -> tuple[list[float], int]:
+    """Return milliseconds of its share of calls (fewer where the time is up), and the peak memory by then."""
     times: list[float] = []
     peak, began = 0, time.perf_counter()
-    while len(times) < samples:
-        if len(times) >= P50_SAMPLES and time.perf_counter() - began >= seconds:
+    while len(times) < share.samples:
+        if len(times) >= share.fewest and time.perf_counter() - began >= share.seconds:
             break
-        timed = worker.time_block(batch, min(block_calls_for(call_ms), samples - len(times)))
+        timed = worker.time_block(batch, min(block_calls_for(call_ms), share.samples - len(times)))
         times += [ns / 1e6 for ns in timed.times_ns]
         peak = timed.peak_memory_bytes
     return times, peak

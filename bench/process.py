@@ -98,10 +98,19 @@ class WorkerProcess:
         return self._ask(request, Warmed, max_seconds + CALL_TIMEOUT_SECONDS)
 
     def time_block(
-        self, batch: int, calls: int, *, lead_in: int = LEAD_IN_CALLS, timeout_s: float = CALL_TIMEOUT_SECONDS
+        self,
+        batch: int,
+        calls: int,
+        *,
+        lead_in: int = LEAD_IN_CALLS,
+        quiet: bool = False,
+        timeout_s: float = CALL_TIMEOUT_SECONDS,
     ) -> Timed:
-        """Time `calls` single calls after `lead_in` that do not count.  Raises as `load`."""
-        return self._ask(Block(batch, calls, lead_in), Timed, timeout_s)
+        """Time `calls` single calls after `lead_in` that do not count.  Raises as `load`.
+
+        With `quiet` it returns when the runtime's threads have stopped spinning, so that another process can be timed.
+        """
+        return self._ask(Block(batch, calls, lead_in, quiet), Timed, timeout_s)
 
     def close(self) -> None:
         """End the process: politely first, for it may have a cache to write."""

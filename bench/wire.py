@@ -54,11 +54,15 @@ class Warmed:
 
 @dataclass(frozen=True)
 class Block:
-    """Time `calls` single calls at `batch`, after `lead_in` calls that do not count."""
+    """Time `calls` single calls at `batch`, after `lead_in` calls that do not count.
+
+    With `quiet` the answer comes when no thread of the process runs any more.
+    """
 
     batch: int
     calls: int
     lead_in: int
+    quiet: bool
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class TorchScriptSession(ArtifactSession):
         with torch.inference_mode():
             answer = self._module(*(_tensor(feeds[spec.name]) for spec in self.inputs))
         # Copied: a module may return its input, a view of it, or a weight.
-        return [np.array(tensor.numpy(), order="C") for tensor in self._tensors(answer)]
+        return [np.array(tensor.detach().numpy(), order="C") for tensor in self._tensors(answer)]
 
     def _tensors(self, answer: object) -> list[torch.Tensor]:
         """Return the module's answer as tensors in the order of the artifact's outputs."""

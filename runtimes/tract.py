@@ -4,8 +4,8 @@ A symbolic batch can cost 2 to 4 times, so the batch is fixed by binding the fil
 would clash with symbols that the file's intermediate shapes carry. tract's default build runs on one thread:
 `threads` is accepted and the session says 1.
 
-Limits: no DFT.  Quantized files load without gain, and Q/DQ around Softmax is silently wrong.  Values that an operator
-cannot take (an index out of range) abort the whole process, as tract's bindings do not pass Rust's panics on.
+Limits: quantized files load without gain, and Q/DQ around Softmax is silently wrong.  Values that an operator cannot
+take (an index out of range) abort the whole process, as tract's bindings do not pass Rust's panics on.
 """
 
 import re

@@ -1,0 +1,464 @@
+"""Every runtime on every format it loads: parity, batches, threads, ownership of outputs, and what goes wrong."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tsexport.errors import BundleError, ConfigurationError, FeedError, UsageError
+from tsexport.runtimes import registry
+from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
+from tsexport.runtimes.sessions import SPECIALISED_BATCHES, BatchSpecialised, check_feeds
+from tsexport.types import Session, TensorSpec
+
+CASES = [(row.name, artifact_format) for row in registry.RUNTIMES for artifact_format in row.formats]
+EVERY = pytest.mark.parametrize(("runtime", "artifact_format"), CASES, ids=["-".join(case) for case in CASES])
+ONNX_RUNTIMES = pytest.mark.parametrize("runtime", [name for name, form in CASES if form == "onnx"])
+X = (TensorSpec("x", "float32", ("batch", 4)),)
+Y = (TensorSpec("y", "float32", ("batch", 4)),)
+IR17 = '<ir_version: 8, opset_import: ["" : 17]>'
+
+
+def assert_same(expected, actual):
+    comparisons = compare_outputs(expected, actual, TOLERANCES["fp32-export"])
+    assert len(comparisons) == len(expected)
+    assert all(c.passed for c in comparisons), comparisons
+
+
+@EVERY
+def test_parity_at_every_batch(small, small_feeds, runtime, artifact_format):
+    with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
+        assert isinstance(session, Session)
+        for batch in [*range(9, 0, -1), *range(1, 10)]:  # more sizes than are specialised, each of them twice
+            feeds = small_feeds(batch)
+            outputs = session.run(feeds)
+            assert list(outputs) == ["y", "z"]
+            assert_same(small.expected(feeds), outputs)
+        if isinstance(session, BatchSpecialised):
+            assert session.specialised_batches == (1, 9, 8, 7)
+            assert len(session.specialised_batches) == SPECIALISED_BATCHES
+
+
+@EVERY
+def test_load_specialises_only_batch_1(small, runtime, artifact_format):
+    with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
+        if isinstance(session, BatchSpecialised):
+            assert session.specialised_batches == (1,)
+
+
+def test_a_large_artifact_gets_one_specialised_model(small, small_feeds):
+    heavy = replace(small.artifacts["onnx"], size_bytes=2**40)
+    with registry.load(heavy, "onnxruntime", threads=1) as session:
+        for batch in (3, 2, 1):
+            assert_same(small.expected(small_feeds(batch)), session.run(small_feeds(batch)))
+        assert session.specialised_batches == (1,)
+
+
+@EVERY
+def test_sessions_of_different_threads_in_one_process(small, small_feeds, runtime, artifact_format):
+    artifact, feeds = small.artifacts[artifact_format], small_feeds(3)
+    with (
+        registry.load(artifact, runtime, threads=1) as one,
+        registry.load(artifact, runtime, threads=2) as two,
+    ):
+        for session in (one, two, one):
+            assert_same(small.expected(feeds), session.run(feeds))
+        assert (one.threads, two.threads) == (1, 1 if runtime == "tract" else 2)
+
+
+def test_torch_threads_are_those_of_the_session_that_ran(small, small_feeds):
+    import torch
+
+    artifact = small.artifacts["torchscript"]
+    with registry.load(artifact, "torchscript", threads=1) as one, registry.load(artifact, "torchscript", threads=2):
+        assert torch.get_num_threads() == 2
+        one.run(small_feeds(1))
+        assert torch.get_num_threads() == 1
+
+
+def test_onnxruntime_and_openvino_use_the_threads_asked_for(small):
+    from tsexport.runtimes.onnxruntime import session_options
+    from tsexport.runtimes.openvino import properties
+
+    artifact = small.artifacts["onnx"]
+    options = session_options(artifact, threads=3, batch=1)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert properties(artifact, threads=3)["INFERENCE_NUM_THREADS"] == "3"
+
+
+@EVERY
+def test_called_from_several_threads(small, small_feeds, runtime, artifact_format):
+    answers: dict[int, dict[str, np.ndarray]] = {}
+    with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
+
+        def work(number: int) -> None:
+            for _ in range(5):
+                answers[number] = session.run(small_feeds(number % 6 + 1))
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert len(answers) == 8
+    for number, outputs in answers.items():
+        assert_same(small.expected(small_feeds(number % 6 + 1)), outputs)
+
+
+@EVERY
+def test_outputs_do_not_change_in_later_runs(small, small_feeds, runtime, artifact_format):
+    with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
+        first = session.run(small_feeds(2))
+        kept = {name: array.copy() for name, array in first.items()}
+        other = {name: array[::-1].copy() for name, array in small_feeds(2).items()}
+        second = session.run(other)
+        for array in second.values():
+            array[...] = np.nan  # nor does writing into an answer reach the session or an earlier answer
+        third = session.run(small_feeds(2))
+    for name, array in kept.items():
+        np.testing.assert_array_equal(first[name], array)
+        np.testing.assert_array_equal(third[name], array)
+
+
+@ONNX_RUNTIMES
+def test_an_output_that_is_the_input_is_a_copy(onnx_artifact, runtime):
+    artifact = onnx_artifact(f"{IR17} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = Identity(x) }}", X, Y)
+    x = np.ones((2, 4), np.float32)
+    with registry.load(artifact, runtime, threads=1) as session:
+        session.run({"x": x})["y"][...] = 5.0
+        assert (session.run({"x": x})["y"] == 1.0).all()
+    assert (x == 1.0).all()
+
+
+@ONNX_RUNTIMES
+def test_an_output_that_is_a_weight_is_a_copy(onnx_artifact, runtime):
+    text = f"{IR17} g (float[batch, 4] x) => (float[batch, 4] y, float[3] c) {{ y = Tanh(x) c = Identity(w) }}"
+    outputs = (*Y, TensorSpec("c", "float32", (3,)))
+    artifact = onnx_artifact(text, X, outputs, w=np.ones(3, np.float32))
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    with registry.load(artifact, runtime, threads=1) as session:
+        session.run(feeds)["c"][...] = 5.0
+        assert (session.run(feeds)["c"] == 1.0).all()
+
+
+def test_a_torchscript_output_that_is_the_input_or_a_weight_is_a_copy(tmp_path, small):
+    import torch
+
+    class Leaky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x):
+            return x, self.weight
+
+    artifact = _save_torchscript(Leaky(), torch.zeros(1, 4), tmp_path, small.artifacts["torchscript"])
+    artifact = replace(artifact, inputs=X, outputs=(*Y, TensorSpec("weight", "float32", (1, 4))))
+    x = np.ones((1, 4), np.float32)
+    with registry.load(artifact, "torchscript", threads=1) as session:
+        for array in session.run({"x": x}).values():
+            array[...] = 5.0
+        assert all((array == 1.0).all() for array in session.run({"x": x}).values())
+    assert (x == 1.0).all()
+
+
+def _save_torchscript(module, example, folder, like):
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch calls its own format deprecated; users ask for it.
+        warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", DeprecationWarning)
+        torch.jit.trace(module.eval(), example, strict=False).save(folder / "module.pt")
+    return replace(like, path=folder / "module.pt", files=(folder / "module.pt",))
+
+
+def test_torchscript_may_return_a_dict(tmp_path, small, small_feeds):
+    import torch
+
+    class Named(torch.nn.Module):
+        def forward(self, x):
+            return {"b": x + 1, "a": x * 2}
+
+    like = small.artifacts["torchscript"]
+    saved = _save_torchscript(Named(), torch.zeros(2, 4), tmp_path, like)
+    artifact = replace(saved, inputs=X, outputs=(replace(Y[0], name="a"), replace(Y[0], name="b")))
+    with registry.load(artifact, "torchscript", threads=1) as session:
+        outputs = session.run({"x": np.full((3, 4), 5.0, np.float32)})
+    assert {name: float(array.max()) for name, array in outputs.items()} == {"a": 10.0, "b": 6.0}
+    with pytest.raises(UsageError, match=r"has no output 'c'; its outputs are b, a"):
+        registry.load(replace(artifact, outputs=(replace(Y[0], name="c"),)), "torchscript", threads=1)
+
+
+def test_torchscript_with_another_number_of_outputs(small):
+    artifact = replace(small.artifacts["torchscript"], outputs=Y)
+    with pytest.raises(UsageError, match=r"returns 2 tensors; expected y float32\[batch, 4\]"):
+        registry.load(artifact, "torchscript", threads=1)
+
+
+def test_torchscript_that_returns_no_tensors(tmp_path, small):
+    import torch
+
+    class Nested(torch.nn.Module):
+        def forward(self, x):
+            return x, (x, x)
+
+    artifact = _save_torchscript(Nested(), torch.zeros(2, 4), tmp_path, small.artifacts["torchscript"])
+    with pytest.raises(UsageError, match="returns something else than tensors"):
+        registry.load(replace(artifact, inputs=X, outputs=Y), "torchscript", threads=1)
+
+
+@EVERY
+def test_feeds_of_any_layout(small, small_feeds, runtime, artifact_format):
+    feeds = small_feeds(4)
+    strided = np.zeros((4, 6, 8), np.float32)[:, ::2, ::-2]
+    strided[...] = feeds["x"]
+    read_only = feeds["ids"].copy()
+    read_only.flags.writeable = False
+    assert not strided.flags.c_contiguous
+    with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
+        assert_same(small.expected(feeds), session.run({"ids": read_only, "x": strided}))
+    np.testing.assert_array_equal(strided, feeds["x"])
+
+
+@ONNX_RUNTIMES
+def test_a_model_without_a_batch(onnx_artifact, runtime):
+    artifact = onnx_artifact(
+        f"{IR17} g (float[2, 4] x) => (float[2, 4] y) {{ y = Tanh(x) }}",
+        (TensorSpec("x", "float32", (2, 4)),),
+        (TensorSpec("y", "float32", (2, 4)),),
+    )
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    with registry.load(artifact, runtime, threads=1) as session:
+        assert_same({"y": np.tanh(x)}, session.run({"x": x}))
+        with pytest.raises(FeedError, match="dimension 0 must be 2"):
+            session.run({"x": x[:1]})
+
+
+@ONNX_RUNTIMES
+def test_the_file_may_name_its_batch_otherwise(onnx_artifact, runtime):
+    text = f"{IR17} g (float[N, 4] x) => (float[N, 4] y) <float[N, 4] h> {{ h = Relu(x) y = Tanh(h) }}"
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+    with registry.load(onnx_artifact(text, X, Y), runtime, threads=1) as session:
+        assert_same({"y": np.tanh(x.clip(0))}, session.run({"x": x}))
+
+
+# --- feeds that are refused ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def session(small):
+    with registry.load(small.artifacts["onnx"], "onnxruntime", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: {"x": f["x"]}, r"missing input 'ids'; expected x float32\[batch, 3, 4\], ids int64\[batch, 2\]"),
+        (lambda f: f | {"idz": f["ids"]}, r"unknown input 'idz' \(did you mean 'ids'\?\); expected x float32"),
+        (lambda f: f | {"x": f["x"].tolist()}, r"input 'x' is a list; expected a numpy array x float32\[batch, 3, 4\]"),
+        (
+            lambda f: f | {"x": f["x"].astype("f8")},
+            r"input 'x' is float64; expected x float32.*\n.*astype\('float32'\)",
+        ),
+        (lambda f: f | {"x": f["x"].astype(">f4")}, r"input 'x' is >f4; expected x float32"),
+        (lambda f: f | {"ids": f["ids"].astype("i4")}, r"input 'ids' is int32; expected ids int64"),
+        (lambda f: f | {"x": f["x"][0]}, r"input 'x' has shape \(3, 4\) of rank 2; expected x float32"),
+        (lambda f: f | {"x": f["x"][:, :2]}, r"input 'x' has shape \(5, 2, 4\): ?|dimension 1 must be 3"),
+        (lambda f: {n: a[:0] for n, a in f.items()}, r"dimension 0 must be at least 1"),
+        (lambda f: f | {"ids": f["ids"][:2]}, r"inputs disagree on the batch: x 5, ids 2"),
+        (lambda f: list(f.values()), r"feeds are a list; expected x float32.*\n.*dict"),
+    ],
+)
+def test_feeds_that_are_refused(session, small_feeds, change, message):
+    with pytest.raises(FeedError, match=message):
+        session.run(change(small_feeds(5)))
+
+
+def test_checked_feeds_keep_scalars_and_the_order_of_inputs():
+    inputs = (TensorSpec("a", "float32", ("batch",)), TensorSpec("scale", "float32", ()))
+    arrays, batch = check_feeds(inputs, {"scale": np.array(2, np.float32), "a": np.zeros(3, np.float32)})
+    assert list(arrays) == ["a", "scale"]
+    assert arrays["scale"].shape == ()
+    assert batch == 3
+
+
+@EVERY
+def test_run_after_close_is_an_error(small, small_feeds, runtime, artifact_format):
+    session = registry.load(small.artifacts[artifact_format], runtime, threads=1)
+    with session:
+        session.run(small_feeds(1))
+    session.close()  # twice is fine
+    with pytest.raises(UsageError, match=r"is closed\nload the artifact again"):
+        session.run(small_feeds(1))
+
+
+def test_values_that_onnxruntime_refuses(session, small_feeds):
+    feeds = small_feeds(2)
+    feeds["ids"][0, 0] = 99
+    with pytest.raises(UsageError, match=r"onnxruntime failed on model at batch 2: .*out of data bounds, idx=99"):
+        session.run(feeds)
+
+
+def test_values_that_torchscript_refuses(small, small_feeds):
+    feeds = small_feeds(2)
+    feeds["ids"][0, 0] = 99
+    with (
+        registry.load(small.artifacts["torchscript"], "torchscript", threads=1) as session,
+        pytest.raises(UsageError, match=r"torchscript failed on small at batch 2: \w*Error: index 99 is out of bounds"),
+    ):
+        session.run(feeds)
+
+
+# --- files and options that are refused ------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_corrupt_file(small, tmp_path, runtime, artifact_format):
+    artifact = small.artifacts[artifact_format]
+    path = tmp_path / artifact.path.name
+    path.write_bytes(b"\x07not a model" * 20)
+    damaged = replace(artifact, path=path, files=(path, *artifact.files[1:]))
+    with pytest.raises(UsageError, match=f"{runtime} cannot load .*{path.name}: \\S+") as caught:
+        registry.load(damaged, runtime, threads=1)
+    assert len(caught.value.message.splitlines()) == 1
+    assert "Exception from" not in caught.value.message
+
+
+@EVERY
+def test_a_truncated_file(small, tmp_path, runtime, artifact_format):
+    artifact = small.artifacts[artifact_format]
+    copies = [tmp_path / file.name for file in artifact.files]
+    for file, copy in zip(artifact.files, copies, strict=True):
+        copy.write_bytes(file.read_bytes())
+    copies[-1].write_bytes(artifact.files[-1].read_bytes()[:-40])  # of IR the .bin
+    with pytest.raises(UsageError, match=f"{runtime} cannot load"):
+        registry.load(replace(artifact, path=copies[0], files=tuple(copies)), runtime, threads=1)
+
+
+@EVERY
+def test_a_missing_file(small, tmp_path, runtime, artifact_format):
+    artifact = replace(small.artifacts[artifact_format], path=tmp_path / "gone")
+    with pytest.raises(BundleError, match=r"the file .*gone of artifact \w+ does not exist"):
+        registry.load(artifact, runtime, threads=1)
+
+
+def test_a_missing_second_file(small, tmp_path):
+    artifact = small.artifacts["openvino"]
+    with pytest.raises(BundleError, match=r"small\.bin of artifact"):
+        registry.load(replace(artifact, files=(artifact.path, tmp_path / "small.bin")), "openvino", threads=1)
+
+
+def test_an_operator_that_tract_lacks(onnx_artifact):
+    text = f"{IR17} g (float[batch, 4, 4] x) => (float[batch] y) {{ y = Det(x) }}"
+    inputs = (TensorSpec("x", "float32", ("batch", 4, 4)),)
+    artifact = onnx_artifact(text, inputs, (TensorSpec("y", "float32", ("batch",)),))
+    with pytest.raises(
+        UsageError, match=r"tract cannot load .*Unimplemented\(Det\) .*: Operator can not be made a Typed"
+    ):
+        registry.load(artifact, "tract", threads=1)
+
+
+@pytest.mark.parametrize(("runtime", "artifact_format"), [case for case in CASES if case[1] != "torchscript"])
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_name_that_the_file_lacks(small, runtime, artifact_format, kind):
+    artifact = small.artifacts[artifact_format]
+    specs = getattr(artifact, kind)
+    renamed = replace(artifact, **{kind: (*specs[:-1], replace(specs[-1], name="nowhere"))})
+    with pytest.raises(UsageError, match=f"has no {kind[:-1]} 'nowhere'; its {kind} are"):
+        registry.load(renamed, runtime, threads=1)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one(small, threads):
+    with pytest.raises(UsageError, match=f"threads is {threads}; it must be 1 or more"):
+        registry.load(small.artifacts["onnx"], "onnxruntime", threads=threads)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "artifact_format", "options", "message"),
+    [
+        ("onnxruntime", "onnx", ("session.x64quantprecison", "1"), r"did you mean 'session.x64quantprecision'\?"),
+        ("openvino", "onnx", ("session.x64quantprecison", "1"), "unknown runtime option"),
+        (
+            "onnxruntime",
+            "onnx",
+            ("graph_optimization_level", "al"),
+            r"'al' \(did you mean 'all'\?\); allowed are disab",
+        ),
+        ("openvino", "openvino", ("NUM_STREAMS", "2"), "NUM_STREAMS, which is decided when it is loaded"),
+        ("openvino", "openvino", ("INFERENCE_PRECISION_HINT", "bf16"), "is fp32 and has the option .*=bf16; .* f32"),
+        ("openvino", "openvino", ("FOO_BAR", "1"), r"openvino cannot load .*Unsupported property FOO_BAR"),
+        ("openvino", "openvino", ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "x"), "Wrong value for property key"),
+    ],
+)
+def test_options_that_are_refused(small, runtime, artifact_format, options, message):
+    artifact = replace(small.artifacts[artifact_format], options=(options,))
+    with pytest.raises(UsageError, match=message) as caught:
+        registry.load(artifact, runtime, threads=1)
+    # What OpenVINO itself refuses is a load failure; everything else is known to be a configuration before that.
+    assert isinstance(caught.value, ConfigurationError) == ("cannot load" not in caught.value.message)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tract"])
+def test_options_of_one_runtime_do_not_reach_another(small, small_feeds, runtime):
+    options = (("session.disable_prepacking", "1"), ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0"))
+    with registry.load(replace(small.artifacts["onnx"], options=options), runtime, threads=1) as session:
+        assert_same(small.expected(small_feeds(2)), session.run(small_feeds(2)))
+
+
+def test_options_reach_onnxruntime(small):
+    import onnxruntime
+
+    from tsexport.runtimes.onnxruntime import session_options
+
+    options = (("session.x64quantprecision", "1"), ("graph_optimization_level", "disabled"))
+    made = session_options(replace(small.artifacts["onnx"], options=options), threads=1, batch=None)
+    assert made.get_session_config_entry("session.x64quantprecision") == "1"
+    assert made.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    default = session_options(small.artifacts["onnx"], threads=1, batch=None)
+    assert default.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "stated"),
+    [
+        ("fp32", (), "f32"),
+        ("int8", (), "f32"),
+        ("bf16", (), "bf16"),
+        ("int8", (("INFERENCE_PRECISION_HINT", "bf16"),), "bf16"),
+    ],
+)
+def test_openvino_always_states_its_precision(small, precision, options, stated):
+    from tsexport.runtimes.openvino import properties
+
+    made = properties(replace(small.artifacts["openvino"], precision=precision, options=options), threads=1)
+    assert made["INFERENCE_PRECISION_HINT"] == stated
+
+
+# --- imports ---------------------------------------------------------------------------------------------------------
+
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow"}
+
+
+@pytest.mark.parametrize("row", registry.RUNTIMES, ids=lambda row: row.name)
+def test_a_runtime_imports_no_other(row):
+    module = row.session.partition(":")[0]
+    assert _heavy_imports(f"import {module}") == {row.package}
+
+
+def test_the_registry_imports_no_runtime():
+    assert _heavy_imports("from tsexport.runtimes import registry; registry.list_statuses()") == set()
+    assert _heavy_imports("import tsexport.runtimes.comparison, tsexport.runtimes.sessions") == set()
+
+
+def _heavy_imports(code: str) -> set[str]:
+    """Return which heavy packages a fresh interpreter has imported after running code."""
+    script = f"{code}\nimport sys; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return HEAVY & set(out.stdout.split())
