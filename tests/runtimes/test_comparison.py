@@ -147,7 +147,7 @@ def test_errors_inside_the_tolerance_pass_and_twice_it_fail(values, share, atol,
     tolerance = Tolerance("drawn", atol, rtol, "drawn")
     expected = values.astype(np.float64)
     allowed = atol + rtol * np.abs(expected)
-    assert one(expected, expected + share * allowed, tolerance).excess <= 1.0 + 1e-9 * np.abs(expected).max() / atol
+    assert one(expected, expected + share * allowed, tolerance).excess <= 1.0 + 1e-15 * np.abs(expected).max() / atol
     outside = one(expected, expected + 2.0 * allowed, tolerance)
     assert not outside.passed
     assert outside.excess > 1.0
