@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -116,9 +117,9 @@ def test_repeats_and_limits(tmp_path, kind, members, message):
     else:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             for name, content, _ in members:
-                if name in zipped.namelist():
-                    pytest.skip("zipfile itself warns of repeated names")
-                zipped.writestr(name, content)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of the repeated name, which is meant
+                    zipped.writestr(name, content)
     with pytest.raises(BundleError, match=message):
         unpack(archive, tmp_path / "out", SMALL)
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -149,10 +150,8 @@ def test_tar_bomb_between_the_members(tmp_path):
 @pytest.mark.parametrize("kind", ["b.tar", "b.tar.gz", "b.zip"])
 @pytest.mark.parametrize("content", [b"", b"no archive at all" * 100], ids=["empty", "text"])
 def test_damaged(tmp_path, kind, content):
-    if kind == "b.tar" and not content:
-        pytest.skip("an empty tar is no damage; that it holds no manifest is told by open_bundle")
     (tmp_path / kind).write_bytes(content)
-    with pytest.raises(BundleError, match=r"damaged|holds no bundle"):
+    with pytest.raises(BundleError, match="damaged"):
         open_bundle(tmp_path / kind)
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsexport.errors import BundleError
@@ -61,6 +61,7 @@ def manifests(draw):
     return replace(manifest, golden=golden)
 
 
+@settings(max_examples=40, deadline=None)
 @given(manifests())
 def test_any_manifest_survives_the_file(manifest):
     text = manifest_text(manifest)

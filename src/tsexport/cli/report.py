@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from tsexport.cli.output import print_json
+
 
 @click.command("report", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE...")
@@ -20,12 +22,10 @@ def report(bundles: tuple[Path, ...], output: Path, as_json: bool) -> None:
     \b
     Exit codes: 0 written, 2 a bundle is damaged or the page cannot be written.
     """
-    import json
-
     from tsexport.reporting import report_bundles
 
     path = report_bundles(bundles, output)
     if as_json:
-        click.echo(json.dumps({"schema_version": 1, "path": str(path), "bundles": [str(bundle) for bundle in bundles]}))
+        print_json({"path": str(path), "bundles": [str(bundle) for bundle in bundles]})
     else:
         click.echo(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
