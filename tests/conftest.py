@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tsexport.bench.fingerprint import Machine
+from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.records import MachineRecord, write_record
+from tsexport.bench.statistics import ratio_of_medians, summarize
+from tsexport.bench.verdicts import judge
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
 from tsexport.golden import write_golden
@@ -26,14 +31,17 @@ from tsexport.manifest import (
     manifest_text,
     selection_text,
 )
+from tsexport.reporting import render_readme, render_report
 from tsexport.staging import staged_bundle
 from tsexport.targets import Target
 from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Artifact,
+    Budget,
     Candidate,
     Comparison,
+    Measurement,
     ModelSpec,
     Parity,
     TensorSpec,
@@ -108,7 +116,9 @@ def example_manifest(entries, *, samples=6, batch=4):
     return Manifest(
         schema_version=1,
         name="tiny-cpu4-int8",
-        model=ModelSpec("tiny", "linear", "forecast", INPUTS, OUTPUTS, {"width": 4}, 15, "tests", ("a caveat of the model",)),
+        model=ModelSpec(
+            "tiny", "linear", "forecast", INPUTS, OUTPUTS, {"width": 4}, 15, "tests", ("a caveat of the model",)
+        ),
         config={"seed": 0, "formats": ["onnx"]},
         target=Target("cpu4-int8", "cpu4", "int8", 4, "avx2", "4-core CPU without a GPU, int8"),
         artifacts=entries,
@@ -124,12 +134,30 @@ def example_manifest(entries, *, samples=6, batch=4):
         golden=Golden(samples, batch),
         budget=AccuracyBudget("mse", 0.05, 0.05),
         parity=(parity("fp32-onnx"),),
-        accuracy=(accuracy,),
+        accuracy=(accuracy, Accuracy("fp32-onnx", "onnxruntime", 64, 1e-7, "mse", 1.25, 1.25, 0.0)),
         candidates=(
             Candidate(
-                "ort-dynamic-u8", {"weights": "u8"}, "onnxruntime", "int8", 900, accuracy, "selected", "fastest", "int8-onnx"
+                "ort-dynamic-u8",
+                {"weights": "u8"},
+                "onnxruntime",
+                "int8",
+                900,
+                accuracy,
+                "selected",
+                "fastest",
+                "int8-onnx",
             ),
-            Candidate("ort-static-u8s8", {}, "onnxruntime", "int8", 990, None, "rejected", "8 % over the budget"),
+            Candidate(
+                "ort-static-u8s8",
+                {"activations": "u8", "weights": "s8", "reduce_range": True},
+                "onnxruntime",
+                "int8",
+                990,
+                replace(accuracy, artifact="ort-static-u8s8", output_error=0.09, value=1.35, degradation=0.08),
+                "rejected",
+                "mse 8 % worse, allowed 5 %",
+            ),
+            Candidate("nncf", {}, "openvino", "int8", None, None, "failed", "nncf raised: no such operator"),
         ),
         rewrites=(RewriteRecord("fp32-onnx", "fuse-qkv", 3, 335, 91, 2e-7),),
         caveats=("int8 answers depend on the rest of the batch",),
@@ -152,7 +180,7 @@ def example_selection():
 
 
 def fill(root, files, *, extra=(), int8_bound=0.2):
-    """Write a bundle's content into the folder `root`; `extra` are further (artifact, tolerance) that lie there already."""
+    """Write a bundle's content into the folder `root`; `extra` are (artifact, tolerance) that lie there already."""
     artifacts = root / "artifacts"
     artifacts.mkdir(exist_ok=True)
     for path in (files.fp32, files.int8):
@@ -203,7 +231,11 @@ def torchscript_bundle(tmp_path, model_files):
             warnings.simplefilter("ignore", DeprecationWarning)  # torch announces the end of TorchScript
             torch.jit.save(torch.jit.trace(module.eval(), torch.ones(2, 4)), path)
         artifact = replace(
-            onnx_artifact(path, "fp32"), name="fp32-torchscript", format="torchscript", opset=None, runtimes=("torchscript",)
+            onnx_artifact(path, "fp32"),
+            name="fp32-torchscript",
+            format="torchscript",
+            opset=None,
+            runtimes=("torchscript",),
         )
         fill(staging, model_files, extra=((artifact, GoldenTolerance("fp32", FP32.reason, 1e-5, 1e-5)),))
     return destination
@@ -217,3 +249,51 @@ def missed_bundle(bundle_folder):
     write_golden(bundle_folder, inputs, outputs)
     seal(bundle_folder)
     return bundle_folder
+
+
+def example_record(batches=(1, 10, 32)):
+    """What bench would write for the example bundle; the latencies are drawn, not measured."""
+    machine = Machine(
+        machine_id="0123456789ab", cpu_model="Example CPU", architecture="x86_64", instruction_set="avx2", vnni=False,
+        bf16=False, flags=("avx2",), logical_cores=4, physical_cores=2, usable_cores=2, cgroup_cpu_quota=None,
+        memory_bytes=8 * 2**30, cgroup_memory_bytes=None, governor="", kernel="Linux 6", operating_system="Debian 12",
+        python="CPython 3.11", packages=(),
+    )  # fmt: skip
+    generator = np.random.default_rng(5)
+
+    def draw(scale, count=700):
+        return tuple((scale * (1 + generator.lognormal(-3, 1, count))).tolist())
+
+    measurements = tuple(
+        Measurement(name, "onnxruntime", precision, batch, 2, machine.machine_id, draw(scale * batch**0.7), 41.0,
+                    120 * 10**6, 40 * 10**6, 50, 2)
+        for name, precision, scale in (("fp32-onnx", "fp32", 0.5), ("int8-onnx", "int8", 0.3))
+        for batch in batches
+    )  # fmt: skip
+    contestants = (("fp32-onnx", 0.5), ("int8-onnx", 0.3), ("ort-static-u8s8", 0.62))
+    blocks = {name: tuple(draw(scale, 25) for _ in range(10)) for name, scale in contestants}
+    race = RaceResult(1, "fp32-onnx on onnxruntime", 10, 1, 3.0, tuple(
+        RaceEntry(f"{name} on onnxruntime", name, "onnxruntime", 2, blocks[name],
+                  summarize([ms for block in blocks[name] for ms in block]),
+                  ratio_of_medians(blocks["fp32-onnx"], blocks[name], seed=0), True, 40.0, 120 * 10**6)
+        for name, _ in contestants
+    ))  # fmt: skip
+    budgets = (
+        Budget("latency", "tiny", "cpu4", "int8", 1, max_ms=100.0, source="Example Plan"),
+        Budget("latency", "tiny", "orin-nano", "int8", 1, max_ms=5.0, source="Example Plan", caveat="an old figure"),
+    )
+    verdicts = judge(budgets, measurements, machine=machine)
+    return MachineRecord(machine, measurements, (race,), verdicts, (("export", 12.5), ("quantize", 3.25)))
+
+
+@pytest.fixture
+def measured_folder(tmp_path, model_files):
+    """A bundle with measurements, a report and a README."""
+    destination = tmp_path / "dist" / "tiny-cpu4-int8"
+    with staged_bundle(destination, force=False) as staging:
+        fill(staging, model_files)
+        write_record(example_record(), staging / "measurements")
+        bundle = open_bundle(staging)
+        (staging / "README.md").write_text(render_readme(bundle.manifest, bundle.selection))
+        (staging / "report.html").write_text(render_report([bundle]))
+    return destination

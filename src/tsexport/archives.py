@@ -1,7 +1,7 @@
 """Unpacking a bundle from .tar, .tar.gz or .zip, trusting nothing in it.
 
-Members are written one by one by this module, never by the archive library: a path is rebuilt from its checked parts, links,
-devices and sparse files are refused, and every byte is counted against limits before it is written.
+Members are written one by one by this module, never by the archive library: a path is rebuilt from its checked parts,
+links, devices and sparse files are refused, and every byte is counted against limits before it is written.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ def unpack(archive: Path, destination: Path, limits: Limits = LIMITS) -> None:
     """Unpack an archive into an empty folder.
 
     Raises:
-        BundleError: the archive is damaged, encrypted, larger than the limits, or holds a member that is absolute, climbs out,
-            stands there twice, or is a link, a device or anything but a plain file or folder.
+        BundleError: the archive is damaged, encrypted, larger than the limits, or holds a member that is absolute,
+            climbs out, stands there twice, or is a link, a device or anything but a plain file or folder.
         UsageError: the archive cannot be read, or the files cannot be written (a full disk).
     """
     try:
@@ -209,7 +209,7 @@ def _zip_members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
                     next_step="unpack it and give the folder",
                 )
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or ((kind == stat.S_IFDIR) != info.is_dir() and kind):
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind and (kind == stat.S_IFDIR) != info.is_dir()):
                 raise BundleError(
                     f"{archive.name} holds {path}, which is a link or a device; bundles hold plain files only"
                 )

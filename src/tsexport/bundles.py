@@ -30,8 +30,8 @@ _MAX_JSON_BYTES = 256 * 2**20
 class Bundle:
     """A bundle that was opened.
 
-    An archive is unpacked into a temporary folder, which is removed by `close()`, at the end of a `with` block, when the
-    object is gone, or at the latest when Python ends.
+    An archive is unpacked into a temporary folder, which is removed by `close()`, at the end of a `with` block, when
+    the object is gone, or at the latest when Python ends.
 
     Attributes:
         path: the folder that holds the bundle.

@@ -1,8 +1,9 @@
 """Records to JSON and back, strictly: what the dataclass says is what the file holds, no more and no less.
 
 `encode` writes every field in the order of the dataclass and every mapping sorted by key, so equal records give equal
-bytes; NaN and infinity are refused, since JSON has no word for them.  `decode` accepts exactly that: an unknown, missing
-or repeated key, or a value of another type, is an error that names the place ("artifacts[0].format") and what is allowed.
+bytes; NaN and infinity are refused, since JSON has no word for them.  `decode` accepts exactly that: an unknown,
+missing or repeated key, or a value of another type, is an error that names the place ("artifacts[0].format") and what
+is allowed.
 
 Field types that are understood: str, int, float, bool, None, Literal, unions of these with one dataclass, frozen
 dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, and Any (any JSON value; sequences become tuples).

@@ -1,12 +1,13 @@
 """`tsexport.load`: a bundle's artifact as a session.
 
-Only what is needed is checked and imported: the digests of the manifest, the selection and the artifact's own files, and
-the one runtime that will run it.  Nothing is opened by a runtime before its digest holds.
+Only what is needed is checked and imported: the digests of the manifest, the selection and the artifact's own files,
+and the one runtime that will run it.  Nothing is opened by a runtime before its digest holds.
 """
 
 import os
 from pathlib import Path
 
+from tsexport.bench.fingerprint import affinity_cores, cpu_quota, usable_cores
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_files, read_sums
 from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
@@ -105,7 +106,8 @@ def _check_installed(choice: RankedArtifact, manifest: Manifest, selection: Sele
     else:
         alternative = "no other runtime of this bundle is installed here"
     raise MissingDependencyError(
-        f"{choice.artifact} runs on {choice.runtime}, which is not usable here: {_why(choice.runtime, status)}; {alternative}",
+        f"{choice.artifact} runs on {choice.runtime}, which is not usable here: {_why(choice.runtime, status)}; "
+        f"{alternative}",
         next_step=install_hint((status,)) if status else "",
     )
 
@@ -118,14 +120,12 @@ def _why(runtime: str, status: RuntimeStatus | None) -> str:
 
 def _threads(given: int | None, selection: Selection) -> int:
     if given is None:
-        return min(selection.threads, usable_cores())
+        return min(selection.threads, cores_here())
     if given < 1:
         raise UsageError(f"threads is {given}, allowed are 1 and more")
     return given
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use, which containers and `taskset` limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores_here() -> int:
+    """Return how many cores this process may use, which `taskset` and a container's CPU quota limit."""
+    return usable_cores(affinity_cores(os.cpu_count() or 1), cpu_quota())

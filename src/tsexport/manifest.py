@@ -1,7 +1,7 @@
 """manifest.json and selection.json: what a bundle holds, how it came about, and what was selected.
 
-Both are records that `tsexport.codec` writes and reads strictly.  Neither holds a time, a latency or an absolute path: the
-same inputs and the same selection give the same bytes.  What was measured stands in `measurements/`.
+Both are records that `tsexport.codec` writes and reads strictly.  Neither holds a time, a latency or an absolute path:
+the same inputs and the same selection give the same bytes.  What was measured stands in `measurements/`.
 """
 
 import re
@@ -45,7 +45,8 @@ class GoldenTolerance:
     """How far an artifact's answers to the golden inputs may be from the golden outputs, wherever it runs.
 
     Both bounds hold where both are given: elementwise |actual - golden| <= atol + rtol * |golden|, and for each output
-    sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)) <= max_relative_rms.  `reason` says where the size comes from.
+    sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)) <= max_relative_rms.  `reason` says where
+    the sizes come from.
     """
 
     name: str
@@ -59,8 +60,8 @@ class GoldenTolerance:
 class ArtifactEntry:
     """One packed artifact, as `tsexport.types.Artifact`, with the digest of every file.
 
-    `batch_dependent` is true where activations are quantized dynamically over the whole batch, so that an answer depends
-    on the other rows; such an artifact is compared, and served, at a stated batch only.
+    `batch_dependent` is true where activations are quantized dynamically over the whole batch, so that an answer
+    depends on the other rows; such an artifact is compared, and served, at a stated batch only.
     """
 
     name: str
@@ -99,8 +100,10 @@ class SelectedArtifact:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """The checkpoint: its file name, digest, how it was wrapped ("state_dict", "module. prefix", "plain"), and whether it
-    is the reference checkpoint that comes with the project."""
+    """The checkpoint: its file name and digest, and how it was wrapped ("state_dict", "module. prefix", "plain").
+
+    `reference` is true for the reference checkpoint that comes with the project.
+    """
 
     name: str
     sha256: str
@@ -139,7 +142,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class RewriteRecord:
-    """One graph rewrite of an artifact: how often it matched, node counts, and the largest output difference it made."""
+    """One graph rewrite of an artifact: its matches, node counts, and the largest output difference it made."""
 
     artifact: str
     name: str
@@ -196,8 +199,8 @@ class RankedArtifact:
 class Selection:
     """selection.json, schema 1: the choices that depended on measuring, so that `--selection` can repeat them.
 
-    `candidate` and `recipe` are those of the selected candidate (for fp32: the artifact's name and {}); `order` goes from
-    fastest to slowest; `threads` is what was measured with.
+    `candidate` and `recipe` are those of the selected candidate (for fp32: the artifact's name and {}); `order` goes
+    from fastest to slowest; `threads` is what was measured with.
     """
 
     schema_version: Literal[1]
@@ -271,7 +274,8 @@ def parse_manifest(text: str | bytes) -> Manifest:
     """Return the manifest that manifest.json's text holds.
 
     Raises:
-        BundleError: no JSON, another schema, unknown or missing keys, wrong types, or entries that contradict each other.
+        BundleError: no JSON, another schema, unknown or missing keys, wrong types, or entries that contradict each
+            other.
     """
     manifest = codec.from_plain(Manifest, _schema_1(text, MANIFEST), what=MANIFEST)
     _check_manifest(manifest)
@@ -299,7 +303,8 @@ def relative_path(text: str, *, what: str) -> PurePosixPath:
     """Return a path that stays within the bundle.
 
     Raises:
-        BundleError: it is absolute, climbs with "..", is empty, or is written in a way that some systems read otherwise.
+        BundleError: it is absolute, climbs with "..", is empty, or is written in a way that some systems read
+            otherwise.
     """
     path = PurePosixPath(text)
     plain = text == str(path) and text not in ("", ".") and "\\" not in text and text.isprintable()
@@ -336,10 +341,9 @@ def _check_manifest(manifest: Manifest) -> None:
                 raise BundleError(
                     f"{MANIFEST}: the {kind} of {entry.name} are named otherwise than in the other artifacts"
                 )
-    if manifest.selected.runtime not in manifest.artifact(manifest.selected.artifact).runtimes:
-        raise BundleError(
-            f"{MANIFEST}: selected.runtime {manifest.selected.runtime!r} is none of those of {manifest.selected.artifact}"
-        )
+    selected = manifest.selected
+    if selected.runtime not in manifest.artifact(selected.artifact).runtimes:
+        raise BundleError(f"{MANIFEST}: selected.runtime {selected.runtime!r} is none of those of {selected.artifact}")
     if manifest.golden.samples < 1 or manifest.golden.batch < 1:
         raise BundleError(f"{MANIFEST}: golden needs at least one sample and a batch of at least one")
 

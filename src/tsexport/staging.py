@@ -45,10 +45,10 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
         force: replace a bundle that stands there.
 
     Raises:
-        UsageError: a bundle stands there and `force` is not given, something else stands there, the disk is full, or the
-            folder cannot be written to.
+        UsageError: a bundle stands there and `force` is not given, something else stands there, the disk is full, or
+            the folder cannot be written to.
     """
-    destination = Path(os.path.abspath(destination))
+    destination = destination.parent.resolve() / destination.name
     with _explained(destination):
         _check_destination(destination, force)
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,10 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> tuple[Path, ...]:
-    """Remove the hidden folders of builds that no longer run, put back a bundle caught between two renames; return both."""
+    """Remove the hidden folders of builds that no longer run, and return them.
+
+    A bundle that was caught between two renames is put back instead.
+    """
     handled = []
     with _locked(folder):
         for path in sorted(folder.iterdir()):
@@ -177,7 +180,7 @@ def _replace_in_two_steps(staging: Path, destination: Path) -> None:
 
 
 def _set_permissions(root: Path) -> None:
-    """Make everything readable by all and writable by the owner: some exporters write files that only the owner can read."""
+    """Make everything readable by all: some exporters write files that only their owner can read."""
     for path in (root, *root.rglob("*")):
         executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
         path.chmod(0o755 if executable else 0o644)
@@ -230,5 +233,5 @@ def _explain(error: OSError, destination: Path) -> None:
 def _unwritten(destination: Path, reason: str) -> UsageError:
     return UsageError(
         f"the bundle {destination.name} could not be written to {destination.parent}: {reason}",
-        next_step="free some space or name another folder with -o; nothing was left there, and what stood there is unchanged",
+        next_step="free some space or name another folder with -o; what stood there before is unchanged",
     )

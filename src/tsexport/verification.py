@@ -1,7 +1,7 @@
 """Is a bundle what was built, and does it answer here as its source model answered there?
 
-First structure and digests; then every artifact on every runtime that is installed is fed the golden inputs, at the batch
-the manifest names, and held against the golden outputs within the tolerance that the manifest names for it.
+First structure and digests; then every artifact on every runtime that is installed is fed the golden inputs, at the
+batch the manifest names, and held against the golden outputs within the tolerance that the manifest names for it.
 """
 
 import math
@@ -28,8 +28,8 @@ CheckStatus = Literal["passed", "failed", "not checked"]
 class OutputError:
     """One output against its golden values.
 
-    `max_abs_error` is the largest difference, `relative_rms` sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2)); None
-    where that is no finite number, because of NaN or a wrong shape (`reason` says so).
+    `max_abs_error` is the largest difference, `relative_rms` sqrt(mean((actual - golden)^2)) / sqrt(mean(golden^2));
+    None where that is no finite number, because of NaN or a wrong shape (`reason` says so).
     """
 
     output: str
@@ -80,7 +80,7 @@ class VerificationReport:
             raise GoldenError(
                 f"the bundle {self.bundle} does not answer here as its source model did:\n"
                 + "\n".join(f"  {_describe(check)}" for check in failed),
-                next_step="do not serve these artifacts on this machine; compare the versions in the manifest with yours",
+                next_step="do not serve these artifacts here; compare the versions in the manifest with yours",
             )
         if not self.passed:
             raise NoRuntimeError(
@@ -162,10 +162,15 @@ def _check_structure(bundle: Bundle) -> int:
 
 
 def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> None:
-    """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS (`listed`) or from the files."""
+    """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS or from the files.
+
+    `listed` is what `read_sums` returned.
+    """
     for file in entry.files:
         if listed.get(file.path) != file.sha256:
-            raise BundleError(f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed")
+            raise BundleError(
+                f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed"
+            )
         if (root / file.path).stat().st_size != file.size_bytes:
             raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
     if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
@@ -182,7 +187,9 @@ def _check_artifact(
 ) -> GoldenCheck:
     tolerance = entry.golden_tolerance
     if status is None:
-        return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime")
+        return GoldenCheck(
+            entry.name, runtime, "not checked", tolerance, (), "this tsexport does not know that runtime"
+        )
     if not status.available:
         return GoldenCheck(entry.name, runtime, "not checked", tolerance, (), status.reason or "not installed")
     try:

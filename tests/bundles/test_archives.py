@@ -1,11 +1,13 @@
 """Archives: good ones open, and nothing gets out of the folder or fills the disk."""
 
+import contextlib
 import gzip
 import io
 import os
 import shutil
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -44,7 +46,9 @@ def test_opens_and_cleans_up(bundle_folder, temporary, kind, nested):
     archive = pack(bundle_folder, kind, nested)
     with open_bundle(archive) as bundle:
         assert bundle.manifest.name == "tiny-cpu4-int8"
-        assert bundle.artifact("fp32-onnx").path.read_bytes() == (bundle_folder / "artifacts/tiny-fp32.onnx").read_bytes()
+        assert (
+            bundle.artifact("fp32-onnx").path.read_bytes() == (bundle_folder / "artifacts/tiny-fp32.onnx").read_bytes()
+        )
         assert bundle.path.is_relative_to(temporary)
         assert bundle.name == f"packed-{nested}"
     assert not any(temporary.iterdir())
@@ -113,9 +117,9 @@ def test_repeats_and_limits(tmp_path, kind, members, message):
     else:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             for name, content, _ in members:
-                if name in zipped.namelist():
-                    pytest.skip("zipfile itself warns of repeated names")
-                zipped.writestr(name, content)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # of the repeated name, which is meant
+                    zipped.writestr(name, content)
     with pytest.raises(BundleError, match=message):
         unpack(archive, tmp_path / "out", SMALL)
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -146,10 +150,8 @@ def test_tar_bomb_between_the_members(tmp_path):
 @pytest.mark.parametrize("kind", ["b.tar", "b.tar.gz", "b.zip"])
 @pytest.mark.parametrize("content", [b"", b"no archive at all" * 100], ids=["empty", "text"])
 def test_damaged(tmp_path, kind, content):
-    if kind == "b.tar" and not content:
-        pytest.skip("an empty tar is no damage; that it holds no manifest is told by open_bundle")
     (tmp_path / kind).write_bytes(content)
-    with pytest.raises(BundleError, match=r"damaged|holds no bundle"):
+    with pytest.raises(BundleError, match="damaged"):
         open_bundle(tmp_path / kind)
 
 
@@ -170,10 +172,8 @@ def test_any_changed_bytes_give_a_bundle_or_an_error(bundle_folder, temporary, d
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     archive.write_bytes(content)
-    try:
+    with contextlib.suppress(TsexportError):
         open_bundle(archive).close()
-    except TsexportError:
-        pass
     assert not any(temporary.iterdir())
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsexport.errors import BundleError
@@ -20,7 +20,7 @@ from tsexport.manifest import (
     parse_selection,
     selection_text,
 )
-from tsexport.types import TensorSpec
+from tsexport.types import ModelSpec, TensorSpec
 
 TEXT = st.text(st.characters(codec="utf-8"))
 NAME = st.from_regex(r"[a-z][a-z0-9.-]{0,11}", fullmatch=True)
@@ -29,6 +29,9 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TOLERANCE = st.builds(GoldenTolerance, TEXT, TEXT, FINITE, FINITE, st.none() | FINITE)
 st.register_type_strategy(float, FINITE)
 st.register_type_strategy(str, TEXT)
+
+
+EXAMPLE_MODEL = ModelSpec("m", "f", "forecast", (), ())
 
 
 @st.composite
@@ -58,11 +61,7 @@ def manifests(draw):
     return replace(manifest, golden=golden)
 
 
-from tsexport.types import ModelSpec  # noqa: E402  (placed by the formatter's rules below the strategies)
-
-EXAMPLE_MODEL = ModelSpec("m", "f", "forecast", (), ())
-
-
+@settings(max_examples=40, deadline=None)
 @given(manifests())
 def test_any_manifest_survives_the_file(manifest):
     text = manifest_text(manifest)
@@ -70,7 +69,9 @@ def test_any_manifest_survives_the_file(manifest):
     assert manifest_text(parse_manifest(text.encode())) == text
 
 
-@given(st.builds(Selection, schema_version=st.just(1), recipe=st.dictionaries(TEXT, st.integers()), threads=st.integers(1)))
+@given(
+    st.builds(Selection, schema_version=st.just(1), recipe=st.dictionaries(TEXT, st.integers()), threads=st.integers(1))
+)
 def test_any_selection_survives_the_file(selection):
     assert parse_selection(selection_text(selection)) == selection
 
@@ -163,5 +164,5 @@ def test_selection_names_what_the_bundle_has(bundle):
 def test_selection_names_a_runtime_that_the_artifact_has(bundle):
     path = bundle.path / "selection.json"
     path.write_text(path.read_text().replace('"runtime": "onnxruntime"', '"runtime": "tract"'))
-    with pytest.raises(BundleError, match="selection.json names int8-onnx on tract"):
+    with pytest.raises(BundleError, match=r"selection\.json names int8-onnx on tract"):
         _ = bundle.selection

@@ -111,12 +111,17 @@ def test_the_parent_is_a_file(tmp_path):
         write(tmp_path / "dist" / "model", "new")
 
 
+def write_until(destination, error):
+    with staged_bundle(destination, force=True) as staging:
+        (staging / "manifest.json").write_text("half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_an_interrupt_leaves_the_old(destination, error):
     write(destination, "old")
-    with pytest.raises(error), staged_bundle(destination, force=True) as staging:
-        (staging / "manifest.json").write_text("half")
-        raise error
+    with pytest.raises(error):
+        write_until(destination, error)
     assert content(destination) == "old"
     assert siblings(destination) == [destination.name]
 
@@ -215,35 +220,40 @@ def small_disk(tmp_path):
 def test_a_full_disk(small_disk):
     destination = small_disk / "model"
     write(destination, "old")
-    with pytest.raises(UsageError, match="no space left"), staged_bundle(destination, force=True) as staging:
-        (staging / "weights").write_bytes(bytes(2**20))
+    with pytest.raises(UsageError, match="no space left"):
+        write_too_much(destination)
     assert content(destination) == "old"
     assert siblings(destination) == ["model"]
 
 
-def test_a_full_disk_in_a_library_s_own_words(small_disk):
-    """torch and openvino raise RuntimeError where a write fails."""
-    destination = small_disk / "model"
-    with pytest.raises(UsageError, match="no space left"), staged_bundle(destination, force=True) as staging:
+def write_too_much(destination, *, words=None, limit_bytes=None):
+    """Write 1 MiB: raise RuntimeError with `words` where that fails, and under a limit of the kernel on file sizes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with staged_bundle(destination, force=True) as staging:
+        if limit_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
         try:
             (staging / "weights").write_bytes(bytes(2**20))
         except OSError as error:
-            raise RuntimeError("failed writing file") from error
-    assert siblings(destination) == []
+            raise (RuntimeError(words) if words else error) from None
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_in_a_library_s_own_words(small_disk):
+    """torch and openvino raise RuntimeError where a write fails."""
+    with pytest.raises(UsageError, match="no space left"):
+        write_too_much(small_disk / "model", words="failed writing file")
+    assert siblings(small_disk / "model") == []
 
 
 def test_a_file_size_limit(destination):
     """The same path as a full disk, without the right to mount: the kernel refuses the write (EFBIG)."""
     write(destination, "old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(UsageError, match="the file is too large"), staged_bundle(destination, force=True) as staging:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
-            try:
-                (staging / "weights").write_bytes(bytes(2**20))
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with pytest.raises(UsageError, match="the file is too large"):
+            write_too_much(destination, limit_bytes=2**16)
     finally:
         signal.signal(signal.SIGXFSZ, handler)
     assert content(destination) == "old"

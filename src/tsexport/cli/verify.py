@@ -1,15 +1,14 @@
 """`tsexport verify`: digests, and golden inputs and outputs through the runtimes on this machine."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from tsexport.cli.output import print_json, print_table
+
 if TYPE_CHECKING:
     from tsexport.verification import GoldenCheck, VerificationReport
-
-_STYLES = {"passed": "green", "failed": "bold red", "not checked": "yellow"}
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,41 +24,29 @@ def verify(bundle: Path, as_json: bool) -> None:
     Exit codes: 0 all well, 2 tampered or damaged, 3 golden outputs missed,
     6 no runtime is installed for any artifact.
     """
+    from tsexport.codec import to_plain
     from tsexport.verification import examine_bundle
 
     report = examine_bundle(bundle)
     if as_json:
-        click.echo(json.dumps(_document(report), indent=2, ensure_ascii=False))
+        print_json({"passed": report.passed, **to_plain(report)})
     else:
         _print(report)
     report.raise_unless_passed()
 
 
-def _document(report: "VerificationReport") -> dict[str, object]:
-    from tsexport.codec import to_plain
-
-    return {"schema_version": 1, "passed": report.passed, **to_plain(report)}
-
-
 def _print(report: "VerificationReport") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(f"{report.bundle}: the SHA-256 of {report.files} files hold", highlight=False, markup=False)
-    table = Table(title=f"{report.samples} golden samples, {report.batch} at a time", title_justify="left")
-    for heading in ("artifact", "runtime", "result", "relative RMS error", "largest error", "tolerance"):
-        table.add_column(heading, overflow="fold")
-    for check in report.checks:
-        style = _STYLES[check.status]
-        table.add_row(check.artifact, check.runtime, f"[{style}]{check.status}[/{style}]", *_errors(check))
-    console.print(table)
+    click.echo(f"{report.bundle}: the SHA-256 of {report.files} files hold")
+    print_table(
+        ("artifact", "runtime", "result", "relative RMS error", "largest error", "tolerance"),
+        [(check.artifact, check.runtime, check.status, *_errors(check)) for check in report.checks],
+        title=f"{report.samples} golden samples, {report.batch} at a time",
+    )
     for check in report.checks:
         if check.status == "not checked":
-            line = f"not checked: {check.artifact} on {check.runtime}: {check.reason}"
-            console.print(line, highlight=False, markup=False)
+            click.echo(f"not checked: {check.artifact} on {check.runtime}: {check.reason}")
     for status in report.missing_runtimes:
-        console.print(f"to check on {status.name} too: {status.pip_command}", highlight=False, markup=False)
+        click.echo(f"to check on {status.name} too: {status.pip_command}")
 
 
 def _errors(check: "GoldenCheck") -> tuple[str, str, str]:

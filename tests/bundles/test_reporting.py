@@ -1,0 +1,266 @@
+"""The report and the README: self-contained, escaped, and without a number that stands nowhere."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tsexport import plots
+from tsexport.bench.records import read_record
+from tsexport.bundles import open_bundle
+from tsexport.checksums import check_sums
+from tsexport.errors import BundleError, MissingDependencyError, UsageError
+from tsexport.plots import LatencySeries, TradeoffPoint, latency_plot, nice_ticks, tradeoff_plot
+from tsexport.reporting import (
+    compact_json,
+    markdown_cell,
+    percent_text,
+    render_readme,
+    render_report,
+    report_bundles,
+    size_text,
+)
+
+
+class Page(HTMLParser):
+    """What a page refers to, its tags, its text, and the rows of its tables."""
+
+    VOID = ("meta", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.references, self.tags, self.text, self.rows = [], [], set(), [], []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "unclosed tags"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def page(measured_folder):
+    return Page((measured_folder / "report.html").read_text())
+
+
+def test_the_bundle_is_whole(measured_folder):
+    check_sums(measured_folder)
+    assert open_bundle(measured_folder).verify().passed
+
+
+def test_self_contained_and_small(measured_folder, page):
+    assert page.references == []
+    assert not {"script", "link", "img", "iframe"} & page.tags
+    text = (measured_folder / "report.html").read_text()
+    assert "url(" not in text
+    assert "http" not in text
+    assert len(text) < 200_000
+
+
+def test_says_what_a_reader_needs(page):
+    text = " ".join(page.text)
+    for expected in (
+        "tiny-cpu4-int8", "fastest candidate within the accuracy budget", "Example CPU", "2 usable of 4 logical cores",
+        "mse 8 % worse, allowed 5 %", "nncf raised: no such operator", "int8 answers depend on the rest of the batch",
+        "a caveat of the model", "the reference checkpoint was used", "fuse-qkv", "No openvino: not asked for",
+        "onnxruntime: 1.31.1",
+        "budget: 5 % worse mse", "x float32[batch, 4]", "1 published budget(s) that nothing here can judge",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def row(page, name, cell):
+    """Return the one row whose first cell holds `name` and that has the cell `cell`."""
+    (found,) = (cells for cells in page.rows if cells and name in cells[0] and cell in cells)
+    return found
+
+
+def test_numbers_are_those_of_the_measurements(page, measured_folder):
+    record = read_record(next((measured_folder / "measurements").glob("*.json")))
+    samples = np.array(record.measurements[0].samples_ms)
+    (found,) = (cells for cells in page.rows if cells[:5] == ["fp32-onnx", "onnxruntime", "fp32", "1", "2"])
+    for quantile, shown in ((0.5, found[6]), (0.9, found[7]), (0.99, found[8])):
+        assert shown == f"{np.quantile(samples, quantile, method='inverted_cdf'):.3g} ms"
+    assert found[5] == "700"
+
+
+def test_verdicts_say_how_they_were_obtained(page):
+    met = row(page, "Example Plan", "cpu4")
+    assert met[6:8] == ["measured", "met"]
+    assert "2 threads, batch 1, 700 samples, on 2 cores (Example CPU, avx2)" in met[8]
+    other = row(page, "Example Plan", "orin-nano")
+    assert other[5:8] == ["n/a", "not measured", "not measured"]
+    assert "an old figure" in other[8]
+
+
+def test_candidates_have_their_race(page):
+    selected = row(page, "ort-dynamic-u8", "selected")
+    assert re.fullmatch(r"0\.\d+ ms", selected[6])
+    assert re.fullmatch(r"1\.\d+x \(1\.\d+-\d\.\d+\)", selected[7])
+    assert row(page, "nncf", "failed")[3:8] == ["n/a", "n/a", "n/a", "not measured", "not measured"]
+
+
+def test_not_measured_is_said(bundle):
+    text = " ".join(Page(render_report([bundle])).text)
+    assert "not measured" in text
+    assert "No latency was measured" in text
+
+
+def test_no_number_of_another_place(bundle):
+    """Every number of two digits or more on an unmeasured page stands in the manifest, as it is or rounded.
+
+    The page's own are "95 %", the confidence in a heading, and "0.001 %", the bound of what is shown.
+    """
+    page = Page(render_report([bundle]))
+    known = {
+        abs(float(n)) for n in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", (bundle.path / "manifest.json").read_text())
+    }
+    known |= {95.0, 0.001}
+    known |= {100 * value for value in known} | {value / 1000 for value in known}
+    visible = re.sub(r"\s+", " ", " ".join(text for text in page.text if "{" not in text))
+    for number in re.findall(r"(?<![\w.-])\d+\.?\d+(?:e-\d+)?(?![\w.])", visible):
+        value = float(number)
+        assert any(abs(value - other) <= 0.006 * max(other, 1e-12) for other in known), number
+
+
+def test_several_bundles(measured_folder, torchscript_bundle):
+    text = render_report([open_bundle(measured_folder), open_bundle(torchscript_bundle)])
+    assert text.count("<article>") == 2
+    assert "fp32-torchscript" in text
+
+
+def test_text_is_escaped(bundle_folder):
+    path = bundle_folder / "manifest.json"
+    evil = "</style><script>alert(1)</script>"
+    text = path.read_text()
+    for plain in (
+        "a caveat of the model",
+        "nncf raised: no such operator",
+        "4-core CPU without a GPU, int8",
+        "int8-onnx",
+        "onnx.parser",
+    ):
+        assert plain in text
+        text = text.replace(json.dumps(plain), json.dumps(plain + evil))
+    path.write_text(text)
+    selection = bundle_folder / "selection.json"
+    selection.write_text(selection.read_text().replace('"int8-onnx"', json.dumps("int8-onnx" + evil)))
+    page = Page(render_report([open_bundle(bundle_folder)]))
+    assert "script" not in page.tags
+
+
+def test_measurements_that_cannot_be_shown(measured_folder):
+    path = next((measured_folder / "measurements").glob("*.json"))
+    document = json.loads(path.read_text())
+    document["measurements"][0]["samples_ms"] = []
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="fp32-onnx on onnxruntime has no valid samples"):
+        render_report([open_bundle(measured_folder)])
+    path.write_text("{}")
+    with pytest.raises(BundleError, match="schema_version"):
+        render_report([open_bundle(measured_folder)])
+
+
+def test_a_page_that_cannot_be_written(bundle, tmp_path):
+    with pytest.raises(UsageError, match=r"report\.html cannot be written: No such file or directory"):
+        report_bundles([bundle], tmp_path / "nowhere" / "report.html")
+
+
+def test_without_jinja2(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match="jinja2, which is not installed") as caught:
+        render_report([bundle])
+    assert 'pip install "tsexport[report]"' in str(caught.value)
+
+
+def test_readme_holds_no_latency_and_its_code_runs(measured_folder):
+    text = (measured_folder / "README.md").read_text()
+    assert not re.search(r"\d ?ms\b", text)
+    assert "Selected: **int8-onnx** on onnxruntime: fastest candidate within the accuracy budget." in text
+    for expected in (
+        "| input | `x` | float32 | batch, 4 |",
+        "- int8 answers depend on the rest of the batch",
+        "Not in it: openvino",
+    ):
+        assert expected in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    # tsexport.load is this function under its public name.
+    code = code.replace("import tsexport\n", "from tsexport.loading import load_session\n")
+    code = code.replace("tsexport.load(", "load_session(")
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=measured_folder.parent, capture_output=True, text=True, check=True
+    )
+    assert out.stdout == "(1, 3)\n"
+
+
+def test_readme_is_deterministic(measured_folder):
+    """It depends on the manifest and the selection alone."""
+    bundle = open_bundle(measured_folder)
+    assert render_readme(bundle.manifest, bundle.selection) == (measured_folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0, 0.37, [0, 0.1, 0.2, 0.3]), (-3, 12, [0, 5, 10]), (0, 0, [0])],
+)
+def test_ticks(start, end, expected):
+    assert nice_ticks(start, end) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 5, 63, 700])
+def test_latency_plot_of_any_number_of_samples(count):
+    samples = tuple(np.linspace(1, 2, count).tolist())
+    svg = latency_plot([LatencySeries("a <b> on c", samples, True)], "t")
+    assert "a &lt;b&gt; on c" in svg
+    assert ("p50 n/a" in svg) == (count < 10)
+    assert ("p90 n/a" in svg) == (count < 64)
+    assert svg.count("<circle") == min(count, 120)
+
+
+def test_latency_beyond_the_axis_is_counted():
+    svg = latency_plot([LatencySeries("a", (1.0,) * 700 + (50.0, 60.0), False)], "t")
+    assert "2 beyond" in svg
+
+
+def test_tradeoff_plot_keeps_everything_within():
+    points = [
+        TradeoffPoint("far off", 1.0, 900.0, "rejected"),
+        TradeoffPoint("better than the source", 2.0, -1.0, "eligible"),
+        TradeoffPoint("same place", 2.0, -1.0, "selected"),
+        TradeoffPoint("fp32", 4.0, 0.0, "reference"),
+    ]
+    svg = tradeoff_plot(points, 5.0, "worse mse", "t")
+    assert "far off (900 %)" in svg
+    places = [(float(x), float(y)) for x, y in re.findall(r'c?x="([\d.-]+)" c?y="([\d.-]+)"', svg)]
+    assert all(0 <= x <= plots.WIDTH and 0 <= y <= 380 for x, y in places)
+    labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)"', svg)
+    assert len(set(labels)) == len(points)
+
+
+def test_texts():
+    assert [size_text(n) for n in (5, 1500, 2_340_000, 3 * 10**9)] == ["5 B", "1.5 kB", "2.34 MB", "3 GB"]
+    assert [percent_text(value) for value in (None, 0.0, 1e-7, -0.008)] == ["n/a", "0 %", "< 0.001 %", "-0.8 %"]
+    assert compact_json({"a": (1, True, None), "b": {"c": "d"}}) == "a: [1, true, null], b: c: d"
+    assert markdown_cell("a|b\\\nc") == "a\\|b\\\\ c"
