@@ -49,7 +49,7 @@ _TABLE = (
         summary="one value from 128 bars of 8 market features",
         source="PatchTST-CPU document",
         module="tsexport.models.patchtst_cpu",
-        parameters=611_841,
+        parameters=611_713,
         checkpoint=CHECKPOINTS / "patchtst-cpu.safetensors",
         caveats=("without positional_encoding the model cannot tell the order of its patches, as published",),
     ),

@@ -35,9 +35,10 @@ def configure(config_type: type[C], settings: Mapping[str, object], *, model: st
 def parse_scalar(text: str) -> object:
     """Return a TOML value ("3", "0.5", "true", "[1, 2]") as what it is, any other text as a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return document["value"] if len(document) == 1 else text
 
 
 def parse_input(text: str) -> TensorSpec:

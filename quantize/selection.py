@@ -51,6 +51,20 @@ def select_fp32(result: RaceResult) -> Choice:
     )
 
 
+UNDECIDED_FROM = 1.03
+"""A candidate that is ahead by less than this is not raced again: nobody would ship INT8 for it."""
+
+
+def undecided(result: RaceResult, baseline: tuple[str, str]) -> str | None:
+    """Return the name of the candidate that is ahead of the baseline but not beyond the noise, where none is; else
+    None."""
+    rivals = [entry for entry in result.entries if (entry.artifact, entry.runtime) != baseline]
+    if not rivals or any(entry.speedup.low > 1.0 for entry in rivals):
+        return None
+    nearest = max(rivals, key=lambda entry: entry.speedup.value)
+    return nearest.name if nearest.speedup.value >= UNDECIDED_FROM else None
+
+
 def select(
     result: RaceResult, artifacts: Sequence[Artifact], baseline: tuple[str, str], objective: Objective = "latency"
 ) -> Choice:

@@ -31,7 +31,7 @@ def parts_imported(tree: ast.Module):
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "tsexport":
-                    yield node.lineno, (alias.name.split(".") + ["*"])[1]
+                    yield node.lineno, [*alias.name.split("."), "*"][1]
 
 
 @pytest.mark.parametrize("layer", MAY_IMPORT)

@@ -16,5 +16,6 @@ def test_every_package_folder_is_listed():
     assert sorted(found) == sorted(SETUPTOOLS["packages"])
 
 
-# Beside this: build the wheel, install it into a fresh environment outside the repository, and open from there every table,
-# template, kit script and checkpoint by importlib.resources. An editable install hides a missing package-data line.
+# Beside this: build the wheel, install it into a fresh environment outside the repository, and open from there every
+# table, template, kit script and checkpoint by importlib.resources. An editable install hides a missing package-data
+# line.

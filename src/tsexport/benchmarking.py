@@ -13,7 +13,7 @@ from tsexport.bench.verdicts import exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import read_golden
-from tsexport.loading import usable_cores
+from tsexport.loading import cores_here
 from tsexport.runtimes.registry import list_statuses
 
 
@@ -56,7 +56,7 @@ def benchmark_bundle(
     check_sums(opened.path)
     manifest = opened.manifest
     here = {status.name for status in list_statuses() if status.available}
-    used = min(threads or opened.selection.threads, usable_cores())
+    used = min(threads or opened.selection.threads, cores_here())
     feeds = read_golden(opened.path, "inputs.npz", manifest.artifacts[0].inputs, manifest.golden.samples)
     pairs = [(entry, runtime) for entry in manifest.artifacts for runtime in entry.runtimes if runtime in here]
     if not pairs:

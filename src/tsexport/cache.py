@@ -11,13 +11,14 @@ Entries are made under a temporary name beside their place and renamed, so two b
 an entry that does not match its digests is thrown away and made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
@@ -158,15 +159,20 @@ class Cache:
         shutil.rmtree(place, ignore_errors=True)
         return None
 
-    def _temporary(self, place: Path) -> "tempfile.TemporaryDirectory[str]":
+    @contextlib.contextmanager
+    def _temporary(self, place: Path) -> Iterator[Path]:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            return _Folder(prefix=f".{place.name[:8]}-", dir=place.parent, ignore_cleanup_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:8]}-", dir=place.parent))
         except OSError as error:
             raise UsageError(
                 f"the cache folder {self.root} cannot be written: {error.strerror}",
                 next_step="set TSEXPORT_CACHE to a folder that can be written, or make room there",
             ) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing is there any more where it was published
 
     def _publish(self, folder: Path, place: Path) -> None:
         try:
@@ -206,10 +212,3 @@ def restore_artifact(stored: StoredArtifact, folder: Path) -> Artifact:
     same = {f.name: getattr(stored, f.name) for f in fields(StoredArtifact) if f.name != "files"}
     files = tuple(folder / name for name in stored.files)
     return Artifact(**same, files=files, path=files[0])
-
-
-class _Folder(tempfile.TemporaryDirectory):  # type: ignore[type-arg]  # generic in the stubs alone
-    """A temporary folder as a Path, which may have been renamed away when it is cleaned up."""
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())

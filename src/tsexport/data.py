@@ -60,7 +60,7 @@ class Opened:
 
 def model_config(identity: "SourceIdentity") -> Mapping[str, Any]:
     """Return the configuration of a registered model, or the settings of a factory, as a mapping."""
-    return asdict(identity.config) if identity.config else dict(identity.settings)  # type: ignore[call-overload]
+    return asdict(identity.config) if identity.config else dict(identity.settings)
 
 
 def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity") -> DataPlan:

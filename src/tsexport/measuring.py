@@ -39,7 +39,12 @@ class Placed:
 
 
 def race_placed(
-    context: Context, samples: Samples, placed: Sequence[Placed], step: Step, baseline: Placed | None = None
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    step: Step,
+    baseline: Placed | None = None,
+    processes: int = 1,
 ) -> RaceResult:
     """Time artifacts side by side at batch 1, each in its own process."""
     contestants = [Contestant(one.artifact, one.runtime, context.threads) for one in placed]
@@ -48,7 +53,8 @@ def race_placed(
         samples.feeds,
         1,
         baseline=baseline.label if baseline else None,
-        max_seconds=RACE_SECONDS,
+        max_seconds=RACE_SECONDS * processes,
+        processes=processes,
         seed=context.options.seed,
         progress=step.say,
     )

@@ -122,9 +122,7 @@ def _checkpoint_record(context: Context) -> CheckpointRecord | None:
 
 def _open(context: Context, folder: Path) -> SamplesRecord:
     source, calibration, evaluation = context.source, context.calibration, context.evaluation
-    caveats = list(source.spec.caveats)
-    if context.identity.is_untrained:
-        caveats.append("the weights are untrained: accuracy means nothing")
+    caveats: list[str] = []
     if evaluation is not None:
         feeds, target = _read(evaluation)
     else:

@@ -306,10 +306,13 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(files: tuple[Path, ...]) -> str:
-    """Return one digest for the files an artifact consists of: the file's own for one, else over "<sha256>  <name>" lines."""
+    """Return one digest for the files of an artifact, whatever they are called.
+
+    The file's own for one file, else that over the lines "<sha256>  <suffix>".
+    """
     if len(files) == 1:
         return file_sha256(files[0])
-    lines = "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+    lines = "".join(f"{file_sha256(path)}  {path.suffix}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -35,7 +35,7 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-class _Percent(click.ParamType):
+class _Percent(click.ParamType[float]):
     """A fraction, or a percentage: 0.05 or 5%."""
 
     name = "fraction"
