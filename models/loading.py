@@ -1,6 +1,6 @@
 """Put a checkpoint into a module, strictly; where it does not fit, say which settings would."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -191,7 +191,7 @@ def _same_dimensions(
     return any(b != t and m != f for b, t, m, f in zip(base, there, model, file, strict=True))
 
 
-def _values(config: ModelConfig, field: str, found: Shapes, *, counts_modules: bool) -> list[object]:
+def _values(config: ModelConfig, field: str, found: Shapes, *, counts_modules: bool) -> Sequence[object]:
     current = getattr(config, field)
     if isinstance(current, bool):
         return [not current]
