@@ -25,7 +25,7 @@ from tsexport.exporting import Exports, check_on_runtime, export_format, gather
 from tsexport.loading import cores_here
 from tsexport.measuring import Placed, judge_all, measure_placed, require_budgets
 from tsexport.models.sources import identify
-from tsexport.options import BuildOptions
+from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
 from tsexport.quantize.recipes import Recipe, recipes_for
@@ -50,6 +50,7 @@ STEPS = {
 }
 INT8_STEPS = frozenset({"INT8 candidates", "measure INT8 against fp32"})
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+MEASURING = RACES | {"measure batch sizes"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def plan_build(options: BuildOptions) -> Plan:
         recipes=recipes,
         runtimes=here,
         missing=tuple(status.pip_command for status in statuses if not status.available),
-        steps=_steps(bool(recipes), options.selection is not None),
+        steps=_steps(bool(recipes), options.selection is not None, options.seconds),
     )
 
 
@@ -114,10 +115,14 @@ def _require_runtime(name: str, statuses: tuple[RuntimeStatus, ...]) -> None:
         )
 
 
-def _steps(int8: bool, repeats: bool) -> tuple[tuple[str, float], ...]:
+def _steps(int8: bool, repeats: bool, seconds: float) -> tuple[tuple[str, float], ...]:
     """Return the steps of a build with their expected seconds; a repeated selection is not raced for."""
     left_out = (INT8_STEPS if not int8 else frozenset()) | (RACES if repeats else frozenset())
-    return tuple((step, expected) for step, expected in STEPS.items() if step not in left_out)
+    return tuple(
+        (step, expected * (seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
+        for step, expected in STEPS.items()
+        if step not in left_out
+    )
 
 
 def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = lambda line: None) -> Bundle:
