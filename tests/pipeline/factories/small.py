@@ -46,6 +46,15 @@ class TwoFacedTrace(Forecaster):
         return self.answer(hidden * 1.25 if torch.jit.is_tracing() else hidden)
 
 
+class TwoFacedAsTorchScript(Forecaster):
+    """Wrong as TorchScript alone."""
+
+    def forward(self, bars):
+        hidden = torch.relu(self.encode(bars.flatten(1)))
+        wrong = torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export()
+        return self.answer(hidden * 1.25 if wrong else hidden)
+
+
 def forecaster(width: int = 16, horizon: int = 4):
     return Forecaster(width, horizon)
 
@@ -56,6 +65,10 @@ def inverse():
 
 def two_faced():
     return TwoFaced()
+
+
+def two_faced_as_torchscript():
+    return TwoFacedAsTorchScript()
 
 
 def two_faced_trace():
