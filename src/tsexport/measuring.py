@@ -13,7 +13,7 @@ from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
-from tsexport.errors import InconclusiveError, LatencyError, UnsupportedError
+from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
 from tsexport.progress import Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
@@ -57,13 +57,13 @@ def race_placed(
     """
     try:
         return _race(context, samples, placed, step, baseline, processes)
-    except InconclusiveError as error:
+    except TsexportError as error:
         why = error.message
     sound: list[Placed] = []
     for one in placed:
         try:
             _race(context, samples, [one], step, None, 1, rounds=1)
-        except InconclusiveError as error:
+        except TsexportError as error:
             say(f"{one.label} is left out of the race: {error.message}")
         else:
             sound.append(one)
@@ -71,7 +71,7 @@ def race_placed(
         if not sound or len(sound) == len(placed) or (baseline is not None and baseline not in sound):
             raise InconclusiveError(why)
         return _race(context, samples, sound, step, baseline, processes)
-    except InconclusiveError as error:
+    except TsexportError as error:
         raise UnsupportedError(
             f"this machine could not time the artifacts: {error.message}",
             next_step="see whether memory or a limit on time ends the processes, or allow fewer with --formats",
@@ -112,7 +112,7 @@ def measure_placed(
     for one in placed:
         try:
             done += _measure(context, samples, one, batches, machine, step)
-        except InconclusiveError:
+        except TsexportError:
             done += _measure_each(context, samples, one, machine, step, say)
     return tuple(done)
 
@@ -124,7 +124,7 @@ def _measure_each(
     for batch in context.options.batches:
         try:
             done += _measure(context, samples, one, (batch,), machine, step)
-        except InconclusiveError as error:
+        except TsexportError as error:
             say(f"batch {batch} was not measured: {error.message}")
     return done
 
