@@ -29,9 +29,9 @@ class Choice:
     measured: str
 
 
-def order_by_speed(result: RaceResult) -> tuple[tuple[str, str], ...]:
-    """Return (artifact, runtime) of all contestants, fastest first."""
-    ranked = sorted(result.entries, key=lambda entry: -entry.speedup.value)
+def order_by_speed(result: RaceResult, threads: int) -> tuple[tuple[str, str], ...]:
+    """Return (artifact, runtime) of all contestants that ran with this number of threads, fastest first."""
+    ranked = sorted((e for e in result.entries if e.threads == threads), key=lambda entry: -entry.speedup.value)
     return tuple((entry.artifact, entry.runtime) for entry in ranked)
 
 

@@ -37,22 +37,30 @@ class Placed:
     def label(self) -> str:
         return f"{self.artifact.name} on {self.runtime}"
 
+    def contestant(self, threads: int) -> Contestant:
+        """Return it as a contestant of a race, with its number of threads in the name."""
+        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        return Contestant(self.artifact, self.runtime, threads, f"{self.label}, {count}")
+
 
 def race_placed(
     context: Context,
     samples: Samples,
     placed: Sequence[Placed],
+    threads: Sequence[int],
     step: Step,
-    baseline: Placed | None = None,
     processes: int = 1,
 ) -> RaceResult:
-    """Time artifacts side by side at batch 1, each in its own process."""
-    contestants = [Contestant(one.artifact, one.runtime, context.threads) for one in placed]
+    """Time artifacts side by side at batch 1, each in its own process; the first is the baseline.
+
+    Args:
+        threads: every artifact runs once with each of these numbers of threads.
+        processes: how often the race is repeated with fresh processes.
+    """
     return race(
-        contestants,
+        [one.contestant(count) for one in placed for count in threads],
         samples.feeds,
         1,
-        baseline=baseline.label if baseline else None,
         max_seconds=RACE_SECONDS * processes,
         processes=processes,
         seed=context.options.seed,
@@ -60,8 +68,13 @@ def race_placed(
     )
 
 
+def fastest_threads(result: RaceResult) -> int:
+    """Return the number of threads of the fastest contestant: small models are often faster on one."""
+    return result.fastest.threads
+
+
 def measure_placed(
-    context: Context, samples: Samples, placed: Sequence[Placed], machine: Machine, step: Step
+    context: Context, samples: Samples, placed: Sequence[Placed], threads: int, machine: Machine, step: Step
 ) -> tuple[Measurement, ...]:
     """Measure artifacts one after another at every batch size, in fresh processes."""
     fixed = samples.spec.inputs[0].shape[0]
@@ -72,7 +85,7 @@ def measure_placed(
             one.artifact,
             one.runtime,
             feeds=samples.feeds,
-            threads=context.threads,
+            threads=threads,
             machine=machine,
             batches=batches,
             max_seconds=MEASURE_SECONDS,

@@ -23,11 +23,11 @@ from tsexport.errors import AccuracyError, ParityError, UsageError
 from tsexport.exporting import Exports, check_on_runtime, export_format, gather
 from tsexport.loading import cores_here
 from tsexport.manifest import Selection, parse_selection
-from tsexport.measuring import Placed, judge_all, measure_placed, race_placed, require_budgets
+from tsexport.measuring import Placed, fastest_threads, judge_all, measure_placed, race_placed, require_budgets
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.packing import Packed, pack
-from tsexport.progress import Progress
+from tsexport.progress import Progress, Step
 from tsexport.quantize.recipes import Recipe, recipes_for
 from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, undecided
 from tsexport.runtimes.registry import list_statuses
@@ -63,6 +63,16 @@ class Plan:
     runtimes: tuple[str, ...]
     missing: tuple[str, ...]
     steps: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen by measuring: the artifact, the threads, the order of all artifacts by speed, and the races."""
+
+    choice: Choice
+    threads: int
+    order: tuple[tuple[str, str], ...]
+    races: tuple[RaceResult, ...]
 
 
 def bundle_name(model: str, target: str, device: str) -> str:
@@ -131,15 +141,14 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         tried = _judge_candidates(context, samples, tried, plan)
     machine = fingerprint()
     if context.options.selection is not None:
-        choice, order, races = _repeat(context, fp32, tried)
+        chosen = _repeat(context, fp32, tried)
     else:
-        choice, order, races = _choose(context, samples, fp32, tried, progress)
-    placed = _placed(fp32, tried)
-    selected = placed[(choice.artifact, choice.runtime)]
-    say(f"selected {selected.label}: {choice.why} ({choice.measured})")
+        chosen = _choose(context, samples, fp32, tried, progress)
+    selected = _placed(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
+    say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     with progress.step("measure batch sizes") as step:
-        measured = dict.fromkeys([_fastest_fp32(order, fp32), selected])
-        measurements = measure_placed(context, samples, list(measured), machine, step)
+        packed_pairs = list(dict.fromkeys([selected, *fp32]))
+        measurements = measure_placed(context, samples, packed_pairs, chosen.threads, machine, step)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
@@ -148,9 +157,10 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         exports=exports,
         fp32=fp32,
         selected=selected,
-        why=choice.why,
+        why=chosen.choice.why,
         tried=tried,
-        order=order,
+        order=chosen.order,
+        threads=chosen.threads,
         parity=parity,
         accuracy=tuple(result.accuracy for result, _ in judged.values() if result.accuracy),
         selected_accuracy=selected_accuracy,
@@ -160,7 +170,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     )
     with progress.step("pack"):
         record = MachineRecord(
-            machine, measurements, races, verdicts, tuple((k, round(v, 3)) for k, v in progress.seconds.items())
+            machine, measurements, chosen.races, verdicts, tuple((k, round(v, 3)) for k, v in progress.seconds.items())
         )
         bundle = pack(context, samples, packed, record)
     progress.remember()
@@ -262,43 +272,47 @@ def _allowed(context: Context, placed: Placed) -> bool:
 
 def _choose(
     context: Context, samples: Samples, fp32: tuple[Placed, ...], tried: tuple[Tried, ...], progress: Progress
-) -> tuple[Choice, tuple[tuple[str, str], ...], tuple[RaceResult, ...]]:
-    """Race what may be selected; return the choice, the order of all artifacts by speed, and the races."""
+) -> Chosen:
+    """Race what may be selected, fp32 first; candidates run against the fastest of it, with its number of threads."""
     rivals = [one for one in fp32 if _allowed(context, one)]
     if not rivals:
         raise UsageError(
             f"no artifact runs on {context.options.runtime}, the only runtime that --runtime allows",
             next_step=f"leave --runtime out, or choose one of {', '.join(dict.fromkeys(p.runtime for p in fp32))}",
         )
+    counts = (context.threads,) if context.options.threads else tuple(sorted({1, context.threads}))
     with progress.step("measure fp32 side by side") as step:
-        first = race_placed(context, samples, rivals, step)
-    order = order_by_speed(first)
-    choice = select_fp32(first)
-    rest = tuple(one.key for one in fp32 if one.key not in order)
+        first = race_placed(context, samples, rivals, counts, step)
+    threads = fastest_threads(first)
+    order = order_by_speed(first, threads)
+    order = (*order, *(one.key for one in fp32 if one.key not in order))
     if context.target.precision != "int8":
-        return choice, (*order, *rest), (first,)
+        return Chosen(select_fp32(first), threads, order, (first,))
     fastest = next(one for one in rivals if one.key == order[0])
     eligible = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
     eligible = [one for one in eligible if _allowed(context, one)]
     with progress.step("measure INT8 against fp32") as step:
-        second = race_placed(context, samples, [fastest, *eligible], step, baseline=fastest)
-        races = [first, second]
-        nearest = undecided(second, fastest.key)
-        if nearest is not None:
-            # Noise on the machine, not the candidate: the two are raced alone, for longer, in more processes.
-            step.say(f"{nearest} again, alone")
-            pair = [fastest, *(one for one in eligible if one.label == nearest)]
-            second = race_placed(context, samples, pair, step, baseline=fastest, processes=2)
-            races.append(second)
-    choice = select(second, [fastest.artifact, *(e.artifact for e in eligible)], fastest.key, context.options.objective)
-    chosen = (choice.artifact, choice.runtime)
-    ranked = (chosen, *order) if chosen not in order else order
-    return choice, (*ranked, *rest), tuple(races)
+        races = _race_candidates(context, samples, fastest, eligible, threads, step)
+    artifacts = [fastest.artifact, *(one.artifact for one in eligible)]
+    choice = select(races[-1], artifacts, fastest.key, context.options.objective)
+    key = (choice.artifact, choice.runtime)
+    return Chosen(choice, threads, tuple(dict.fromkeys((key, *order))), (first, *races))
 
 
-def _repeat(
-    context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]
-) -> tuple[Choice, tuple[tuple[str, str], ...], tuple[RaceResult, ...]]:
+def _race_candidates(
+    context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step
+) -> tuple[RaceResult, ...]:
+    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step)
+    nearest = undecided(first, fastest.key)
+    if nearest is None:
+        return (first,)
+    again = [one for one in eligible if one.contestant(threads).label == nearest]
+    step.say(f"{again[0].label} again, alone")
+    return first, race_placed(context, samples, [fastest, *again], (threads,), step, processes=2)
+
+
+def _repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> Chosen:
     """Repeat the choices of a selection.json.
 
     Raises:
@@ -324,17 +338,12 @@ def _repeat(
         )
     order = tuple((one.artifact, one.runtime) for one in selection.order if (one.artifact, one.runtime) in placed)
     choice = Choice(*key, "repeated from a selection.json", "not measured against others in this build")
-    return choice, order, ()
+    return Chosen(choice, min(selection.threads, cores_here()), order, ())
 
 
 def _placed(fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> dict[tuple[str, str], Placed]:
     candidates = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
     return {one.key: one for one in (*fp32, *candidates)}
-
-
-def _fastest_fp32(order: tuple[tuple[str, str], ...], fp32: tuple[Placed, ...]) -> Placed:
-    by_key = {one.key: one for one in fp32}
-    return next((by_key[key] for key in order if key in by_key), fp32[0])
 
 
 def _accuracy_result(
