@@ -7,11 +7,13 @@ says which.  Training frameworks wrap state dicts; what is recognised is named i
 - prefixes of all names: `module.` (DataParallel), `model.` (Lightning), `_orig_mod.` (torch.compile)
 """
 
+import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from tsexport.errors import CheckpointError
@@ -80,10 +82,11 @@ def check_file(path: Path) -> None:
 
 def torch_archive_kind(path: Path) -> str:
     """Return what a file holds by its archive members: "torchscript", "pt2", "state" (a torch.save), or "other"."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(name).parts[1:] for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):  # no archive, or a damaged one
         return "other"
-    with zipfile.ZipFile(path) as archive:
-        members = [Path(name).parts[1:] for name in archive.namelist()]
     if ("constants.pkl",) in members:
         return "torchscript"
     if any(member[:1] == ("models",) for member in members) or ("archive_format",) in members:
@@ -111,16 +114,16 @@ def _read_torch(path: Path) -> object:
             f"{path} is a whole {what}, not a checkpoint",
             next_step=f"Build it as the model itself: tsexport build {path.name} ...",
         )
-    import pickle
-
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A note that pickles of another protocol may not load; whether this one does is seen at once.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(*_explain_pickle(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError, AttributeError, IndexError) as error:
-        # What a damaged archive makes torch raise depends on where the damage is.
+    except Exception as error:  # what torch raises for a damaged archive depends on where the damage is
         raise CheckpointError(
             f"{path} is damaged or not a torch checkpoint: {_first_line(error)}",
             next_step="Download or save it again.",

@@ -1,6 +1,6 @@
 """Put a checkpoint into a module, strictly; where it does not fit, say which settings would."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -99,7 +99,11 @@ def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Te
     suspects = _suspects(shapes_of, config, misfit)
     fitting, left, changes = config, misfit, dict[str, object]()
     for _ in range(MAX_CHANGES):
-        trials = ((field, value) for field in suspects for value in _values(fitting, field, found))
+        trials = (
+            (field, value)
+            for field, counts in suspects.items()
+            for value in _values(fitting, field, found, counts_modules=counts)
+        )
         scored = [
             (len(rest), field, value, candidate)
             for field, value in islice(trials, MAX_TRIALS)
@@ -114,9 +118,9 @@ def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Te
         if not left:
             flags = " ".join(f"--set {name}={str(value).lower()}" for name, value in changes.items())
             return f"It fits with {flags}."
-    if suspects:
+    if suspects and found.keys() & shapes_of(config).keys():
         return f"Settings that look wrong: {', '.join(suspects)}. Give the checkpoint's own with --set key=value."
-    return "No single setting explains it: the checkpoint seems to be of another model."
+    return "No setting explains it: the checkpoint seems to be of another model."
 
 
 def _list(names: tuple[str, ...]) -> str:
@@ -158,9 +162,11 @@ def _changed(config: ModelConfig, field: str, value: object) -> ModelConfig | No
         return None
 
 
-def _suspects(shapes_of: Callable[[ModelConfig], Shapes], config: ModelConfig, misfit: Misfit) -> list[str]:
+def _suspects(shapes_of: Callable[[ModelConfig], Shapes], config: ModelConfig, misfit: Misfit) -> dict[str, bool]:
+    """Return the suspected fields, worst first, and whether a field changes how many tensors there are."""
     base = shapes_of(config)
     weight: dict[str, int] = {}
+    counts: dict[str, bool] = {}
     for field in fields(config):
         value = getattr(config, field.name)
         others = (not value,) if isinstance(value, bool) else (2 * value, 3 * value) if isinstance(value, int) else ()
@@ -172,8 +178,8 @@ def _suspects(shapes_of: Callable[[ModelConfig], Shapes], config: ModelConfig, m
         moved += sum(name not in there for name in misfit.missing) + sum(name in there for name in misfit.unexpected)
         moved += bool(misfit.missing and not moved and set(there) != set(base))  # fewer layers in the file
         if moved:
-            weight[field.name] = moved
-    return sorted(weight, key=lambda name: -weight[name])
+            weight[field.name], counts[field.name] = moved, set(there) != set(base)
+    return {name: counts[name] for name in sorted(weight, key=lambda name: -weight[name])}
 
 
 def _same_dimensions(
@@ -185,15 +191,14 @@ def _same_dimensions(
     return any(b != t and m != f for b, t, m, f in zip(base, there, model, file, strict=True))
 
 
-def _values(config: ModelConfig, field: str, found: Shapes) -> list[object]:
+def _values(config: ModelConfig, field: str, found: Shapes, *, counts_modules: bool) -> Sequence[object]:
     current = getattr(config, field)
     if isinstance(current, bool):
         return [not current]
+    if counts_modules:
+        # Only what the names count, never a dimension: that many layers would take minutes to build.
+        return sorted({int(part) + 1 for name in found for part in name.split(".") if part.isdecimal()} - {current})
     numbers = {dimension for shape in found.values() for dimension in shape}
-    layers = {int(part) + 1 for name in found for part in name.split(".") if part.isdecimal()}
     sizes = {value for f in fields(config) if type(value := getattr(config, f.name)) is int}
-    products = {a * b for a in numbers for b in sizes}
-    quotients = {a // b for a in numbers for b in sizes if b and a % b == 0}
-    return sorted(
-        (numbers | layers | products | quotients) - {0, current}, key=lambda n: (n not in numbers | layers, n)
-    )
+    derived = {a * b for a in numbers for b in sizes} | {a // b for a in numbers for b in sizes if a % b == 0}
+    return sorted((numbers | derived) - {0, current}, key=lambda n: (n not in numbers, n))

@@ -20,9 +20,11 @@ from tsexport.types import BATCH, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
-_ARITHMETIC = re.compile(r"[\w\s+\-*/(),.<=>&|~%]*")
+# An expression is sympy's srepr, such as Symbol('s31', positive=True, integer=True) + Integer(1), or plain s31 + 1.
+_QUOTED_SYMBOL = re.compile(r"'[a-z]+\d+'")
+_ARITHMETIC = re.compile(r"(?:[\w\s+\-*/(),<=>&|~%]|(?<=\d)\.(?=\d))*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_SYMBOL = re.compile(r"[a-z]\d+|[A-Z][A-Za-z]+|Min|Max|floor|ceiling|zoo|oo")
+_ALLOWED_WORD = re.compile(r"[a-z]+\d+|[A-Z][A-Za-z]+|floor|ceiling|zoo|oo|positive|nonnegative|nonzero|integer")
 
 
 def load_torchscript(path: Path) -> "nn.Module":
@@ -119,8 +121,8 @@ def _require_plain_pickle(path: Path, name: str, content: bytes) -> None:
 
 def _require_arithmetic(path: Path, node: object) -> None:
     for text in _expressions(node):
-        words = _WORD.findall(text)
-        if not _ARITHMETIC.fullmatch(text) or "__" in text or not all(_SYMBOL.fullmatch(word) for word in words):
+        bare = _QUOTED_SYMBOL.sub("s0", text)
+        if not _ARITHMETIC.fullmatch(bare) or not all(_ALLOWED_WORD.fullmatch(word) for word in _WORD.findall(bare)):
             raise UsageError(f"{path} holds an expression that is not plain arithmetic: {text[:80]!r}")
 
 

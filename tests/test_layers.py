@@ -38,7 +38,7 @@ def parts_imported(tree: ast.Module):
 def test_imports_point_down(layer):
     room = ROOT / DIRS[f"tsexport.{layer}"]
     for path in room.rglob("*.py"):
-        if room / "suites" in path.parents:
+        if {room / "suites", room / "training"} & set(path.parents):  # scripts, not in the wheel
             continue
         for line, part in parts_imported(ast.parse(path.read_text())):
             assert part in MAY_IMPORT[layer] | {layer}, f"{path.name}:{line} imports tsexport.{part}"

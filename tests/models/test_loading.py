@@ -1,0 +1,94 @@
+"""Strict loading, and which settings a misfit points to."""
+
+import pytest
+import torch
+
+from tsexport.errors import CheckpointError
+from tsexport.models import dlinear, linear, patchtst, patchtst_cpu
+from tsexport.models.checkpoints import read_checkpoint
+from tsexport.models.loading import load_strictly
+
+
+def saved(path, definition, **sizes):
+    torch.save(definition.build(definition.Config(**sizes)).state_dict(), path)
+    return read_checkpoint(path)
+
+
+def load(definition, checkpoint, **sizes):
+    config = definition.Config(**sizes)
+    return load_strictly(definition.build(config), checkpoint, model="the model", definition=definition, config=config)
+
+
+@pytest.mark.parametrize(
+    ("definition", "sizes", "flags"),
+    [
+        (patchtst_cpu, {"width": 256}, "--set width=256"),
+        (patchtst_cpu, {"layers": 5}, "--set layers=5"),
+        (patchtst_cpu, {"layers": 2}, "--set layers=2"),
+        (patchtst_cpu, {"feed_forward": 256}, "--set feed_forward=256"),
+        (patchtst_cpu, {"positional_encoding": True}, "--set positional_encoding=true"),
+        (patchtst_cpu, {"horizon": 7}, "--set horizon=7"),
+        (patchtst, {"horizon": 192}, "--set horizon=192"),
+        (patchtst, {"width": 128, "feed_forward": 256}, "--set width=128 --set feed_forward=256"),
+        (dlinear, {"individual": True}, "--set individual=true"),
+        (dlinear, {"context_length": 96}, "--set context_length=96"),
+        (linear, {"context_length": 720, "horizon": 24}, "--set"),
+    ],
+)
+def test_the_settings_that_fit_are_found(tmp_path, definition, sizes, flags):
+    checkpoint = saved(tmp_path / "a.pth", definition, **sizes)
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        load(definition, checkpoint)
+    assert "It fits with" in caught.value.next_step
+    assert flags in caught.value.next_step
+    # And it is true: what it says does load.
+    words = caught.value.next_step.removeprefix("It fits with ").removesuffix(".").replace("--set ", "").split()
+    told = dict(word.split("=") for word in words)
+    assert (
+        load(definition, checkpoint, **{k: v == "true" if v in ("true", "false") else int(v) for k, v in told.items()})
+        == ()
+    )
+
+
+def test_a_context_length_is_found_through_the_number_of_patches(tmp_path):
+    checkpoint = saved(tmp_path / "a.pth", patchtst, context_length=512)
+    with pytest.raises(CheckpointError, match=r"backbone.W_pos is \[42, 16\] in the model and \[64, 16\]") as caught:
+        load(patchtst, checkpoint)
+    assert "context_length" in caught.value.next_step
+
+
+def test_names_and_shapes_are_listed_and_the_lists_are_short(tmp_path):
+    torch.save({f"other.{i}": torch.ones(1) for i in range(20)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load(linear, read_checkpoint(tmp_path / "a.pth"))
+    assert "missing: Linear.weight, Linear.bias; unexpected: other.0, other.1" in caught.value.message
+    assert "other.4 and 15 more" in caught.value.message
+    assert "another model" in caught.value.next_step
+
+
+def test_one_missing_tensor_is_enough(tmp_path):
+    state = linear.build(linear.Config()).state_dict()
+    del state["Linear.bias"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"does not fit the model: missing: Linear\.bias"):
+        load(linear, read_checkpoint(tmp_path / "a.pth"))
+
+
+def test_a_prefix_that_the_model_itself_has_is_kept(tmp_path):
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Linear(3, 2)
+
+    module = Wrapped()
+    torch.save({f"module.{name}": value for name, value in Wrapped().state_dict().items()}, tmp_path / "a.pth")
+    assert load_strictly(module, read_checkpoint(tmp_path / "a.pth"), model="mine") == ("module.",)
+    with pytest.raises(CheckpointError, match=r"does not fit mine: .*unexpected"):
+        load_strictly(torch.nn.Linear(3, 2, bias=False), read_checkpoint(tmp_path / "a.pth"), model="mine")
+
+
+def test_loaded_values_are_the_files(tmp_path):
+    checkpoint = saved(tmp_path / "a.pth", linear)
+    module = linear.build(linear.Config())
+    load_strictly(module, checkpoint, model="linear")
+    assert torch.equal(module.Linear.weight, checkpoint.state["Linear.weight"])

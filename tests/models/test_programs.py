@@ -1,0 +1,125 @@
+"""`.pt2` programs: what is read from them, and what is refused before torch opens them."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tsexport.errors import UsageError
+from tsexport.models.sources import identify, open_source
+from tsexport.types import TensorSpec, random_feeds
+
+PARITY_ATOL = 1e-5
+
+
+def export(path, module, *example, dims=({0: "batch"},)):
+    batch = torch.export.Dim("batch")
+    named = tuple({i: batch if name == "batch" else torch.export.Dim(name) for i, name in d.items()} for d in dims)
+    torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=named if dims else None), path)
+    return str(path)
+
+
+def open_path(path):
+    return open_source(identify(path))
+
+
+def test_inputs_and_answers(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    opened = open_path(export(tmp_path / "net.pt2", module, torch.randn(2, 4)))
+    assert opened.spec.inputs == (TensorSpec("input", "float32", ("batch", 4)),)
+    assert opened.spec.outputs == (TensorSpec("output", "float32", ("batch", 3)),)
+    assert (opened.spec.name, opened.spec.parameters) == ("net", 15)
+    feeds = random_feeds(opened.spec.inputs, 5, 0)
+    expected = module(torch.from_numpy(feeds["input"])).detach().numpy()
+    np.testing.assert_allclose(opened.run(feeds)["output"], expected, atol=PARITY_ATOL, rtol=0)
+
+
+def test_fixed_batch_is_explained(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4), dims=())
+    with pytest.raises(UsageError, match=r"input input of net.pt2 is \[2, 4\]: its batch is fixed"):
+        open_path(path)
+
+
+def test_other_dynamic_dimensions_are_explained(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.ReLU(), torch.randn(2, 4), dims=({0: "batch", 1: "time"},))
+    with pytest.raises(UsageError, match="only the first dimension may be dynamic"):
+        open_path(path)
+
+
+class Exploit:
+    def __reduce__(self):
+        return (exec, ("raise AssertionError('code was run')",))
+
+
+def rewrite(path, change):
+    """Copy an archive, member by member, through `change(name, content)`, which may return None to leave one out."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            if (new := change(name, content)) is not None:
+                archive.writestr(name, new)
+    return path
+
+
+def test_code_in_example_inputs_is_refused(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+    torch.save(Exploit(), tmp_path / "bad.pt")
+    bad = (tmp_path / "bad.pt").read_bytes()
+    rewrite(path, lambda name, content: bad if "sample_inputs" in name else content)
+    with pytest.raises(UsageError, match=r"holds code in data/sample_inputs/model.pt, which is not run"):
+        open_path(path)
+
+
+def test_code_in_weights_is_refused(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+    torch.save(Exploit(), tmp_path / "bad.pt")
+    bad = (tmp_path / "bad.pt").read_bytes()
+
+    def change(name, content):
+        if name.endswith("weights_config.json"):
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return bad if name.endswith("weight_0") else content
+
+    rewrite(path, change)
+    with pytest.raises(UsageError, match="holds code in data/weights/weight_0"):
+        open_path(path)
+
+
+def test_expressions_that_are_no_arithmetic_are_refused(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+
+    def change(name, content):
+        if name.endswith("models/model.json"):
+            assert b'"expr_str": "' in content
+            return content.replace(b'"expr_str": "', b'"expr_str": "__import__(1)+')
+        return content
+
+    rewrite(path, change)
+    with pytest.raises(UsageError, match=r"not plain arithmetic: .__import__"):
+        open_path(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("data/aotinductor/model/x.so", "compiled or opaque code"),
+        ("data/constants/opaque_obj_0", "compiled or opaque code"),
+        ("MODELS/model.json", "two members of one name"),
+    ],
+)
+def test_unexpected_members_are_refused(tmp_path, extra, message):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/{extra}", b"x")
+    with pytest.raises(UsageError, match=message):
+        open_path(path)
+
+
+def test_older_layout_is_refused(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+    rewrite(path, lambda name, content: None if name.endswith("archive_format") else content)
+    with pytest.raises(UsageError, match="layout of an older torch"):
+        open_path(path)
