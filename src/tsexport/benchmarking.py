@@ -12,7 +12,7 @@ from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.errors import NoRuntimeError, UsageError
-from tsexport.golden import read_golden
+from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import cores_here
 from tsexport.runtimes.registry import list_statuses
 
@@ -57,7 +57,7 @@ def benchmark_bundle(
     manifest = opened.manifest
     here = {status.name for status in list_statuses() if status.available}
     used = min(threads or opened.selection.threads, cores_here())
-    feeds = read_golden(opened.path, "inputs.npz", manifest.artifacts[0].inputs, manifest.golden.samples)
+    feeds = read_golden(opened.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
     pairs = [(entry, runtime) for entry in manifest.artifacts for runtime in entry.runtimes if runtime in here]
     if not pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})

@@ -71,12 +71,11 @@ def build_recipe(
 ) -> tuple[Artifact | None, str, bool]:
     """Return a recipe's artifact (or None and the reason), and whether it came from the cache."""
     onnx, openvino = exports.of("onnx"), exports.of("openvino")
-    data = samples.record.calibration
     inputs = {
         "recipe": recipe,
         "onnx": onnx.sha256 if onnx else "",
         "openvino": openvino.sha256 if openvino else "",
-        "data": data,
+        "samples": samples.key,
     }
 
     def produce(folder: Path) -> BuildResult:
@@ -107,8 +106,7 @@ def accuracy_of(
         "artifact": artifact.sha256,
         "options": artifact.options,
         "runtime": runtime,
-        "source": samples.record.digest,
-        "data": context.plan.digest,
+        "samples": samples.key,
         "metric": context.options.metric,
         "batch_dependent": batch_dependent,
     }

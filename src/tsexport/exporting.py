@@ -105,8 +105,7 @@ def export_format(
         ParityError: an export answers otherwise than the module it was made from.
     """
     inputs = {
-        "source": samples.record.digest,
-        "data": context.plan.digest,
+        "samples": samples.key,
         "onnx": onnx.sha256 if name == "openvino" and onnx is not None else "",
     }
     producers: dict[Format, Callable[[Path], ExportResult]] = {
@@ -172,9 +171,7 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
         "artifact": artifact.sha256,
         "runtime": runtime,
         "tolerance": tolerance,
-        "source": samples.record.digest,
-        "data": context.plan.digest,
-        "seed": context.options.seed,
+        "samples": samples.key,
     }
 
     def produce(folder: Path) -> ParityResult:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tsexport.cache import digest_of
 from tsexport.context import Context, load_arrays, save_arrays
 from tsexport.manifest import CheckpointRecord, DataRecord
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
@@ -41,8 +42,12 @@ class SamplesRecord:
 
 @dataclass(frozen=True)
 class Samples:
-    """The record with its arrays: evaluation windows, the source's answers to them, and the target."""
+    """The record with its arrays: evaluation windows, the source's answers to them, and the target.
 
+    `key` names all of it for caches: model, inputs, data, seed.
+    """
+
+    key: str
     record: SamplesRecord
     feeds: Feeds
     outputs: Feeds
@@ -153,7 +158,7 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
     """
     inputs = {
         "source": context.source_digest,
-        "inputs": context.options.inputs,
+        "inputs": context.declared_inputs,
         "data": context.plan.digest,
         "seed": context.options.seed,
         "int8": context.target.precision == "int8",
@@ -161,6 +166,7 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
     cached = context.cache.stage("samples", inputs, SamplesRecord, lambda folder: _open(context, folder))
     target = cached.folder / "target.npz"
     samples = Samples(
+        digest_of({**inputs, "source": cached.result.digest, "spec": cached.result.spec}),
         cached.result,
         load_arrays(cached.folder / "feeds.npz"),
         load_arrays(cached.folder / "outputs.npz"),
