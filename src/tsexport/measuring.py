@@ -20,6 +20,7 @@ from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 20.0
 MEASURE_SECONDS = 8.0
+THREADS_MARGIN = 1.05
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,12 @@ def race_placed(
 
 
 def fastest_threads(result: RaceResult) -> int:
-    """Return the number of threads of the fastest contestant: small models are often faster on one."""
-    return result.fastest.threads
+    """Return the number of threads to use: the fewest within THREADS_MARGIN of the fastest contestant.
+
+    Small models are often as fast on one thread, and the other cores are then left to others.
+    """
+    fastest = result.fastest.speedup.value
+    return min(one.threads for one in result.entries if one.speedup.value * THREADS_MARGIN >= fastest)
 
 
 def measure_placed(
