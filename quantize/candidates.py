@@ -77,7 +77,7 @@ def _with_onnxruntime(
         name=name,
         precision=recipe.precision,
     )
-    return replace(artifact, runtimes=recipe.runtimes)
+    return replace(artifact, runtimes=recipe.runtimes, options=source.options)
 
 
 def _with_nncf(recipe: Recipe, source: Artifact, spec: ModelSpec, calibration: Dataset, folder: Path) -> Artifact:

@@ -32,8 +32,7 @@ class TractSession(BatchSpecialised):
         loaded = tract.onnx().load(self.artifact.path)
         inputs = [loaded.input_name(index) for index in range(loaded.input_count())]
         self.require_names("input", self.inputs, inputs)
-        # tract calls an output after the node that makes it, so outputs are told apart by their place in the file.
-        self.require_count("output", self.outputs, loaded.output_count())
+        order = self._output_order([loaded.output_name(index) for index in range(loaded.output_count())])
         symbols = self._symbols({name: str(loaded.input_fact(index)) for index, name in enumerate(inputs)})
         model = loaded.into_model()
         if batch is not None and symbols:
@@ -43,9 +42,21 @@ class TractSession(BatchSpecialised):
         def infer(feeds: Mapping[str, Array]) -> Sequence[Array]:
             # A fresh state a run, as recurrent operators keep theirs; to_numpy copies.
             results = runnable.run([feeds[name] for name in inputs])
-            return [result.to_numpy() for result in results]
+            return [results[index].to_numpy() for index in order]
 
         return infer
+
+    def _output_order(self, found: Sequence[str]) -> list[int]:
+        """Return the place of each of the artifact's outputs in the file.
+
+        tract calls an output after the node that makes it where that has a name, so names of tensors may be missing; the
+        file's order is then the artifact's.
+        """
+        names = [spec.name for spec in self.outputs]
+        if set(names) <= set(found):
+            return [found.index(name) for name in names]
+        self.require_count("output", self.outputs, len(found))
+        return list(range(len(found)))
 
     def _symbols(self, facts: Mapping[str, str]) -> tuple[str, ...]:
         """Return the file's names of the batch, from facts like "batch,60,26,f32"."""

@@ -19,7 +19,7 @@ from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 20.0
-MEASURE_SECONDS = 8.0
+MEASURE_SECONDS = 4.0
 THREADS_MARGIN = 1.05
 
 

@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from tsexport.errors import FeedError, UsageError
@@ -55,6 +56,25 @@ def test_a_large_artifact_gets_one_specialised_model(small, small_feeds):
         for batch in (3, 2, 1):
             assert_same(small.expected(small_feeds(batch)), session.run(small_feeds(batch)))
         assert session.specialised_batches == (1,)
+
+
+def test_an_artifact_that_gains_nothing_from_a_fixed_batch_has_one_model(small, small_feeds):
+    artifact = replace(small.artifacts["onnx"], options=(("fix_batch", "no"),))
+    with registry.load(artifact, "onnxruntime", threads=1) as session:
+        for batch in (1, 3, 2):
+            assert_same(small.expected(small_feeds(batch)), session.run(small_feeds(batch)))
+        assert session.specialised_batches == ()
+
+
+def test_tract_takes_outputs_by_place_where_nodes_have_names(onnx_artifact):
+    text = f"{IR17} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = Relu(x) }}"
+    artifact = onnx_artifact(text, X, Y)
+    model = onnx.load(artifact.path)
+    model.graph.node[0].name = "/head/Relu"
+    onnx.save(model, artifact.path)
+    with registry.load(artifact, "tract", threads=1) as session:
+        feeds = {"x": np.float32([[-1, 0, 1, 2]])}
+        assert_same({"y": np.float32([[0, 0, 1, 2]])}, session.run(feeds))
 
 
 @EVERY
