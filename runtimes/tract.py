@@ -49,8 +49,8 @@ class TractSession(BatchSpecialised):
     def _output_order(self, found: Sequence[str]) -> list[int]:
         """Return the place of each of the artifact's outputs in the file.
 
-        tract calls an output after the node that makes it where that has a name, so names of tensors may be missing; the
-        file's order is then the artifact's.
+        tract calls an output after the node that makes it where that has a name, so names of tensors may be missing;
+        the file's order is then the artifact's.
         """
         names = [spec.name for spec in self.outputs]
         if set(names) <= set(found):
