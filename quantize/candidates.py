@@ -76,6 +76,7 @@ def _with_onnxruntime(
         (*source.provenance, done),
         name=name,
         precision=recipe.precision,
+        domains=recipe.domains,
     )
     return replace(artifact, runtimes=recipe.runtimes)
 
