@@ -20,7 +20,7 @@ from tsexport.targets import CpuFeatures
 from tsexport.types import Format, Precision
 
 MICROSOFT_DOMAIN = "com.microsoft"
-"""ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them, and no other runtime knows it."""
+"""ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
 
 
 @dataclass(frozen=True)
