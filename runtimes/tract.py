@@ -5,7 +5,8 @@ would clash with symbols that the file's intermediate shapes carry. tract's defa
 `threads` is accepted and the session says 1.
 
 Limits: quantized files load without gain, and Q/DQ around Softmax is silently wrong.  Values that an operator cannot
-take (an index out of range) abort the whole process, as tract's bindings do not pass Rust's panics on.
+take (an index out of range) abort the whole process, as tract's bindings do not pass Rust's panics on; builds therefore
+try every artifact in another process first (`runtimes.rehearsal`).
 """
 
 import re

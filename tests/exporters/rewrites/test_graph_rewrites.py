@@ -190,3 +190,16 @@ def test_all_rewrites_together_keep_the_answer_and_the_opset():
     assert all(one.kept for one in applied)
     assert [(entry.domain, entry.version) for entry in rewritten.opset_import] == [("", 17)]
     assert rewritten.ir_version == 8
+
+
+def test_the_constant_shape_of_an_expand_is_folded():
+    # As torch exports expand(-1, 5, 4): -1 means 1, by a comparison with ones made by ConstantOfShape.
+    body = """
+      m = ReduceMean<axes=[1], keepdims=1>(x)
+      ones = ConstantOfShape<value=int64[1] {1}>(rank)  minus = Mul(ones, negative)
+      same = Equal(wanted, minus)  shape = Where(same, ones, wanted)  e = Expand(m, shape)  y = Sub(x, e)
+    """
+    model = graph(body, rank=np.array([3]), negative=np.array(-1), wanted=np.array([-1, 5, 4]))
+    nodes, (applied,) = apply(model, ConstantShapes())
+    assert applied.kept
+    assert nodes == {"ReduceMean": 1, "Expand": 1, "Sub": 1}
