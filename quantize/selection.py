@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.statistics import Ratio
 from tsexport.types import Artifact
 
 Objective = Literal["latency", "size"]
@@ -37,7 +38,13 @@ def order_by_speed(result: RaceResult, threads: int) -> tuple[tuple[str, str], .
 
 def _figures(entry: RaceEntry, baseline: str) -> str:
     ratio = entry.speedup
-    return f"{ratio.value:.2f} times the speed of {baseline} ({ratio.low:.2f} to {ratio.high:.2f})"
+    interval = "too few rounds for an interval" if ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.value:.2f} times the speed of {baseline} ({interval})"
+
+
+def _may_be_no_slower(speedup: Ratio) -> bool:
+    """Return whether the interval reaches 1: "no slower" is as much as an interval can say."""
+    return speedup.high is None or speedup.high >= 1.0
 
 
 def select_fp32(result: RaceResult) -> Choice:
@@ -79,8 +86,7 @@ def select(
     size = {artifact.name: artifact.size_bytes for artifact in artifacts}
     rivals = [entry for entry in result.entries if (entry.artifact, entry.runtime) != baseline]
     if objective == "size":
-        # "No slower" is as much as an interval can say: its upper end reaches 1.
-        good = [entry for entry in rivals if entry.speedup.high >= 1.0 and size[entry.artifact] < size[baseline[0]]]
+        good = [e for e in rivals if _may_be_no_slower(e.speedup) and size[e.artifact] < size[baseline[0]]]
         good.sort(key=lambda entry: (size[entry.artifact], -entry.speedup.value))
         won = "the smallest candidate within the accuracy budget that is no slower than the fastest fp32 artifact"
     else:

@@ -11,6 +11,7 @@ from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
+from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import cores_here
@@ -50,14 +51,16 @@ def benchmark_bundle(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    from tsexport.checksums import check_sums
-
-    check_sums(opened.path)
-    manifest = opened.manifest
+    if not isinstance(bundle, Bundle):
+        with open_bundle(bundle) as opened:
+            return benchmark_bundle(
+                opened, batches=batches, threads=threads, max_seconds=max_seconds, record=record, progress=progress
+            )
+    check_sums(bundle.path)
+    manifest = bundle.manifest
     here = {status.name for status in list_statuses() if status.available}
-    used = min(threads or opened.selection.threads, cores_here())
-    feeds = read_golden(opened.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
+    used = min(threads or bundle.selection.threads, cores_here())
+    feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
     pairs = [(entry, runtime) for entry in manifest.artifacts for runtime in entry.runtimes if runtime in here]
     if not pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
@@ -70,7 +73,7 @@ def benchmark_bundle(
         measurement
         for entry, runtime in pairs
         for measurement in measure(
-            opened.artifact(entry.name),
+            bundle.artifact(entry.name),
             runtime,
             feeds=feeds,
             threads=used,

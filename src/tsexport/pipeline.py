@@ -21,6 +21,7 @@ from tsexport.context import Context
 from tsexport.data import plan_data
 from tsexport.errors import AccuracyError, ParityError, UsageError
 from tsexport.exporting import Exports, check_on_runtime, export_format, gather
+from tsexport.extras import require
 from tsexport.loading import cores_here
 from tsexport.manifest import Selection, parse_selection
 from tsexport.measuring import Placed, fastest_threads, judge_all, measure_placed, race_placed, require_budgets
@@ -86,7 +87,9 @@ def plan_build(options: BuildOptions) -> Plan:
     Raises:
         UsageError: unknown names, files that are not there, an existing bundle without --force.
         UnsupportedError: a device that is not this machine's.
+        MissingDependencyError: the packages of the extra `build` are not all here.
     """
+    require("build", "building a bundle")
     target = parse_target(options.target, options.device)
     identity = identify(options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed)
     name = options.name or bundle_name(identity.name, options.target, options.device)
