@@ -26,6 +26,9 @@ from tsexport.types import BATCH, Array, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
+_imported: dict[Path, str] = {}
+"""The user's source files as they were when first seen: Python imports a module once."""
+
 
 def split_factory(model: str) -> tuple[str, str] | None:
     """Return ("module", "factory") for "module:factory", else None.
@@ -120,16 +123,30 @@ def declared_inputs(module: "nn.Module") -> tuple[TensorSpec, ...]:
 
 
 def factory_digest(module_name: str, module: "nn.Module", answers: tuple[Array, ...]) -> str:
-    """Return a SHA-256 of the weights, of the user's source files, and of answers on fixed feeds."""
+    """Return a SHA-256 of the weights, of the user's source files, and of answers on fixed feeds.
+
+    Raises:
+        UsageError: a source file is no longer the one that this Python process imported.
+    """
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().contiguous().numpy().tobytes())
     for path in sorted(user_sources(import_factory_module(module_name))):
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{path.name} {_unchanged_digest(path)}\n".encode())
     for answer in answers:
         digest.update(answer.tobytes())
     return digest.hexdigest()
+
+
+def _unchanged_digest(path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if _imported.setdefault(path, digest) != digest:
+        raise UsageError(
+            f"{path} has changed since this Python process imported it, and what runs is still the old code",
+            next_step="Build in a fresh process.",
+        )
+    return digest
 
 
 def user_sources(module: ModuleType) -> set[Path]:

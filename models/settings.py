@@ -10,7 +10,7 @@ from tsexport.models.definition import ModelConfig
 from tsexport.types import BATCH, TensorSpec
 
 C = TypeVar("C", bound=ModelConfig)
-_DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
+INPUT_DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
 
 
 def configure(config_type: type[C], settings: Mapping[str, object], *, model: str) -> C:
@@ -56,9 +56,10 @@ def parse_input(text: str) -> TensorSpec:
             f"{text!r} does not describe an input; the form is name={BATCH},DIM,...[:dtype]",
             next_step="Write for example --input x=batch,60,16.",
         )
-    if (dtype := dtype.strip() or "float32") not in _DTYPES:
+    if (dtype := dtype.strip() or "float32") not in INPUT_DTYPES:
         raise ConfigurationError(
-            f"{dtype!r} is no dtype for an input{did_you_mean(dtype, _DTYPES)}; allowed are {', '.join(_DTYPES)}"
+            f"{dtype!r} is no dtype for an input{did_you_mean(dtype, INPUT_DTYPES)}; "
+            f"allowed are {', '.join(INPUT_DTYPES)}"
         )
     return TensorSpec(name.strip(), dtype, (BATCH, *map(int, dimensions)))
 

@@ -270,7 +270,7 @@ def _open_factory(identity: SourceIdentity, inputs: tuple[TensorSpec, ...]) -> O
         outputs=probed.outputs,
         config=dict(identity.settings),
         parameters=_count(module),
-        source=identity.model,
+        source=":".join((Path(parts[0]).name, parts[1])),  # a bundle holds no path
     )
     digest = factory_digest(parts[0], module, probed.answers)
     return _from_module(spec, probed.module, digest, tuple(notes), identity.checkpoint_sha256)

@@ -48,6 +48,8 @@ def build_candidate(recipe: Recipe, sources: Fp32Sources, spec: ModelSpec, calib
         return Built(recipe, None, f"the model has no fp32 artifact in {recipe.format}")
     try:
         return Built(recipe, _BUILDERS[recipe.tool](recipe, source, spec, calibration, folder))
+    except (OSError, MemoryError):
+        raise  # a full disk says nothing about the recipe
     except Exception as error:
         # Quantizers raise whatever their internals meet; the candidate is listed with it, and the others go on.
         if isinstance(error, TsexportError):

@@ -2,7 +2,8 @@
 
 Activations that are quantized at run time share one range over the whole batch, so an artifact's accuracy depends on
 the batch.  Every artifact is evaluated at each batch size of EVALUATION_BATCHES over the same windows, and the worst
-counts.
+counts.  Where the source's metric is 0 (it answers every label exactly) there is no relative degradation, and the
+output error is what is judged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ def evaluate(
             source_value=totals.source_value,
             value=totals.value,
             degradation=degradation(evaluation.metric, totals.source_value, totals.value)
-            if totals.source_value is not None and totals.value is not None
+            if totals.source_value and totals.value is not None  # nothing is relative to a source of 0
             else None,
         )
         worst = one if worst is None or _badness(one) > _badness(worst) else worst

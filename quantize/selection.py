@@ -47,9 +47,10 @@ def _may_be_no_slower(speedup: Ratio) -> bool:
     return speedup.high is None or speedup.high >= 1.0
 
 
-def select_fp32(result: RaceResult) -> Choice:
-    """Return the fastest fp32 artifact of any runtime, for a target whose precision is fp32."""
-    fastest = result.fastest
+def select_fp32(result: RaceResult, threads: int) -> Choice:
+    """Return the fastest fp32 artifact of any runtime with this number of threads, for a target whose precision is
+    fp32."""
+    fastest = max((one for one in result.entries if one.threads == threads), key=lambda one: one.speedup.value)
     return Choice(
         fastest.artifact,
         fastest.runtime,

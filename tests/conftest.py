@@ -170,6 +170,7 @@ def example_selection():
         schema_version=1,
         artifact="int8-onnx",
         runtime="onnxruntime",
+        why="fastest candidate within the accuracy budget",
         candidate="ort-dynamic-u8",
         recipe={"weights": "u8"},
         layers_left_in_float=(),

@@ -4,20 +4,25 @@ An entry's key is the SHA-256 of everything its result depends on: the stage's n
 tsexport's own code, the versions of every tool, and the CPU (what a runtime answers depends on it).  So a changed
 file, option, code line or package makes another key, and an entry never serves another model.
 
-    <root>/<stage>/<key>/entry.json     {"files": {name: sha256}, "result": ...}, written last
+    <root>/<stage>/<key>/entry.json     {"key": ..., "files": {name: sha256}, "result": ..., "sha256": of these},
+                                        written last
     <root>/<stage>/<key>/...            the stage's files
 
 Entries are made under a temporary name beside their place and renamed, so two builds at once do not harm each other;
-an entry that does not match its digests is thrown away and made again.
+an entry that does not match its digests is made again and takes the other's place.  What a kill leaves are folders
+whose names begin with a dot; they are removed when they are a day old, since no stage takes that long.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +33,7 @@ from typing import Any, Generic, TypeVar
 import platformdirs
 
 from tsexport import codec
-from tsexport.errors import UsageError
+from tsexport.errors import TsexportError, UsageError
 from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, Precision, TensorSpec, file_sha256
 
@@ -45,7 +50,11 @@ TOOLS = (
     "safetensors",
     "pyarrow",
 )
+LEFTOVER_SECONDS = 86_400.0
 _ENTRY = "entry.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_BELOW_BYTES = 2**20
+_PUBLISH_TRIES = 5
 T = TypeVar("T")
 
 
@@ -130,57 +139,107 @@ class Cache:
             return Cached(found, place, True)
         with self._temporary(place) as folder:
             result = produce(folder)
-            entry = {
-                "files": {
-                    path.relative_to(folder).as_posix(): file_sha256(path)
-                    for path in sorted(folder.rglob("*"))
-                    if path.is_file()
-                },
-                "result": codec.to_plain(result),
-            }
-            (folder / _ENTRY).write_text(json.dumps(entry, indent=1, sort_keys=True))
-            self._publish(folder, place)
+            entry = {"key": key, "files": _file_digests(folder), "result": codec.to_plain(result)}
+            text = json.dumps({**entry, "sha256": digest_of(entry)}, indent=1, sort_keys=True)
+            (folder / _ENTRY).write_text(text)
+            self._publish(folder, place, kind)
         # Read back, so that a fresh result and a reused one are the same value.
         again = self._read(place, kind)
-        assert again is not None
+        if again is None:
+            raise UsageError(
+                f"the cache entry {place} was removed or changed while it was being used",
+                next_step="build again, and leave the cache alone meanwhile",
+            )
         return Cached(again, place, False)
 
     def _read(self, place: Path, kind: type[T]) -> T | None:
+        """Return an entry's result; None where there is no entry, or a damaged one."""
         try:
             entry = json.loads((place / _ENTRY).read_text())
-            sound = all(file_sha256(place / name) == digest for name, digest in entry["files"].items())
-            if sound:
+            stated = entry.pop("sha256")
+            if stated == digest_of(entry) and entry["key"] == place.name and entry["files"] == _file_digests(place):
                 return codec.from_plain(kind, entry["result"], what=f"cache entry {place.name}")
-        except FileNotFoundError:
-            if not place.exists():
-                return None
-        except Exception:  # a damaged entry, in whatever way: it is made again
-            pass
-        shutil.rmtree(place, ignore_errors=True)
+        except Exception:  # whatever a damaged entry raises: it is made again
+            return None
         return None
 
     @contextlib.contextmanager
     def _temporary(self, place: Path) -> Iterator[Path]:
-        try:
+        with self._explained():
             place.parent.mkdir(parents=True, exist_ok=True)
+            _remove_old(place.parent)
             folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:8]}-", dir=place.parent))
-        except OSError as error:
-            raise UsageError(
-                f"the cache folder {self.root} cannot be written: {error.strerror}",
-                next_step="set TSEXPORT_CACHE to a folder that can be written, or make room there",
-            ) from error
         try:
-            yield folder
+            with self._explained(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # nothing is there any more where it was published
 
-    def _publish(self, folder: Path, place: Path) -> None:
+    @contextlib.contextmanager
+    def _explained(self, folder: Path | None = None) -> Iterator[None]:
+        """Turn a cache that cannot be written into a UsageError: everything, or what happens in `folder`."""
         try:
-            folder.rename(place)
-        except OSError:
-            # Another build has made the same entry meanwhile: theirs is as good.
-            if not (place / _ENTRY).exists():
+            yield
+        except TsexportError:
+            raise
+        except OSError as error:
+            concerns_us = folder is None or str(error.filename or "").startswith(str(folder))
+            if error.errno not in _FULL and not concerns_us:
                 raise
+            raise self._unwritten(error.strerror or str(error)) from error
+        except Exception as error:
+            # torch, onnx and openvino report a failed write in their own words, without an errno.
+            if shutil.disk_usage(self.root).free < _FULL_BELOW_BYTES:
+                raise self._unwritten(os.strerror(errno.ENOSPC)) from error
+            raise
+
+    def _unwritten(self, reason: str) -> UsageError:
+        return UsageError(
+            f"the cache folder {self.root} cannot be written: {reason}",
+            next_step="set TSEXPORT_CACHE to a folder that can be written, or make room there",
+        )
+
+    def _publish(self, folder: Path, place: Path, kind: type[T]) -> None:
+        """Put a finished entry into its place; another build's sound entry, made meanwhile, is as good."""
+        for _ in range(_PUBLISH_TRIES):
+            try:
+                folder.rename(place)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                if self._read(place, kind) is not None:
+                    return
+                _discard(place)
+            else:
+                return
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of an entry but entry.json."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != _ENTRY
+    }
+
+
+def _discard(place: Path) -> None:
+    """Take a damaged entry out of its place, in one step, and remove it."""
+    aside = place.with_name(f".{place.name[:8]}-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):  # somebody else did
+        place.rename(aside)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove temporary folders that a killed build left a day ago or earlier."""
+    for path in folder.glob(".*-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
-from tsexport.context import Context
+from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.samples import Samples
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
@@ -87,7 +87,7 @@ def build_recipe(
         sources = Fp32Sources(onnx, openvino)
         built = build_candidate(recipe, sources, samples.spec, calibration.dataset, folder)
         stored = store_artifact(built.artifact, folder) if built.artifact else None
-        return BuildResult(stored, built.reason)
+        return BuildResult(stored, portable(built.reason, context.cache))
 
     cached = context.cache.stage("candidate", inputs, BuildResult, produce)
     result = cached.result
@@ -108,6 +108,7 @@ def accuracy_of(
         "runtime": runtime,
         "samples": samples.key,
         "metric": context.options.metric,
+        "threads": context.threads,
         "batch_dependent": batch_dependent,
     }
 
@@ -128,11 +129,12 @@ def accuracy_of(
                     error.update(
                         session.run(feeds), {name: array[row : row + 1] for name, array in golden_outputs.items()}
                     )
+        except (OSError, MemoryError):
+            raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on a candidate does so in its own words; the candidate is listed with them.
-            return AccuracyResult(
-                None, reason=f"{runtime} cannot run it: {(str(failure).splitlines() or [''])[0][:200]}"
-            )
+            words = portable((str(failure).splitlines() or [""])[0], context.cache)
+            return AccuracyResult(None, reason=f"{runtime} cannot run it: {words[:200]}")
         values = (accuracy.output_error, accuracy.degradation or 0.0, accuracy.value or 0.0, error.worst[1])
         if not all(math.isfinite(value) for value in values):
             return AccuracyResult(None, reason="its answers are not finite, or the source's are all zero")

@@ -1,6 +1,8 @@
 """What every stage of one build shares: what was asked, what it starts from, the cache, and the source once it is
 open."""
 
+import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,13 +55,22 @@ class Context:
 
     @cached_property
     def calibration(self) -> Opened | None:
-        """The calibration windows, checked; opening them needs the source's inputs."""
+        """The calibration windows, checked; None for an fp32 target, which calibrates nothing."""
+        if self.target.precision == "fp32":
+            return None
         return open_calibration(self.plan, self.identity, self.source.spec.inputs)
 
     @cached_property
     def evaluation(self) -> Opened | None:
         """The evaluation windows, checked."""
         return open_evaluation(self.plan, self.identity, self.source.spec.inputs, self.calibration)
+
+
+def portable(text: str, cache: Cache) -> str:
+    """Return a message without the folders of this machine: a manifest holds no absolute path."""
+    roots = (cache.root.absolute(), Path(tempfile.gettempdir()), Path.cwd(), Path.home())
+    known = "|".join(re.escape(str(root)) for root in roots if root != Path("/"))
+    return re.sub(rf"(?<![\w/])(?:{known})(?:/[^\s/:'\"]+)*/", "", text)
 
 
 def inputs_of_arrays(path: Path) -> tuple[TensorSpec, ...]:

@@ -28,6 +28,8 @@ CALIBRATION_WINDOWS = 256
 EVALUATION_WINDOWS = 1024
 EVALUATION_BYTES = 256 * 2**20
 """Windows for evaluation are held in memory: this is the most they may take, inputs alone."""
+_CALIBRATION_SPLITS: "tuple[SplitName, ...]" = ("train", "validation", "test")
+_EVALUATION_SPLITS: "tuple[SplitName, ...]" = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     series = None
     if any(path.name.lower().endswith(SERIES_SUFFIXES) for path in files) or options.series is not None:
         series = series_config_from_mapping(options.series or {}, model_config=model_config(identity))
-    reference = not files and not own and has_reference(identity.name, model_config(identity))
+    # Where only evaluation data is given, calibration still has the reference series.
+    reference = options.calibration is None and not own and has_reference(identity.name, model_config(identity))
     digest = digest_of(
         {
-            "calibration": file_sha256(options.calibration) if options.calibration else "",
-            "evaluation": file_sha256(options.evaluation) if options.evaluation else "",
+            "calibration": _named_digest(options.calibration),
+            "evaluation": _named_digest(options.evaluation),
             "series": series,
             "reference": [identity.name, model_config(identity)] if reference else "",
             "seed": options.seed,
@@ -102,8 +105,15 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     return DataPlan(options.calibration, options.evaluation, series, reference, options.seed, digest)
 
 
+def _named_digest(path: Path | None) -> str:
+    """Return a file's content, and its name, since the manifest names it."""
+    return f"{file_sha256(path)} {path.name}" if path else ""
+
+
 def open_calibration(plan: DataPlan, identity: "SourceIdentity", inputs: tuple[TensorSpec, ...]) -> Opened | None:
     """Return the calibration windows, checked against the model's inputs; None where there are none.
+
+    Where evaluation has to read the same data, what it needs is left over.
 
     Raises:
         DataError: the data does not fit the model or cannot be used.
@@ -112,10 +122,9 @@ def open_calibration(plan: DataPlan, identity: "SourceIdentity", inputs: tuple[T
 
     if plan.calibration is None and not plan.reference:
         return None
-    base, source = _base(plan, plan.calibration, identity, inputs, ("train", "validation", "test"))
-    # Evaluation may have to read the same samples: what it needs is left over.
-    shared = plan.evaluation is None and plan.series is None and not plan.reference
-    spare = MIN_SAMPLES["evaluation"] if shared else 0
+    base, source = _base(plan, plan.calibration, identity, inputs, _CALIBRATION_SPLITS)
+    judged, _ = _base(plan, plan.evaluation or plan.calibration, identity, inputs, _EVALUATION_SPLITS)
+    spare = MIN_SAMPLES["evaluation"] if judged.digest == base.digest else 0
     wanted = max(MIN_SAMPLES["calibration"], min(CALIBRATION_WINDOWS, base.count - spare))
     return _drawn(base, inputs, "calibration", wanted, plan.seed, source, ())
 
@@ -131,7 +140,7 @@ def open_evaluation(
     if plan.is_empty:
         return None
     path = plan.evaluation or plan.calibration
-    base, source = _base(plan, path, identity, inputs, ("test", "validation", "train"))
+    base, source = _base(plan, path, identity, inputs, _EVALUATION_SPLITS)
     same = calibration is not None and calibration.base_digest == base.digest
     seen = calibration.indices if calibration is not None and same else ()
     wanted = min(EVALUATION_WINDOWS, _windows_that_fit(inputs))

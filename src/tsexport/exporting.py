@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
-from tsexport.context import Context
+from tsexport.context import Context, portable
 from tsexport.errors import ExportError, ParityError, TsexportError
 from tsexport.manifest import AbsentFormat, RewriteRecord
 from tsexport.samples import Samples
@@ -45,14 +45,14 @@ class ParityResult:
     refused: str = ""
 
 
-def _guarded(produce: Callable[[Path], ExportResult]) -> Callable[[Path], ExportResult]:
+def _guarded(context: Context, produce: Callable[[Path], ExportResult]) -> Callable[[Path], ExportResult]:
     """Turn an ExportError into a result: another format may hold the model.  A parity miss still fails the build."""
 
     def run(folder: Path) -> ExportResult:
         try:
             return produce(folder)
         except ExportError as error:
-            return ExportResult(None, reason=error.message)
+            return ExportResult(None, reason=portable(error.message, context.cache))
 
     return run
 
@@ -113,7 +113,7 @@ def export_format(
         "torchscript": lambda folder: _torchscript(context, samples, folder),
         "openvino": lambda folder: _openvino(onnx, folder),
     }
-    cached = context.cache.stage(f"export-{name}", inputs, ExportResult, _guarded(producers[name]))
+    cached = context.cache.stage(f"export-{name}", inputs, ExportResult, _guarded(context, producers[name]))
     artifact = restore_artifact(cached.result.artifact, cached.folder) if cached.result.artifact else None
     return cached.result, artifact, cached.reused
 
@@ -172,6 +172,7 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
         "runtime": runtime,
         "tolerance": tolerance,
         "samples": samples.key,
+        "threads": context.threads,
     }
 
     def produce(folder: Path) -> ParityResult:
@@ -186,7 +187,7 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
         except ParityError:
             raise
         except TsexportError as error:
-            return ParityResult((), error.message)
+            return ParityResult((), portable(error.message, context.cache))
         return ParityResult(parity)
 
     cached = context.cache.stage("parity", inputs, ParityResult, produce)

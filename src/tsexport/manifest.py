@@ -199,13 +199,14 @@ class RankedArtifact:
 class Selection:
     """selection.json, schema 1: the choices that depended on measuring, so that `--selection` can repeat them.
 
-    `candidate` and `recipe` are those of the selected candidate (for fp32: the artifact's name and {}); `order` goes
-    from fastest to slowest; `threads` is what was measured with.
+    `why` says it without a figure; `candidate` and `recipe` are those of the selected candidate (for fp32: the
+    artifact's name and {}); `order` goes from fastest to slowest; `threads` is what was measured with.
     """
 
     schema_version: Literal[1]
     artifact: str
     runtime: str
+    why: str
     candidate: str
     recipe: Mapping[str, Any]
     layers_left_in_float: tuple[str, ...]

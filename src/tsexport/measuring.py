@@ -4,7 +4,7 @@ size.
 Nothing here is cached: a latency belongs to the moment it was taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tsexport.bench.fingerprint import Machine
@@ -13,14 +13,15 @@ from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
-from tsexport.errors import LatencyError
+from tsexport.errors import InconclusiveError, LatencyError, UnsupportedError
 from tsexport.progress import Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
-RACE_SECONDS = 20.0
-MEASURE_SECONDS = 4.0
+RACE_SECONDS = 2.5
+"""How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
 THREADS_MARGIN = 1.05
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,55 @@ def race_placed(
     placed: Sequence[Placed],
     threads: Sequence[int],
     step: Step,
+    say: Say,
     processes: int = 1,
 ) -> RaceResult:
     """Time artifacts side by side at batch 1, each in its own process; the first is the baseline.
 
-    Args:
-        threads: every artifact runs once with each of these numbers of threads.
-        processes: how often the race is repeated with fresh processes.
+    Every artifact runs once with each number of `threads`.  One whose process dies alone, too, is left out, and `say`
+    is told.
+
+    Raises:
+        UnsupportedError: none is left, or the baseline is not, or they die only side by side.
     """
+    try:
+        return _race(context, samples, placed, threads, step, processes)
+    except InconclusiveError as error:
+        why = error.message
+    sound: list[Placed] = []
+    for one in placed:
+        try:
+            _race(context, samples, [one], threads, step, 1, rounds=1)
+        except InconclusiveError as error:
+            say(f"{one.label} is left out of the race: {error.message}")
+        else:
+            sound.append(one)
+    try:
+        if not sound or len(sound) == len(placed) or placed[0] not in sound:
+            raise InconclusiveError(why)
+        return _race(context, samples, sound, threads, step, processes)
+    except InconclusiveError as error:
+        raise UnsupportedError(
+            f"this machine could not time the artifacts: {error.message}",
+            next_step="see whether memory or a limit on time ends the processes, or allow fewer with --formats",
+        ) from error
+
+
+def _race(
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: Sequence[int],
+    step: Step,
+    processes: int,
+    rounds: int | None = None,
+) -> RaceResult:
     return race(
         [one.contestant(count) for one in placed for count in threads],
         samples.feeds,
         1,
-        max_seconds=RACE_SECONDS * processes,
+        rounds=rounds,
+        max_seconds=RACE_SECONDS * context.options.seconds * processes,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,
@@ -79,24 +116,59 @@ def fastest_threads(result: RaceResult) -> int:
 
 
 def measure_placed(
-    context: Context, samples: Samples, placed: Sequence[Placed], threads: int, machine: Machine, step: Step
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    step: Step,
+    say: Say,
 ) -> tuple[Measurement, ...]:
-    """Measure artifacts one after another at every batch size, in fresh processes."""
-    fixed = samples.spec.inputs[0].shape[0]
-    batches = (fixed,) if isinstance(fixed, int) else context.options.batches
+    """Measure artifacts one after another at every batch size, in fresh processes.
+
+    A batch size at which a process dies (of memory, mostly) is left out, and `say` is told.
+    """
+    batches = context.options.batches
     done: list[Measurement] = []
     for one in placed:
-        done += measure(
-            one.artifact,
-            one.runtime,
-            feeds=samples.feeds,
-            threads=threads,
-            machine=machine,
-            batches=batches,
-            max_seconds=MEASURE_SECONDS,
-            progress=step.say,
-        )
+        try:
+            done += _measure(context, samples, one, batches, threads, machine, step)
+        except InconclusiveError:
+            done += _measure_each(context, samples, one, threads, machine, step, say)
     return tuple(done)
+
+
+def _measure_each(
+    context: Context, samples: Samples, one: Placed, threads: int, machine: Machine, step: Step, say: Say
+) -> list[Measurement]:
+    done: list[Measurement] = []
+    for batch in context.options.batches:
+        try:
+            done += _measure(context, samples, one, (batch,), threads, machine, step)
+        except InconclusiveError as error:
+            say(f"batch {batch} was not measured: {error.message}")
+    return done
+
+
+def _measure(
+    context: Context,
+    samples: Samples,
+    one: Placed,
+    batches: Sequence[int],
+    threads: int,
+    machine: Machine,
+    step: Step,
+) -> tuple[Measurement, ...]:
+    return measure(
+        one.artifact,
+        one.runtime,
+        feeds=samples.feeds,
+        threads=threads,
+        machine=machine,
+        batches=batches,
+        max_seconds=context.options.seconds,
+        progress=step.say,
+    )
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

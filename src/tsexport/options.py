@@ -2,21 +2,24 @@
 
 The file has the tables `[build]` (options by their long names, `-` or `_`), `[model]` (as `--set`), `[[inputs]]`
 (name, dtype, shape) and `[series]` (columns and windows of csv and parquet data).  Unknown tables and keys are
-errors.
+errors.  Files named in it are relative to its folder.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tsexport.errors import ConfigurationError, did_you_mean
-from tsexport.types import FORMATS, Format, TensorSpec
+from tsexport.models.settings import INPUT_DTYPES
+from tsexport.types import BATCH, FORMATS, Format, TensorSpec
 
 TABLES = ("build", "model", "inputs", "series")
 METRICS = ("mse", "mae", "accuracy", "log_loss", "pinball")
 DEFAULT_BATCHES = (1, 10, 32)
+DEFAULT_SECONDS = 4.0
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class BuildOptions:
         selection: a selection.json to repeat.
         atol, rtol: parity tolerance of the fp32 artifacts, in place of the default one.
         threads: threads used for measuring, at most the target's cores; None for as many as there are.
+        seconds: at most, for each artifact, runtime and batch size that is measured.
         seed: of weights, feeds and drawn windows.
         name: the bundle's name in place of the derived one.
         force: an existing bundle of that name is replaced.
@@ -66,6 +70,7 @@ class BuildOptions:
     atol: float | None = None
     rtol: float | None = None
     threads: int | None = None
+    seconds: float = DEFAULT_SECONDS
     seed: int = 0
     name: str | None = None
     force: bool = False
@@ -85,6 +90,10 @@ class BuildOptions:
             raise ConfigurationError(f"batch is {list(self.batches)}; allowed are whole numbers from 1 on")
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError(f"threads is {self.threads}; allowed are whole numbers from 1 on")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigurationError(f"seconds is {self.seconds}; allowed are numbers above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigurationError(f"seed is {self.seed}; allowed are whole numbers from 0 to {MAX_SEED}")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ConfigurationError(
                 f"name is {self.name!r}; allowed is a folder name without '/' that does not begin with a dot"
@@ -110,7 +119,7 @@ def _check_keys(what: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a TOML file as keyword arguments of `BuildOptions`.  Paths in it are relative to its folder.
+    """Return a TOML file as keyword arguments of `BuildOptions`.
 
     Raises:
         ConfigurationError: it cannot be read, is no TOML, or has unknown tables, keys or values of a wrong type.
@@ -131,15 +140,30 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_keys(f"{path.name}, table [build],", build, _SETTABLE)
     for key in _PATHS:
         if key in build:
-            build[key] = path.parent / str(build[key])
+            build[key] = path.parent / _text(f"{path.name}, key {key}", build[key])
+    if isinstance(build.get("model"), str):
+        build["model"] = _model(path.parent, build["model"])
     for key in ("batches", "formats"):
         if key in build:
             build[key] = _sequence(f"{path.name}, key {key}", build[key])
     given: dict[str, Any] = {**build, "settings": document.get("model", {}), "series": document.get("series")}
     if "inputs" in document:
-        given["inputs"] = tuple(_input(path.name, table) for table in document["inputs"])
+        tables = document["inputs"]
+        given["inputs"] = tuple(_input(path.name, table) for table in (tables if isinstance(tables, list) else [None]))
     _check_types(path.name, given)
     return given
+
+
+def _model(folder: Path, model: str) -> str:
+    """Return MODEL with the folder before it where it is a file, or a factory in one."""
+    file, colon, factory = model.partition(":")
+    return f"{folder / file}{colon}{factory}" if (folder / file).is_file() else model
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what}: {value!r} is no str")
+    return value
 
 
 def _sequence(what: str, value: object) -> tuple[Any, ...]:
@@ -157,10 +181,17 @@ def _input(where: str, table: object) -> TensorSpec:
     if not isinstance(table, dict):
         raise ConfigurationError(f"{where}: inputs must be tables, {form}")
     _check_keys(f"{where}, table [[inputs]],", table, ("name", "dtype", "shape"))
-    shape = table.get("shape")
-    if "name" not in table or not isinstance(shape, list) or not all(isinstance(dim, int | str) for dim in shape):
+    name, dtype, shape = table.get("name"), table.get("dtype", "float32"), table.get("shape")
+    if not isinstance(name, str) or not name or not isinstance(shape, list):
         raise ConfigurationError(f"{where}: an input needs a name and a shape, {form}")
-    return TensorSpec(str(table["name"]), str(table.get("dtype", "float32")), tuple(shape))
+    if shape[:1] != [BATCH] or not all(type(size) is int and size > 0 for size in shape[1:]):
+        raise ConfigurationError(f"{where}: the input {name!r} has shape {shape}; it begins with {BATCH!r}, {form}")
+    if dtype not in INPUT_DTYPES:
+        raise ConfigurationError(
+            f"{where}: the input {name!r} has dtype {dtype!r}{did_you_mean(str(dtype), INPUT_DTYPES)}; "
+            f"allowed are {', '.join(INPUT_DTYPES)}"
+        )
+    return TensorSpec(name, dtype, tuple(shape))
 
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -168,6 +199,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "max_output_error": (int, float),
     "atol": (int, float),
     "rtol": (int, float),
+    "seconds": (int, float),
     "threads": (int,),
     "seed": (int,),
     "force": (bool,),
@@ -197,8 +229,3 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> BuildOptions:
         if chosen.get(key) is None:
             raise ConfigurationError(f"{how} is missing: give it on the command line or as {key} in the --config file")
     return BuildOptions(**chosen)
-
-
-def with_name(options: BuildOptions, name: str) -> BuildOptions:
-    """Return the options with the bundle's name filled in where none was given."""
-    return options if options.name else replace(options, name=name)

@@ -1,7 +1,7 @@
 """The last stage: everything that a build made, into a bundle that stands whole or not at all."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tsexport.golden import write_golden
 from tsexport.manifest import (
     MANIFEST,
     SELECTION,
+    AbsentFormat,
     ArtifactEntry,
     Golden,
     GoldenTolerance,
@@ -131,6 +132,13 @@ def _candidates(packed: Packed) -> tuple[Candidate, ...]:
     return tuple(records)
 
 
+def _without_runtime(packed: Packed) -> tuple[AbsentFormat, ...]:
+    """Return the formats that were made, and that no runtime here could run as it should."""
+    run = {one.artifact.name for one in packed.fp32}
+    reason = "no runtime here ran it within its bounds, see the caveats"
+    return tuple(AbsentFormat(one.format, reason) for one in packed.exports.artifacts if one.name not in run)
+
+
 def _recipe_of(packed: Packed) -> tuple[str, Mapping[str, Any]]:
     for one in packed.tried:
         if one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
@@ -145,6 +153,7 @@ def _selection(context: Context, packed: Packed) -> Selection:
         schema_version=1,
         artifact=packed.selected.artifact.name,
         runtime=packed.selected.runtime,
+        why=packed.why,
         candidate=candidate,
         recipe=recipe,
         layers_left_in_float=(),
@@ -163,7 +172,7 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
         config=samples.spec.config,
         target=context.target,
         artifacts=entries,
-        absent_formats=packed.exports.absent,
+        absent_formats=(*packed.exports.absent, *_without_runtime(packed)),
         selected=SelectedArtifact(packed.selected.artifact.name, packed.selected.runtime, packed.why),
         provenance=Provenance(
             checkpoint=record.checkpoint,
@@ -183,8 +192,10 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
     )
 
 
-def pack(context: Context, samples: Samples, packed: Packed, record: MachineRecord) -> Bundle:
+def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[], MachineRecord]) -> Bundle:
     """Write the bundle and open it.
+
+    `record` is asked as late as can be, so that it holds the time that packing took: all but the report and the sums.
 
     Raises:
         UsageError: a bundle of that name stands there and --force was not given, or the disk is full or read-only.
@@ -197,7 +208,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: MachineReco
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")
-        write_record(record, root / MEASUREMENTS)
+        write_record(record(), root / MEASUREMENTS)
         seal(root)  # the report is rendered from the bundle as a reader will find it
         with open_bundle(root) as bundle:
             page = render_report([bundle])

@@ -40,6 +40,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._expected = dict(self.steps)
+        self._running: tuple[str, float] | None = None
         self._live = not self.quiet and self.stream.isatty()
         if self.memory is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -50,9 +51,16 @@ class Progress:
     def step(self, name: str) -> Iterator[Step]:
         """Run one step: its time is kept, and shown when it ends."""
         current = Step(name, self)
-        self._show(current, "", None)
         started = time.perf_counter()
-        yield current
+        self._running = (name, started)
+        self._show(current, "", None)
+        try:
+            yield current
+        except BaseException:
+            self._clear()  # the error has the line to itself
+            raise
+        finally:
+            self._running = None
         spent = time.perf_counter() - started
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         if current.reused:
@@ -71,8 +79,19 @@ class Progress:
             temporary.replace(self.memory)
 
     def left_s(self) -> float:
-        """Return the expected seconds of the steps that have not ended yet."""
-        return sum(spent for name, spent in self._expected.items() if name not in self.seconds)
+        """Return the expected seconds of the steps that have not ended, without what the running one has taken."""
+        left = {name: expected for name, expected in self._expected.items() if name not in self.seconds}
+        if self._running is not None and self._running[0] in left:
+            name, started = self._running
+            left[name] = max(0.0, left[name] - (time.perf_counter() - started))
+        return sum(left.values())
+
+    def seconds_so_far(self) -> dict[str, float]:
+        """Return the seconds of every step that has ended, and of the one that is running up to now."""
+        if self._running is None:
+            return dict(self.seconds)
+        name, started = self._running
+        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
 
     def _label(self, step: Step) -> str:
         names = list(self._expected)
@@ -86,6 +105,11 @@ class Progress:
         text = f"{self._label(step)}{': ' + what if what else ''}{part} (about {duration(self.left_s())} left)"
         self.stream.write(f"\r\x1b[2K{text[:110]}")
         self.stream.flush()
+
+    def _clear(self) -> None:
+        if self._live:
+            self.stream.write("\r\x1b[2K")
+            self.stream.flush()
 
     def _end(self, step: Step, spent: float) -> None:
         if self.quiet:

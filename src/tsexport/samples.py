@@ -76,7 +76,22 @@ class Samples:
         from tsexport.calibration.metrics import default_metric
         from tsexport.quantize.evaluation import EvaluationSet
 
-        return EvaluationSet(self.feeds, self.outputs, self.target, metric or default_metric(self.spec.task))
+        levels = tuple(self.spec.config.get("quantiles", ()))
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric or default_metric(self.spec.task), levels)
+
+    def require_fitting_target(self, metric: str | None) -> None:
+        """Raise where the target cannot be held against the first output by the metric.
+
+        Raises:
+            DataError: the target has another shape, or values that the metric cannot use.
+            ConfigurationError: the metric needs quantile levels, and the model states none.
+        """
+        from tsexport.calibration.metrics import accumulate
+
+        evaluation = self.evaluation_set(metric)
+        if self.target is not None:
+            first = next(iter(self.outputs.values()))
+            accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
 
 
 def _ranges(ids: Sequence[str]) -> str:
@@ -156,12 +171,15 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
     Raises:
         UsageError, CheckpointError, DataError: the model or the data cannot be used.
     """
+    identity = context.identity
     inputs = {
         "source": context.source_digest,
+        # The record holds these names: the same content under another name is another record.
+        "names": [identity.name, *(path.name for path in (identity.path, identity.checkpoint) if path)],
         "inputs": context.declared_inputs,
         "data": context.plan.digest,
+        "calibrates": context.target.precision != "fp32",
         "seed": context.options.seed,
-        "int8": context.target.precision == "int8",
     }
     cached = context.cache.stage("samples", inputs, SamplesRecord, lambda folder: _open(context, folder))
     target = cached.folder / "target.npz"
@@ -172,4 +190,5 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
         load_arrays(cached.folder / "outputs.npz"),
         load_arrays(target)["target"] if target.exists() else None,
     )
+    samples.require_fitting_target(context.options.metric)
     return samples, cached.reused

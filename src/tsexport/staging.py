@@ -50,7 +50,7 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
     """
     destination = destination.parent.resolve() / destination.name
     with _explained(destination):
-        _check_destination(destination, force)
+        check_destination(destination, force)
         destination.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(destination.parent)
         staging, lock = _make_staging(destination)
@@ -61,7 +61,7 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
             _set_permissions(staging)
             _sync_tree(staging)
             with _locked(destination.parent):
-                _check_destination(destination, force)
+                check_destination(destination, force)
                 _publish(staging, destination)
     finally:
         # After an exchange this is the old bundle; after a plain rename there is nothing here any more.
@@ -89,7 +89,12 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
     return tuple(handled)
 
 
-def _check_destination(destination: Path, force: bool) -> None:
+def check_destination(destination: Path, force: bool) -> None:
+    """Raise where something stands at `destination` that may not be replaced.
+
+    Raises:
+        UsageError: a bundle without `force`, or anything else.
+    """
     if destination.name.startswith(".") or not destination.name:
         raise UsageError(f"a bundle cannot be named {destination.name!r}; names do not begin with a dot")
     if not os.path.lexists(destination):
@@ -107,6 +112,19 @@ def _check_destination(destination: Path, force: bool) -> None:
             f"{destination} is there already and holds something other than a bundle; --force replaces bundles only",
             next_step="move it away, or give another name with --name",
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise where `folder` cannot hold bundles, before any work is done.
+
+    Raises:
+        UsageError: it, or the nearest one above that is there, is no folder or cannot be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, and a folder is needed", next_step="name another folder with -o")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{there} cannot be written to", next_step="name another folder with -o")
 
 
 def _make_staging(destination: Path) -> tuple[Path, int]:

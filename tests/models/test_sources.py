@@ -198,8 +198,26 @@ def test_factory_digest_follows_weights_and_sources(tmp_path):
     first = open_model(model, X).digest
     assert open_model(model, X).digest == first
     assert open_model(model, X, seed=1).digest != first
-    (tmp_path / "digest_helper.py").write_text("FACTOR = 2.0\n")
-    assert open_model(model, X).digest != first
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "digest_helper_2.py").write_text("FACTOR = 2.0\n")
+    (other / "digest_model_2.py").write_text(body.replace("digest_helper", "digest_helper_2"))
+    assert open_model(f"{other / 'digest_model_2.py'}:make", X).digest != first
+
+
+def test_a_factory_whose_imported_file_changed_is_not_built_from_stale_code(tmp_path):
+    helper = tmp_path / "stale_helper.py"
+    helper.write_text("FACTOR = 1.0\n")
+    (tmp_path / "stale_model.py").write_text(
+        "from torch import nn\nfrom stale_helper import FACTOR\ndef make():\n    return nn.Linear(4, 2)\n"
+    )
+    model = f"{tmp_path / 'stale_model.py'}:make"
+    first = open_model(model, X).digest
+    helper.write_text("FACTOR = 2.0\n")
+    with pytest.raises(UsageError, match="stale_helper.py has changed since this Python process imported it"):
+        open_model(model, X)
+    helper.write_text("FACTOR = 1.0\n")
+    assert open_model(model, X).digest == first
 
 
 def test_factory_checkpoint_must_fit(factories, tmp_path):

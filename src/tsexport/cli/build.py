@@ -49,7 +49,7 @@ class _Percent(click.ParamType[float]):
 
 
 @click.command("build", short_help="Build a verified, measured bundle from a trained checkpoint.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--target", help="What the bundle is for, for example cpu4-int8; see `tsexport targets`.")
 @click.option("-o", "--output", type=_FILE, help="Folder that gets the bundle's folder.")
 @click.option("--device", help="The target's device; by default this machine.")
@@ -72,6 +72,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--atol", type=float, help="Absolute parity tolerance of the fp32 artifacts.")
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
+@click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 8.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")

@@ -1,0 +1,165 @@
+"""What a build selects: which fp32 artifacts may ship at all, the races, and the choice, or the choices of an earlier
+build repeated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tsexport.bench.race import RaceResult
+from tsexport.compressing import AccuracyResult, Tried
+from tsexport.context import Context
+from tsexport.errors import AccuracyError, UsageError
+from tsexport.loading import cores_here
+from tsexport.manifest import Selection, parse_selection
+from tsexport.measuring import Placed, Say, fastest_threads, race_placed
+from tsexport.progress import Progress, Step
+from tsexport.quantize.evaluation import budget_miss
+from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, undecided
+from tsexport.samples import Samples
+from tsexport.types import AccuracyBudget
+
+FP32_ROUNDING = 1e-3
+"""What rounding may do to the accuracy of an fp32 artifact whose every answer holds the parity tolerance."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen by measuring: the artifact, the threads, the order of all artifacts by speed, and the races."""
+
+    choice: Choice
+    threads: int
+    order: tuple[tuple[str, str], ...]
+    races: tuple[RaceResult, ...]
+
+
+def hold_budget(
+    context: Context, samples: Samples, fp32: tuple[Placed, ...], judged: Mapping[tuple[str, str], AccuracyResult]
+) -> tuple[tuple[Placed, ...], tuple[str, ...]]:
+    """Return the fp32 artifacts that hold the accuracy budget, and why the others are left out.
+
+    Raises:
+        AccuracyError: none holds it.
+    """
+    budget = accuracy_budget(context, samples)
+    allowed = replace(
+        budget,
+        max_degradation=budget.max_degradation + FP32_ROUNDING,
+        max_output_error=budget.max_output_error + FP32_ROUNDING,
+    )
+    misses = {
+        one: result.reason if result.accuracy is None else budget_miss(result.accuracy, allowed)
+        for one in fp32
+        for result in (judged[one.key],)
+    }
+    held = tuple(one for one, miss in misses.items() if not miss)
+    left_out = tuple(f"{one.label} is left out: {miss}" for one, miss in misses.items() if miss)
+    if not held:
+        raise AccuracyError(
+            "no fp32 artifact holds the accuracy budget: " + "; ".join(left_out),
+            next_step="see whether --atol and --rtol let too much through, or allow more with --max-degradation",
+        )
+    return held, left_out
+
+
+def accuracy_budget(context: Context, samples: Samples) -> AccuracyBudget:
+    options = context.options
+    metric = samples.evaluation_set(options.metric).metric
+    return AccuracyBudget(metric, options.max_degradation, options.max_output_error)
+
+
+def _allowed(context: Context, placed: Placed) -> bool:
+    return context.options.runtime in (None, placed.runtime)
+
+
+def choose(
+    context: Context, samples: Samples, fp32: tuple[Placed, ...], tried: tuple[Tried, ...], progress: Progress, say: Say
+) -> Chosen:
+    """Race what may be selected, fp32 first; candidates run against the fastest of it, with its number of threads."""
+    rivals = [one for one in fp32 if _allowed(context, one)]
+    if not rivals:
+        raise UsageError(
+            f"no artifact runs on {context.options.runtime}, the only runtime that --runtime allows",
+            next_step=f"leave --runtime out, or choose one of {', '.join(dict.fromkeys(p.runtime for p in fp32))}",
+        )
+    counts = (context.threads,) if context.options.threads else tuple(sorted({1, context.threads}))
+    with progress.step("measure fp32 side by side") as step:
+        first = race_placed(context, samples, rivals, counts, step, say)
+    threads = fastest_threads(first)
+    order = order_by_speed(first, threads)
+    order = (*order, *(one.key for one in fp32 if one.key not in order))
+    choice = select_fp32(first, threads)
+    if context.target.precision != "int8":
+        return Chosen(choice, threads, order, (first,))
+    fastest = next(one for one in rivals if one.key == order[0])
+    eligible = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
+    eligible = [one for one in eligible if _allowed(context, one)]
+    if not eligible:
+        return Chosen(replace(choice, why=_why_none(context, tried)), threads, order, (first,))
+    with progress.step("measure INT8 against fp32") as step:
+        races = _race_candidates(context, samples, fastest, eligible, threads, step, say)
+    artifacts = [fastest.artifact, *(one.artifact for one in eligible)]
+    choice = select(races[-1], artifacts, fastest.key, context.options.objective)
+    key = (choice.artifact, choice.runtime)
+    return Chosen(choice, threads, tuple(dict.fromkeys((key, *order))), (first, *races))
+
+
+def _race_candidates(
+    context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step, say: Say
+) -> tuple[RaceResult, ...]:
+    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say)
+    nearest = undecided(first, fastest.key)
+    if nearest is None:
+        return (first,)
+    again = [one for one in eligible if one.contestant(threads).label == nearest]
+    step.say(f"{again[0].label} again, alone")
+    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, processes=2)
+
+
+def _why_none(context: Context, tried: tuple[Tried, ...]) -> str:
+    """Return why there is no candidate to hold against fp32."""
+    if any(not one.out for one in tried):
+        return f"no candidate within the accuracy budget runs on {context.options.runtime}: fp32 is selected"
+    if all(one.out == "failed" for one in tried):
+        return "no candidate could be built and run: fp32 is selected"
+    return "no candidate held the accuracy budget: fp32 is selected"
+
+
+def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> Chosen:
+    """Repeat the choices of a selection.json.
+
+    Raises:
+        UsageError: it cannot be read, or names an artifact that this build does not make.
+        AccuracyError: what it selects misses the accuracy budget.
+    """
+    path = context.options.selection
+    assert path is not None
+    try:
+        selection: Selection = parse_selection(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--selection {path} cannot be read: {error.strerror}") from error
+    if context.options.runtime not in (None, selection.runtime):
+        raise UsageError(
+            f"--selection {path.name} selects {selection.runtime}, and --runtime allows only {context.options.runtime}",
+            next_step="leave one of the two out",
+        )
+    key = (selection.artifact, selection.runtime)
+    out = next((one for one in tried if one.artifact and (one.artifact.name, one.runtime) == key and one.out), None)
+    if out is not None:
+        raise AccuracyError(f"--selection {path.name} selects {key[0]} on {key[1]}, which is out: {out.reason}")
+    placed = placed_by_key(fp32, tried)
+    if key not in placed:
+        names = ", ".join(f"{artifact} on {runtime}" for artifact, runtime in placed)
+        raise UsageError(
+            f"--selection {path.name} selects {key[0]} on {key[1]}, which this build does not make; it makes {names}",
+            next_step="build again without --selection",
+        )
+    order = tuple((one.artifact, one.runtime) for one in selection.order if (one.artifact, one.runtime) in placed)
+    rest = tuple(one.key for one in fp32 if one.key not in order)
+    choice = Choice(*key, selection.why, "repeated from a selection.json, not measured against others here")
+    threads = context.options.threads or min(selection.threads, cores_here())
+    return Chosen(choice, threads, (*order, *rest), ())
+
+
+def placed_by_key(fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> dict[tuple[str, str], Placed]:
+    candidates = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
+    return {one.key: one for one in (*fp32, *candidates)}
