@@ -1,7 +1,7 @@
 """How long the stages of a build take: cold, with an empty cache, and again with everything cached.
 
-`tsexport build patchtst-cpu --target cpu4-int8` runs as a command of its own, first with a fresh TSEXPORT_CACHE, then with
-the same one.  The stages' times are those that the build wrote into the bundle's measurements/; what the command took
+`tsexport build patchtst-cpu --target cpu4-int8` runs as a command of its own, first with a fresh TSEXPORT_CACHE, then
+with the same one.  The stages' times are those that the build wrote into the bundle's measurements/; what the command took
 besides (starting Python, imports between the stages, sealing the bundle) stands in a row of its own and counts.
 
 Goals, on two cores, for everything but the measuring stages: under 60 s cold, under 5 s warm.
@@ -40,15 +40,17 @@ CORES = 2
 MEASURING = "measure "
 """Stages that measure have names that begin so."""
 OUTSIDE = "outside the stages (start, imports, sealing)"
-COLD_SECONDS, WARM_SECONDS = 60.0, 5.0
 SCHEMA_VERSION = 1
+Kind = Literal["cold", "warm"]
+GOALS: tuple[tuple[Kind, float], ...] = (("cold", 60.0), ("warm", 5.0))
+"""Seconds for everything but the measuring stages."""
 
 
 @dataclass(frozen=True)
 class Build:
     """One build: its stages' seconds in order, and the whole command's."""
 
-    kind: Literal["cold", "warm"]
+    kind: Kind
     stages: tuple[tuple[str, float], ...]
     wall_seconds: float
 
@@ -70,7 +72,7 @@ class Build:
 class StageGoal:
     """A goal on `judged_seconds`, over all builds of its kind: met where all hold it, missed where none does."""
 
-    kind: Literal["cold", "warm"]
+    kind: Kind
     limit_seconds: float
     seconds: tuple[float, ...]
     status: Literal["met", "missed", "inconclusive", "not measured"]
@@ -91,7 +93,7 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
 
-def judge(kind: Literal["cold", "warm"], limit: float, seconds: Sequence[float], cores: int) -> StageGoal:
+def judge(kind: Kind, limit: float, seconds: Sequence[float], cores: int) -> StageGoal:
     """Return the goal judged; missed on fewer cores than it names is inconclusive."""
     given = tuple(seconds)
     if not given:
@@ -132,14 +134,13 @@ def run(cold: int, warm: int, options: tuple[str, ...]) -> Report:
     total, builds = cold + warm, list[Build]()
     with tempfile.TemporaryDirectory(prefix="tsexport-stages-") as folder:
         for number in range(total):
-            kind: Literal["cold", "warm"] = "cold" if number < cold else "warm"
+            kind: Kind = "cold" if number < cold else "warm"
             cache = Path(folder) / f"cache-{min(number, max(cold - 1, 0))}"
             left = f", about {_expected(builds, cold - number, warm):.0f} s left" if builds else ""
             print(f"[{number + 1}/{total}] {kind} build{left}", file=sys.stderr)
             builds.append(_build(kind, cache, Path(folder) / "dist", options))
     goals = tuple(
-        judge(kind, limit, [one.judged_seconds for one in builds if one.kind == kind], cores)
-        for kind, limit in (("cold", COLD_SECONDS), ("warm", WARM_SECONDS))
+        judge(kind, limit, [one.judged_seconds for one in builds if one.kind == kind], cores) for kind, limit in GOALS
     )
     return Report("build_stages", machine, cores, MODEL, TARGET, tuple(builds), goals)
 
@@ -148,7 +149,7 @@ def _expected(builds: Sequence[Build], cold_left: int, warm: int) -> float:
     """Return the seconds left, if builds go on as the last one did without what is then cached."""
     done = sum(one.kind == "warm" for one in builds)
     last = builds[-1]
-    return max(cold_left, 0) * last.wall_seconds + (warm - done) * (last.measuring_seconds + WARM_SECONDS)
+    return max(cold_left, 0) * last.wall_seconds + (warm - done) * (last.measuring_seconds + dict(GOALS)["warm"])
 
 
 def _hold_to_two_cores(machine: Machine) -> int:
@@ -159,7 +160,7 @@ def _hold_to_two_cores(machine: Machine) -> int:
     return machine.usable_cores
 
 
-def _build(kind: Literal["cold", "warm"], cache: Path, output: Path, options: tuple[str, ...]) -> Build:
+def _build(kind: Kind, cache: Path, output: Path, options: tuple[str, ...]) -> Build:
     command = [
         sys.executable, "-m", "tsexport", "build", MODEL, "--target", TARGET, "-o", str(output), "--force",
         "--name", "bundle", *options,

@@ -52,7 +52,7 @@ COLUMNS = (
     "x plain ONNX",
     "file MB",
     "output error",
-    "task metric",
+    "task metric change",
 )
 
 
