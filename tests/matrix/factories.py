@@ -1,4 +1,4 @@
-"""Models as a user would bring them: `factories.py:lstm` and the like.  Attribute names are those of the checkpoints."""
+"""Models as a user would bring them: `factories.py:lstm` and so on.  Attributes are named as in the checkpoints."""
 
 import torch
 from torch import Tensor, nn

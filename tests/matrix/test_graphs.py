@@ -49,6 +49,13 @@ def test_no_case_keeps_identities_gemms_or_casts(exported, name):
     assert "Shape" not in found or {"LSTM", "GRU"} & found.keys()
 
 
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_file_holds_no_weights_that_nothing_reads(exported, name):
+    model = load(exported, name)
+    read = {value for node in model.graph.node for value in node.input}
+    assert [stored for stored in constants(model) if stored not in read] == []
+
+
 @pytest.mark.parametrize("name", ENCODERS + PAPER)
 def test_a_layer_projects_q_k_and_v_in_one_product(exported, name):
     model = load(exported, name)

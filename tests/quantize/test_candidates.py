@@ -57,6 +57,12 @@ def test_a_graph_without_constant_products_gives_the_reason(sources, bodies, spe
         quantize_onnx(fp32.onnx.path, recipe, ArrayDataset({"x": windows}))
 
 
+def test_nncf_gives_the_reason_too(sources, bodies, spec, windows, tmp_path):
+    built = build_candidate(NNCF_MIXED, sources(bodies["no product"]), spec, ArrayDataset({"x": windows}), tmp_path)
+    assert built.artifact is None
+    assert built.reason == "nncf could not build it: the model has no operator with constant weights"
+
+
 @pytest.mark.parametrize("recipe", [DYNAMIC_U8, NNCF_MIXED, OPENVINO_BF16], ids=by_name)
 def test_a_missing_format_gives_the_reason(spec, windows, tmp_path, recipe):
     built = build_candidate(recipe, Fp32Sources(None, None), spec, ArrayDataset({"x": windows}), tmp_path)

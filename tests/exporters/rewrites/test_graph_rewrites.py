@@ -115,6 +115,12 @@ def test_the_scale_folds_into_the_projection_and_the_projections_into_one(scale)
     assert nodes["Split"] == 1
 
 
+def test_weights_that_were_fused_or_scaled_leave_the_file():
+    rewritten, _ = rewrite_graph(attention("Mul(s, half)"), probes(), [FoldScale(), FuseParallelLinears()])
+    read = {value for node in rewritten.graph.node for value in node.input}
+    assert {initializer.name for initializer in rewritten.graph.initializer} <= read
+
+
 def test_a_factor_that_others_see_stays():
     model = graph("a = MatMul(x, w)  b = Mul(a, half)  y = Add(a, b)", w=random(4, 4), half=np.array(0.5, np.float32))
     nodes, applied = apply(model, FoldScale())
