@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tsexport.errors import UsageError
+from tsexport.npz import write_arrays
 from tsexport.runtimes.registry import load
 from tsexport.types import Artifact, Feeds, TensorSpec
 
@@ -37,9 +38,8 @@ def rehearse(artifact: Artifact, runtime: str, feeds: Sequence[Feeds], timeout_s
         return
     with tempfile.TemporaryDirectory(prefix="tsexport-rehearsal-") as folder:
         record = json.dumps([runtime, asdict(artifact)], default=str)
-        # Numbered, since numpy takes the names as keywords and an input may be called "file".
         arrays = {f"{i}/{name}": array for i, one in enumerate(feeds) for name, array in one.items()}
-        np.savez(Path(folder) / "feeds.npz", **arrays)  # type: ignore[arg-type]
+        write_arrays(Path(folder) / "feeds.npz", arrays)
         command = (sys.executable, "-P", "-m", "tsexport.runtimes.rehearsal", str(Path(folder) / "feeds.npz"))
         try:
             done = subprocess.run(command, input=record, capture_output=True, text=True, timeout=timeout_s)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tsexport.cache import digest_of
-from tsexport.context import Context, load_arrays, save_arrays
+from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
+from tsexport.npz import read_arrays, write_arrays
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
@@ -148,10 +149,10 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
     else:
         feeds, target = random_feeds(source.spec.inputs, RANDOM_WINDOWS, context.options.seed), None
         caveats.append(NO_REAL_DATA)
-    save_arrays(folder / "feeds.npz", feeds)
-    save_arrays(folder / "outputs.npz", _answers(context, feeds))
+    write_arrays(folder / "feeds.npz", feeds)
+    write_arrays(folder / "outputs.npz", _answers(context, feeds))
     if target is not None:
-        save_arrays(folder / "target.npz", {"target": target})
+        write_arrays(folder / "target.npz", {"target": target})
     opened = [one for one in (calibration, evaluation) if one is not None]
     return SamplesRecord(
         spec=source.spec,
@@ -186,9 +187,9 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
     samples = Samples(
         digest_of({**inputs, "source": cached.result.digest, "spec": cached.result.spec}),
         cached.result,
-        load_arrays(cached.folder / "feeds.npz"),
-        load_arrays(cached.folder / "outputs.npz"),
-        load_arrays(target)["target"] if target.exists() else None,
+        read_arrays(cached.folder / "feeds.npz"),
+        read_arrays(cached.folder / "outputs.npz"),
+        read_arrays(target)["target"] if target.exists() else None,
     )
     samples.require_fitting_target(context.options.metric)
     return samples, cached.reused
