@@ -54,7 +54,7 @@ def sizes_of(config_type: type[ModelConfig]) -> Sizes:
 
 
 def require_positive(config: ModelConfig, *names: str) -> None:
-    """Raise ConfigurationError for the first of the fields `names` that is below 1, or a tuple that is not all 1 or more."""
+    """Raise ConfigurationError for the first of the fields `names` that is below 1, or a tuple with such a number."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, tuple):

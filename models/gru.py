@@ -1,8 +1,9 @@
 """gru: 3 classes from 60 bars of 26 features, by stacked GRU layers (see `tsexport.models.recurrent`).
 
-A layer has 3 (hidden (inputs + hidden) + 2 hidden) parameters, inputs being the features or the width of the layer below.
-Source: Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", in torch's form (the reset gate acts
-behind the recurrent product).
+A layer has 3 (hidden (inputs + hidden) + 2 hidden) parameters, inputs being the features or the layer below's width.
+
+Source: Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", in torch's form (two bias vectors
+a layer, and the reset gate acts behind the recurrent product).
 """
 
 from typing import TYPE_CHECKING

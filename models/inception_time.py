@@ -13,8 +13,7 @@ What follows from them:
 - small has 2 blocks and so no residual connection; medium (4) has one behind the third block and a fourth block behind
   it; large (8) has two, behind the third and the sixth, and two blocks behind them.
 - An input of `bottleneck` channels or fewer is not narrowed: 5 features go straight into the first module.
-- The Guide's kernels are 3, 5, 8, 11 and 23 without the pooling branch: `kernels=3,5,8,11,23`, `pooling=false`.  An even
-  kernel sees one step more after the current one than before it.
+- The Guide's kernels are 3, 5, 8, 11 and 23 without the pooling branch: `kernels=3,5,8,11,23`, `pooling=false`.
 
 BatchNorm keeps statistics for each channel, so that of the joined branches is that of each branch.  It is written that
 way: each one then folds into its convolution, as it could not behind a Concat.

@@ -1,7 +1,9 @@
 """lstm: 3 classes from 60 bars of 26 features, by stacked LSTM layers (see `tsexport.models.recurrent`).
 
-A layer has 4 (hidden (inputs + hidden) + 2 hidden) parameters, inputs being the features or the width of the layer below.
-Source: Hochreiter and Schmidhuber 1997, "Long Short-Term Memory", in torch's form (two bias vectors a layer, no peepholes).
+A layer has 4 (hidden (inputs + hidden) + 2 hidden) parameters, inputs being the features or the layer below's width.
+
+Source: Hochreiter and Schmidhuber 1997, "Long Short-Term Memory", in torch's form (two bias vectors a layer, no
+peepholes).
 """
 
 from typing import TYPE_CHECKING

@@ -5,12 +5,13 @@ through ReLU.  The input goes through BatchNorm, and before it through a 1x1 con
 blocks of 64, 128 and 128 filters, the mean over time, and a linear map to the classes.
 
 Source: Wang et al. 2017, "Time Series Classification from Scratch with Deep Neural Networks: A Strong Baseline".
-Convolutions have no bias, which the BatchNorm behind them would take off again; the even kernel sees one step more after
-the current one than before it.
+Convolutions are those of `tsexport.models.same_conv`: without a bias, and the even kernel sees one step more after the
+current one than before it.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tsexport.models.definition import require_classes, require_positive
@@ -71,9 +72,7 @@ def network() -> "type[nn.Module]":
         def __init__(self, config: Config) -> None:
             super().__init__()
             widths = (config.channels, *config.filters)
-            self.blocks = nn.Sequential(
-                *(Block(a, b, config.kernels) for a, b in zip(widths[:-1], widths[1:], strict=True))
-            )
+            self.blocks = nn.Sequential(*(Block(a, b, config.kernels) for a, b in pairwise(widths)))
             self.head = nn.Linear(widths[-1], config.classes)
 
         def forward(self, features: "Tensor") -> "Tensor":

@@ -72,9 +72,7 @@ def network() -> "type[nn.Module]":
             super().__init__()
             widths = config.widths
             finer, coarser = widths[:-1], widths[1:]
-            self.down = nn.ModuleList(
-                level(a, b) for a, b in zip((config.channels, *finer), widths, strict=True)
-            )
+            self.down = nn.ModuleList(level(a, b) for a, b in zip((config.channels, *finer), widths, strict=True))
             self.pool = nn.MaxPool2d(2)
             pairs = tuple(reversed(tuple(zip(finer, coarser, strict=True))))
             self.rise = nn.ModuleList(nn.ConvTranspose2d(wide, slim, 2, stride=2) for slim, wide in pairs)
