@@ -74,6 +74,8 @@ def convert_to_onnx(
         return Converted(plain)
     model, more = rewrite_graph(onnx.load(plain.path), feeds, REWRITES)
     done = (*done, *more)
+    # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
+    del model.graph.value_info[:]
     steps = (*plain.provenance, *(str(one) for one in done))
     artifact = finish_onnx(model, spec, path, steps)
     if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):

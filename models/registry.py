@@ -80,6 +80,60 @@ _TABLE = (
         module="tsexport.models.linear",
         parameters=32_352,
     ),
+    ModelEntry(
+        name="lstm",
+        family="recurrent",
+        task="classification",
+        summary="3 classes from 60 bars of 26 features, by two LSTM layers",
+        source="Hochreiter and Schmidhuber 1997, Long Short-Term Memory; sizes of the Model Infrastructure Guide",
+        module="tsexport.models.lstm",
+        parameters=212_355,
+    ),
+    ModelEntry(
+        name="gru",
+        family="recurrent",
+        task="classification",
+        summary="3 classes from 60 bars of 26 features, by two GRU layers",
+        source="Cho et al. 2014, RNN Encoder-Decoder; sizes of the Model Infrastructure Guide",
+        module="tsexport.models.gru",
+        parameters=159_363,
+    ),
+    ModelEntry(
+        name="tcn",
+        family="recurrent",  # the published tables count it there
+        task="classification",
+        summary="3 classes from 60 bars of 26 features, by dilated causal convolutions",
+        source="Bai et al. 2018, An Empirical Evaluation of Generic Convolutional and Recurrent Networks",
+        module="tsexport.models.tcn",
+        parameters=142_851,
+    ),
+    ModelEntry(
+        name="inception-time",
+        family="cnn",
+        task="classification",
+        summary="3 classes from 60 bars of 5 features, by convolutions of several lengths side by side",
+        source="Fawaz et al. 2020, InceptionTime; sizes of the Model Infrastructure Guide",
+        module="tsexport.models.inception_time",
+        parameters=1_121_795,
+    ),
+    ModelEntry(
+        name="resnet1d",
+        family="cnn",
+        task="classification",
+        summary="3 classes from 60 bars of 5 features, by residual blocks of 1-D convolutions",
+        source="Wang et al. 2017, Time Series Classification from Scratch with Deep Neural Networks",
+        module="tsexport.models.resnet1d",
+        parameters=505_539,
+    ),
+    ModelEntry(
+        name="unet",
+        family="unet",  # the published rows of "cnn" are for classifiers of 60 bars
+        task="forecast",
+        summary="the next hour's weather, 13 channels on 64x64, by 2-D convolutions on three levels",
+        source="Ronneberger et al. 2015, U-Net; sizes are this project's",
+        module="tsexport.models.unet",
+        parameters=470_445,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

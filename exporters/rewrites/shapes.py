@@ -23,7 +23,7 @@ _SHAPE_ARITHMETIC = frozenset(
     {
         "Shape", "Size", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div", "Add", "Sub", "Mod",
         "Floor", "Sqrt", "Reshape", "Identity", "Constant", "ConstantOfShape", "Equal", "Where", "Range", "Min", "Max",
-        "Expand", "ReduceProd",
+        "Expand", "ReduceProd", "Transpose",
     }
 )  # fmt: skip
 

@@ -209,3 +209,16 @@ def test_the_constant_shape_of_an_expand_is_folded():
     nodes, (applied,) = apply(model, ConstantShapes())
     assert applied.kept
     assert nodes == {"ReduceMean": 1, "Expand": 1, "Sub": 1}
+
+
+def test_the_widths_of_a_padding_are_folded():
+    # As torch exports a padding: zeros for the other axes by ConstantOfShape, and the order turned by Transpose.
+    body = """
+      zeros = ConstantOfShape<value=int64[1] {0}>(rest)  all = Concat<axis=0>(zeros, given)
+      pairs = Reshape(all, two)  turned = Transpose<perm=[1, 0]>(pairs)  pads = Reshape(turned, flat)
+      y = Pad(x, pads)
+    """
+    sizes = {"rest": np.array([4]), "given": np.array([0, 2]), "two": np.array([-1, 2]), "flat": np.array([-1])}
+    nodes, (applied,) = apply(graph(body, out="5, 6", **sizes), ConstantShapes())
+    assert applied.kept
+    assert nodes == {"Pad": 1}

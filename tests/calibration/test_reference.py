@@ -1,0 +1,87 @@
+"""The reference series of classifiers: windows with the class of the move behind them, balanced and learnable."""
+
+import numpy as np
+import pytest
+
+from tsexport.calibration.reference import (
+    CLASS_COLUMN,
+    MOVE_ROWS,
+    classes_series,
+    has_reference,
+    move_classes,
+    reference_series,
+)
+from tsexport.calibration.windows import windows_of
+
+CONFIG = {"context_length": 24, "channels": 2, "classes": 3}
+
+
+def read(split, config=CONFIG):
+    table, series = reference_series("lstm", config, seed=0)
+    windows = windows_of(table, series, split, name="features")
+    batches = list(windows.batches(500))
+    return (
+        np.concatenate([batch.feeds["features"] for batch in batches]),
+        np.concatenate([batch.target for batch in batches]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CONFIG, True),
+        ({"context_length": 24, "horizon": 8, "channels": 2}, True),
+        ({"channels": 13, "latitudes": 64, "longitudes": 64}, False),
+        ({}, False),
+    ],
+)
+def test_which_configurations_have_a_reference(config, expected):
+    assert has_reference("some-model", config) is expected
+
+
+def test_classes_are_cut_at_the_training_quantiles_of_the_moves():
+    series = np.cumsum(np.random.default_rng(0).standard_normal(1000)).astype(np.float32)
+    labels = move_classes(series, 4, training_rows=700)
+    moves = series[MOVE_ROWS:] - series[:-MOVE_ROWS]
+    cuts = np.quantile(moves[: 700 - MOVE_ROWS], [0.25, 0.5, 0.75])
+    assert (labels[MOVE_ROWS:] == (moves[:, None] > cuts).sum(axis=1)).all()
+    assert np.bincount(labels[MOVE_ROWS:700]).tolist() == [174, 173, 173, 174]
+
+
+def test_the_target_is_the_class_of_the_move_behind_the_window():
+    table, series = classes_series(24, 2, 3)
+    values = next(iter(table.blocks(table.columns, 0, 200))).values
+    windows = windows_of(table, series, "train", name="features")
+    (batch,) = windows.batches(50, stop=50)
+    assert table.columns == ("channel_0", "channel_1", CLASS_COLUMN)
+    np.testing.assert_array_equal(batch.feeds["features"][7], values[7:31, :2].astype(np.float32))
+    np.testing.assert_array_equal(batch.target[:, 0], values[23 + MOVE_ROWS : 73 + MOVE_ROWS, 2])
+    # Upwards is the highest class: the target follows the move from the window's last row.
+    moves = values[23 + MOVE_ROWS : 73 + MOVE_ROWS, 0] - batch.feeds["features"][:, -1, 0]
+    assert moves[batch.target[:, 0] == 2].min() > moves[batch.target[:, 0] == 0].max()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_class_is_there_about_as_often(split):
+    _, target = read(split)
+    shares = np.bincount(target[:, 0].astype(int), minlength=3) / len(target)
+    assert (shares > 0.28).all()
+
+
+def test_classes_can_be_learned():
+    """A linear classifier, fitted to the training windows by least squares, beats chance on those held out."""
+    (inputs, target), (held_inputs, held_target) = read("train"), read("test")
+    design, held = (np.column_stack((x.reshape(len(x), -1), np.ones(len(x)))) for x in (inputs, held_inputs))
+    scores = held @ np.linalg.lstsq(design, np.eye(3)[target[:, 0].astype(int)], rcond=None)[0]
+    assert (scores.argmax(axis=1) == held_target[:, 0]).mean() > 0.55
+
+
+def test_the_series_does_not_follow_the_builds_seed():
+    first, second = (reference_series("lstm", CONFIG, seed)[0] for seed in (0, 1))
+    assert first.digest == second.digest
+
+
+def test_a_long_context_gets_a_longer_series():
+    table, series = classes_series(2000, 1, 3)
+    assert table.row_count == 10 * (2000 + MOVE_ROWS)
+    assert windows_of(table, series, "test", name="x").count > 64
