@@ -1,5 +1,6 @@
 """What a bundle selects from hand-made races."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from tsexport.types import Artifact
 BASELINE = ("fp32", "openvino")
 
 
-def entry(artifact, runtime, speedup, low=None, high=None):
+def entry(artifact, runtime, speedup, low=None, high=None, threads=1):
     times = (1.0 / speedup,) * 12
     return RaceEntry(
         name=f"{artifact} on {runtime}",
         artifact=artifact,
         runtime=runtime,
-        threads=1,
+        threads=threads,
         blocks_ms=(times,),
         summary=summarize(times),
         speedup=Ratio(speedup, speedup - 0.02 if low is None else low, speedup + 0.02 if high is None else high, 0.95),
@@ -120,9 +121,23 @@ def test_undecided(rivals, name):
     assert undecided(race_of(*rivals), BASELINE) == name
 
 
+def test_a_race_too_short_for_an_interval():
+    """Few rounds: no upper end, and nothing that says the candidate is ahead."""
+    short = replace(entry("a", "onnxruntime", 1.5), speedup=Ratio(1.5, 0.0, None, 0.95))
+    choice = select(race_of(short), artifacts(a=30), BASELINE)
+    assert chosen(choice) == BASELINE
+    assert choice.measured.endswith("1.50 times the speed of fp32 on openvino (too few rounds for an interval)")
+    assert chosen(select(race_of(short), artifacts(a=30), BASELINE, "size")) == ("a", "onnxruntime")
+    assert undecided(race_of(short), BASELINE) == "a on onnxruntime"
+
+
 def test_fp32_by_speed():
-    result = race_of(entry("onnx", "onnxruntime", 1.2), entry("onnx", "tract", 0.5))
-    assert order_by_speed(result) == (("onnx", "onnxruntime"), BASELINE, ("onnx", "tract"))
-    choice = select_fp32(result)
+    result = race_of(
+        entry("onnx", "onnxruntime", 1.2), entry("onnx", "tract", 0.5), entry("onnx", "onnxruntime", 1.9, threads=2)
+    )
+    assert order_by_speed(result, 1) == (("onnx", "onnxruntime"), BASELINE, ("onnx", "tract"))
+    assert order_by_speed(result, 2) == (("onnx", "onnxruntime"),)
+    choice = select_fp32(result, 1)
     assert chosen(choice) == ("onnx", "onnxruntime")
     assert choice.measured == "0.833 ms median at batch 1"
+    assert select_fp32(result, 2).measured == "0.526 ms median at batch 1"
