@@ -106,7 +106,7 @@ def move_classes(series: NDArray[np.float32], classes: int, *, training_rows: in
     before = np.concatenate((np.full(MOVE_ROWS, series[0]), series[:-MOVE_ROWS]))
     moves = series - before
     cuts = np.quantile(moves[MOVE_ROWS:training_rows], np.arange(1, classes) / classes)
-    return np.searchsorted(cuts, moves)
+    return np.asarray(np.searchsorted(cuts, moves))
 
 
 def _splits() -> Splits:

@@ -12,6 +12,11 @@ from tsexport.calibration.reference import (
     reference_series,
 )
 from tsexport.calibration.windows import windows_of
+from tsexport.data import plan_data
+from tsexport.errors import UsageError
+from tsexport.models.sources import identify
+from tsexport.options import BuildOptions
+from tsexport.targets import parse_target
 
 CONFIG = {"context_length": 24, "channels": 2, "classes": 3}
 
@@ -85,3 +90,24 @@ def test_a_long_context_gets_a_longer_series():
     table, series = classes_series(2000, 1, 3)
     assert table.row_count == 10 * (2000 + MOVE_ROWS)
     assert windows_of(table, series, "test", name="x").count > 64
+
+
+def plan(tmp_path, model, **options):
+    given = BuildOptions(model=model, target="cpu4-int8", output=tmp_path, **options)
+    return plan_data(given, parse_target("cpu4-int8"), identify(model))
+
+
+def test_a_classifier_without_data_uses_the_reference_series(tmp_path):
+    assert plan(tmp_path, "lstm").reference
+
+
+def test_int8_without_data_and_without_a_reference_says_what_to_give(tmp_path):
+    with pytest.raises(UsageError, match="tsexport has no reference series for unet") as caught:
+        plan(tmp_path, "unet")
+    assert "--calibration FILE: .npz" in caught.value.next_step
+    assert "state float32[batch, 13, 64, 64]" in caught.value.next_step
+
+
+def test_int8_of_such_a_model_takes_a_users_data(tmp_path):
+    np.savez(tmp_path / "states.npz", state=np.zeros((64, 13, 64, 64), np.float32))
+    assert not plan(tmp_path, "unet", calibration=tmp_path / "states.npz").is_empty
