@@ -74,7 +74,7 @@ def status_of(ratio: Ratio, at_least: float) -> Status:
     "inconclusive"."""
     if ratio.low >= at_least:
         return "met"
-    return "missed" if ratio.high < at_least else "inconclusive"
+    return "missed" if ratio.high is not None and ratio.high < at_least else "inconclusive"
 
 
 def judge_goals(result: ModelResult, conditions: Conditions) -> tuple[Judged, ...]:

@@ -57,8 +57,12 @@ def least(ratios: Sequence[Ratio]) -> Ratio:
     Raises:
         ValueError: no ratios.
     """
+    ends = [one.high for one in ratios if one.high is not None]
     return Ratio(
-        min(one.value for one in ratios), min(one.low for one in ratios), min(one.high for one in ratios), CONFIDENCE
+        min(one.value for one in ratios),
+        min(one.low for one in ratios),
+        min(ends) if ends else None,
+        CONFIDENCE,
     )
 
 

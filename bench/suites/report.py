@@ -1,6 +1,5 @@
 """The suites' results as text (Markdown tables that also read well in a terminal) and as files."""
 
-import json
 import os
 import platform
 import tempfile
@@ -8,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
-from tsexport.bench.schema import encode
 from tsexport.bench.statistics import Ratio
 from tsexport.bench.suites.goals import Judged
 from tsexport.bench.suites.rows import ModelResult, Row
+from tsexport.codec import encode
 
 NOT_MEASURED = "n/a"
 
@@ -122,7 +121,7 @@ def machine_text(machine: Machine) -> str:
 def write_results(record: object, text: str, path: Path) -> tuple[Path, Path]:
     """Write a record as JSON to `path` and its text beside it as .md; each whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(encode(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    document = encode(record)
     return _write(path, document), _write(path.with_suffix(".md"), text)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ def entries(root):
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def _swapped(wanted, copy, original, name):
+    return copy if name == wanted else original(name)
 
 
 def test_a_stage_is_made_once(make):
@@ -110,9 +115,7 @@ def test_the_code_digest_covers_every_room(monkeypatch, tmp_path):
         target.write_text(target.read_text() + "\n# one line more\n")
         original = module.package_files
         with monkeypatch.context() as patch:
-            patch.setattr(
-                module, "package_files", lambda name, room=room: copy if name == f"tsexport{room}" else original(name)
-            )
+            patch.setattr(module, "package_files", partial(_swapped, f"tsexport{room}", copy, original))
             seen.add(code_digest.__wrapped__())
     assert len(seen) == 8
 
