@@ -60,8 +60,9 @@ def test_the_output_says_what_weights_and_what_data_were_used(built):
     assert "weights initialised from seed 0: untrained, accuracy means nothing" in built.ran.stderr
     assert "calibration: 256 windows of the reference market series" in built.ran.stderr
     assert "evaluation: 1024 windows of the reference market series" in built.ran.stderr
-    selected = built.bundle.manifest.selected
-    assert f"selected {selected.artifact} on {selected.runtime}: {selected.why} (" in built.ran.stderr
+    selected, threads = built.bundle.manifest.selected, built.bundle.selection.threads
+    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    assert f"selected {selected.artifact} on {selected.runtime}, {count}: {selected.why} (" in built.ran.stderr
 
 
 # --- what the bundle holds -------------------------------------------------------------------------------------------
