@@ -55,7 +55,7 @@ def select_fp32(result: RaceResult, threads: int) -> Choice:
         fastest.artifact,
         fastest.runtime,
         "the fastest fp32 artifact of all runtimes, measured side by side",
-        f"{fastest.summary.p50_ms:.3f} ms median at batch {result.batch}",
+        f"{fastest.summary.median_ms:.3f} ms median at batch {result.batch}",
     )
 
 

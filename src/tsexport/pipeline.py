@@ -22,6 +22,7 @@ from tsexport.context import Context
 from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.exporting import Exports, check_on_runtime, export_format, gather
+from tsexport.extras import require
 from tsexport.loading import cores_here
 from tsexport.measuring import Placed, judge_all, measure_placed, require_budgets
 from tsexport.models.sources import identify
@@ -76,7 +77,9 @@ def plan_build(options: BuildOptions) -> Plan:
     Raises:
         UsageError: unknown names, files that are not there, an existing bundle without --force.
         UnsupportedError: a device that is not this machine's.
+        MissingDependencyError: the packages of the extra `build` are not all here.
     """
+    require("build", "building a bundle")
     target = parse_target(options.target, options.device)
     identity = identify(options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed)
     name = options.name or bundle_name(identity.name, options.target, options.device)
