@@ -12,18 +12,22 @@ The source module runs once with hooks, and so every layer's inputs and outputs 
 Layers are compared under the tolerance that was missed, with atol in units of the layer's RMS.
 """
 
+import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from tsexport.exporters.artifacts import describe
+from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.exporters.probes import Probe, ProbedGraph, probe_onnx, probe_openvino, without_repeats
 from tsexport.exporters.recording import LayerRecord, flat_tensors, record_layers
-from tsexport.runtimes.comparison import compare_outputs
-from tsexport.types import Array, Artifact, Comparison, Feeds, ModelSpec, Tolerance
+from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
+from tsexport.types import Array, Artifact, Comparison, Feeds, Format, ModelSpec, Tolerance
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,16 @@ def localise(
     if artifact.format == "onnx" and runtime != "onnxruntime":
         return Departure(found.layer, f"{found.reason} (found in ONNX Runtime)", found.node, found.comparison)
     return found
+
+
+def departing_layer(module: nn.Module, spec: ModelSpec, name: Format, data: bytes, feeds: Feeds) -> str:
+    """Return in words which layer of an exported program, given as the bytes of its file, departs first on `feeds`."""
+    export_format = EXPORT_FORMATS[name]
+    with tempfile.TemporaryDirectory(prefix="tsexport-localise-") as folder:
+        path = Path(folder) / f"program{export_format.suffix}"
+        path.write_bytes(data)
+        artifact = describe((path,), name, spec, (), name=name, precision="fp32", runtimes=export_format.runtimes)
+        return localise(module, spec, artifact, artifact.runtimes[0], feeds, TOLERANCES[export_format.tolerance]).reason
 
 
 def first_departure(

@@ -21,6 +21,7 @@ from tsexport.exporters.onnx_file import OPSET, finish_onnx, ort_run, serialize,
 from tsexport.exporters.tracing import (
     evaluating,
     example_tensors,
+    first_departing_layer,
     first_line,
     mha_fastpath,
     prove_equal,
@@ -66,6 +67,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *,
             what="the ONNX export",
             calls=2,
             caveats=caveats,
+            locate=lambda missed: first_departing_layer(module, spec, "onnx", data, missed),
         )
     if removed:
         provenance += (f"{removed} Identity nodes removed",)

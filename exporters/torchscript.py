@@ -19,6 +19,7 @@ from tsexport.exporters.torchscript_archive import archive_bytes, fresh_compilat
 from tsexport.exporters.tracing import (
     evaluating,
     example_tensors,
+    first_departing_layer,
     first_line,
     mha_fastpath,
     prove_equal,
@@ -62,6 +63,7 @@ def export_torchscript(
             what="the TorchScript trace",
             calls=_CALLS,
             caveats=caveats,
+            locate=lambda missed: first_departing_layer(module, spec, "torchscript", data, missed),
         )
     write_atomically(path, data)
     provenance = (f"torch.jit.trace in eval mode under no_grad, torch {_version()}", *(f"caveat: {c}" for c in caveats))

@@ -17,7 +17,7 @@ from torch.jit._trace import TracerWarning
 
 from tsexport.errors import ExportError, FeedError, ParityError
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
-from tsexport.types import Array, Comparison, Feeds, ModelSpec, Tolerance, random_feeds
+from tsexport.types import Array, Comparison, Feeds, Format, ModelSpec, Tolerance, random_feeds
 
 # not "repeat", the same bits: torch may place a tensor otherwise in memory and sum it in another order
 _REPEAT = TOLERANCES["fp32-same-math"]
@@ -148,6 +148,14 @@ def _answers_finitely(module: nn.Module, spec: ModelSpec, feeds: Feeds) -> bool:
     return all(np.isfinite(a).all() for a in run_module(module, spec, feeds).values() if a.dtype.kind == "f")
 
 
+def first_departing_layer(module: nn.Module, spec: ModelSpec, name: Format, data: bytes, feeds: Feeds) -> str:
+    """Return in words which layer of an exported program departs first; see `exporters.localise`."""
+    # imported here: it brings every runtime along, and most exports miss nothing
+    from tsexport.exporters.localise import departing_layer
+
+    return departing_layer(module, spec, name, data, feeds)
+
+
 def prove_equal(
     module: nn.Module,
     spec: ModelSpec,
@@ -158,6 +166,7 @@ def prove_equal(
     what: str,
     calls: int,
     caveats: Sequence[str],
+    locate: Callable[[Feeds], str],
 ) -> None:
     """Hold an exported program against the module on fresh inputs, other batch sizes, and repeated calls.
 
@@ -167,6 +176,7 @@ def prove_equal(
         calls: how often each input is run; each answer is compared (torch's profiling executor changes the program
             between the first and the third call), and the last two with each other.
         caveats: places where the trace kept a Python value, named in the message.
+        locate: says which layer departs first on feeds that were missed.
 
     Raises:
         ExportError: it fails on other inputs, or answers the same input differently.
@@ -191,8 +201,7 @@ def prove_equal(
                 worst = max(missed, key=lambda c: c.excess)
                 raise ParityError(
                     f"{what} of {spec.name!r} differs from the module on fresh inputs at batch {proof.batch}, call "
-                    f"{call}: "
-                    f"{describe_miss(worst)}{_because(hints)}",
+                    f"{call}: {describe_miss(worst)}{_because([locate(proof.feeds), *hints])}",
                     next_step=_ADVICE,
                 )
         if _differences(answers[-2], answers[-1], _REPEAT):

@@ -69,9 +69,20 @@ def load_pt2(path: Path) -> tuple["nn.Module", tuple[TensorSpec, ...]]:
     for name, value in values:
         if not isinstance(value, torch.Tensor):
             raise UsageError(f"input {name} of {path.name} is a {type(value).__name__}; only tensors can be fed")
-    return program.module(), tuple(
+    inputs = tuple(
         _pt2_input(path, name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in values
     )
+    return _without_modes(program.module()), inputs
+
+
+def _without_modes(module: "nn.Module") -> "nn.Module":
+    """Let `eval` and `train` do nothing: the mode was fixed when the program was exported, and torch raises there."""
+
+    def stay(mode: bool = True) -> "nn.Module":
+        return module
+
+    module.eval = module.train = stay  # type: ignore[method-assign]
+    return module
 
 
 def check_pt2(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
-from tsexport.errors import UsageError
+from tsexport.errors import DataError, UsageError
 from tsexport.options import BuildOptions
 from tsexport.targets import Target
 from tsexport.types import TensorSpec, file_sha256
@@ -183,11 +183,18 @@ def _drawn(
     source: str,
     seen: tuple[int, ...],
 ) -> Opened:
-    from tsexport.calibration.checks import check_dataset, check_names
+    from tsexport.calibration.checks import MIN_SAMPLES, check_dataset, check_names
     from tsexport.calibration.datasets import draw
 
     check_names(base, inputs)
-    drawn = draw(base, max(1, min(wanted, base.count - len(seen))), seed, exclude=seen)
+    free = base.count - len(seen)
+    if seen and free < MIN_SAMPLES[purpose]:
+        raise DataError(
+            f"{purpose} got {free} samples, since calibration reads {len(seen)} of the {base.count} in {source}, and "
+            f"needs at least {MIN_SAMPLES[purpose]}.",
+            next_step="Give more samples, or other ones with --evaluation.",
+        )
+    drawn = draw(base, max(1, min(wanted, free)), seed, exclude=seen)
     checked = check_dataset(drawn, inputs, purpose)
     return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes)
 

@@ -1,6 +1,6 @@
 """The fp32 stages: export every format, and hold every artifact against its source on every runtime that is here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,21 @@ class ExportResult:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """One format's result, its artifact, and whether it came from the cache."""
+
+    result: ExportResult
+    artifact: Artifact | None
+    reused: bool
+
+
+@dataclass(frozen=True)
 class Exports:
     """The fp32 artifacts by format, and the formats that there are none of."""
 
     artifacts: tuple[Artifact, ...]
     absent: tuple[AbsentFormat, ...]
     rewrites: tuple[RewriteRecord, ...]
-    reused: bool
 
     def of(self, name: Format) -> Artifact | None:
         return next((one for one in self.artifacts if one.format == name), None)
@@ -96,10 +104,17 @@ def _openvino(onnx: Artifact | None, folder: Path) -> ExportResult:
     return ExportResult(store_artifact(converted.artifact, folder))
 
 
-def export_format(
-    context: Context, samples: Samples, name: Format, onnx: Artifact | None
-) -> tuple[ExportResult, Artifact | None, bool]:
-    """Return the result of one format, its artifact, and whether it came from the cache.
+def formats_to_export(asked: tuple[Format, ...]) -> tuple[Format, ...]:
+    """Return what has to be exported for the formats asked for, in order: OpenVINO IR is made from ONNX."""
+    needed = {*asked, "onnx"} if "openvino" in asked else set(asked)
+    return tuple(name for name in FORMATS if name in needed)
+
+
+def export_format(context: Context, samples: Samples, name: Format, onnx: Artifact | None) -> Exported:
+    """Return the result of one format.
+
+    Args:
+        onnx: the ONNX artifact that OpenVINO IR is made from.
 
     Raises:
         ParityError: an export answers otherwise than the module it was made from.
@@ -115,10 +130,10 @@ def export_format(
     }
     cached = context.cache.stage(f"export-{name}", inputs, ExportResult, _guarded(context, producers[name]))
     artifact = restore_artifact(cached.result.artifact, cached.folder) if cached.result.artifact else None
-    return cached.result, artifact, cached.reused
+    return Exported(cached.result, artifact, cached.reused)
 
 
-def gather(context: Context, results: dict[Format, tuple[ExportResult, Artifact | None, bool]]) -> Exports:
+def gather(context: Context, results: Mapping[Format, Exported]) -> Exports:
     """Put the formats together, as far as they were asked for.
 
     Raises:
@@ -126,8 +141,8 @@ def gather(context: Context, results: dict[Format, tuple[ExportResult, Artifact 
     """
     wanted = [name for name in FORMATS if name in context.options.formats]
     absent = [AbsentFormat(name, NOT_ASKED) for name in FORMATS if name not in wanted]
-    absent += [AbsentFormat(name, results[name][0].reason) for name in wanted if results[name][1] is None]
-    artifacts = tuple(one for name in wanted if (one := results[name][1]) is not None)
+    absent += [AbsentFormat(name, results[name].result.reason) for name in wanted if results[name].artifact is None]
+    artifacts = tuple(one for name in wanted if (one := results[name].artifact) is not None)
     if not artifacts:
         reasons = "; ".join(f"{one.format}: {one.reason}" for one in absent if one.reason != NOT_ASKED)
         raise ExportError(
@@ -135,9 +150,9 @@ def gather(context: Context, results: dict[Format, tuple[ExportResult, Artifact 
             next_step="change the layer that is named, or ask for another format with --formats",
         )
     rewrites = tuple(
-        rewrite for result, artifact, _ in results.values() if artifact in artifacts for rewrite in result.rewrites
+        rewrite for one in results.values() if one.artifact in artifacts for rewrite in one.result.rewrites
     )
-    return Exports(artifacts, tuple(absent), rewrites, all(result[2] for result in results.values()))
+    return Exports(artifacts, tuple(absent), rewrites)
 
 
 def fp32_tolerance(context: Context, artifact: Artifact) -> tuple[Tolerance, bool]:

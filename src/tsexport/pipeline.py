@@ -6,7 +6,7 @@ content.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,12 @@ from tsexport.compressing import AccuracyResult, Tried, accuracy_of, build_recip
 from tsexport.context import Context
 from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
-from tsexport.exporting import Exports, check_on_runtime, export_format, gather
+from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
 from tsexport.measuring import Placed, judge_all, measure_placed, require_budgets
 from tsexport.models.sources import identify
-from tsexport.options import BuildOptions
+from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
 from tsexport.quantize.recipes import Recipe, recipes_for
@@ -34,7 +34,7 @@ from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.staging import check_destination, check_folder, remove_leftovers
 from tsexport.targets import host_cpu, parse_target
-from tsexport.types import Parity, RuntimeStatus
+from tsexport.types import Format, Parity, RuntimeStatus
 
 STEPS = {
     "model and data": 8.0,
@@ -50,7 +50,13 @@ STEPS = {
     "pack": 2.0,
 }
 INT8_STEPS = frozenset({"INT8 candidates", "measure INT8 against fp32"})
+EXPORT_STEPS: Mapping[Format, str] = {
+    "onnx": "export ONNX",
+    "torchscript": "export TorchScript",
+    "openvino": "export OpenVINO",
+}
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+MEASURING = RACES | {"measure batch sizes"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def plan_build(options: BuildOptions) -> Plan:
         recipes=recipes,
         runtimes=here,
         missing=tuple(status.pip_command for status in statuses if not status.available),
-        steps=_steps(bool(recipes), options.selection is not None),
+        steps=_steps(options, bool(recipes)),
     )
 
 
@@ -117,10 +123,16 @@ def _require_runtime(name: str, statuses: tuple[RuntimeStatus, ...]) -> None:
         )
 
 
-def _steps(int8: bool, repeats: bool) -> tuple[tuple[str, float], ...]:
+def _steps(options: BuildOptions, int8: bool) -> tuple[tuple[str, float], ...]:
     """Return the steps of a build with their expected seconds; a repeated selection is not raced for."""
-    left_out = (INT8_STEPS if not int8 else frozenset()) | (RACES if repeats else frozenset())
-    return tuple((step, expected) for step, expected in STEPS.items() if step not in left_out)
+    exported = formats_to_export(options.formats)
+    left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
+    left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES if options.selection else frozenset())
+    return tuple(
+        (step, expected * (options.seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
+        for step, expected in STEPS.items()
+        if step not in left_out
+    )
 
 
 def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = lambda line: None) -> Bundle:
@@ -213,16 +225,13 @@ def _samples(context: Context, progress: Progress, say: Callable[[str], None]) -
 
 
 def _export(context: Context, samples: Samples, progress: Progress) -> Exports:
-    with progress.step("export ONNX") as step:
-        onnx = export_format(context, samples, "onnx", None)
-        step.reused = onnx[2]
-    with progress.step("export TorchScript") as step:
-        torchscript = export_format(context, samples, "torchscript", None)
-        step.reused = torchscript[2]
-    with progress.step("export OpenVINO") as step:
-        openvino = export_format(context, samples, "openvino", onnx[1])
-        step.reused = openvino[2]
-    return gather(context, {"onnx": onnx, "torchscript": torchscript, "openvino": openvino})
+    results: dict[Format, Exported] = {}
+    for name in formats_to_export(context.options.formats):
+        with progress.step(EXPORT_STEPS[name]) as step:
+            onnx = results["onnx"].artifact if name == "openvino" else None
+            results[name] = export_format(context, samples, name, onnx)
+            step.reused = results[name].reused
+    return gather(context, results)
 
 
 def _check(

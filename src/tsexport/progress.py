@@ -43,7 +43,7 @@ class Progress:
         self._running: tuple[str, float] | None = None
         self._live = not self.quiet and self.stream.isatty()
         if self.memory is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing, or damaged in any way
                 known = json.loads(self.memory.read_text())
                 self._expected.update({k: float(v) for k, v in known.items() if k in self._expected})
 

@@ -160,7 +160,10 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"metric": "mes"}, r"metric is 'mes' \(did you mean 'mse'\?\); allowed are mse, mae, accuracy, log"),
+        (
+            {"metric": "mes"},
+            r"metric is 'mes' \(did you mean 'mse'\?\); allowed are mse, mae, accuracy, log_loss, pinb",
+        ),
         ({"objective": "sise"}, r"objective is 'sise' \(did you mean 'size'\?\); allowed are latency, size"),
         ({"formats": ("onx",)}, r"formats is 'onx' \(did you mean 'onnx'\?\); allowed are onnx, torchscript, openvino"),
         ({"formats": ()}, r"formats is empty; allowed are onnx, torchscript, openvino"),

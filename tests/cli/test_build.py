@@ -1,0 +1,360 @@
+"""`tsexport build` as it is typed: what is refused before and while it works, the dry run, and every exit code 2.
+
+Whole builds are in tests/pipeline.  Nothing here measures: each build ends before it comes to that.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tsexport import cli
+
+LINEAR = ["--set", "context_length=8", "--set", "horizon=4", "--set", "channels=2"]
+X = "series"
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Run `tsexport build ARGUMENTS` in an empty folder, with an empty cache."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("TSEXPORT_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        return CliRunner().invoke(cli.main, ["build", *map(str, arguments)], prog_name="tsexport")
+
+    return run
+
+
+def refused(result, message, code=2):
+    """The message is on stderr, nothing on stdout, no traceback."""
+    assert result.exit_code == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def windows(tmp_path):
+    """Write windows for the small `linear`."""
+
+    def write(name, samples=120, change=None, **more):
+        generator = np.random.default_rng(1)
+        arrays = {
+            X: generator.standard_normal((samples, 8, 2)).astype(np.float32),
+            "target": generator.standard_normal((samples, 4, 2)).astype(np.float32),
+            **more,
+        }
+        if change:
+            change(arrays)
+        path = tmp_path / name
+        np.savez(path, **arrays)
+        return path
+
+    return write
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing(build):
+    refused(build(), "MODEL is missing: give it on the command line or as model in the --config file")
+    refused(build("linear"), "--target is missing")
+    refused(build("linear", "--target", "cpu4-fp32"), "-o is missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["patchtst-gpu", "--target", "cpu4-fp32"], "there is no model 'patchtst-gpu' (did you mean 'patchtst", 2),
+        (["nothing.onnx", "--target", "cpu4-fp32"], "there is no file nothing.onnx", 2),
+        (["mine:make:", "--target", "cpu4-fp32"], "is not of the form module:factory", 2),
+        (["linear", "--target", "cpu4-int9"], "unknown target 'cpu4-int9' (did you mean 'cpu4-int8'?)", 2),
+        (["linear", "--target", "cpu4-fp32", "--device", "avx"], "unknown device 'avx' for cpu4-fp32 (did you mean", 2),
+        (["linear", "--target", "cpu4-fp32", "--device", "arm64"], "and --device asks for arm64", 5),
+        (["linear", "--target", "cpu4-fp32", "--runtime", "tract2"], "unknown runtime 'tract2' (did you mean 'trac", 2),
+        (["linear", "--target", "cpu4-fp32", "--formats", "onnx,tflite"], "formats is 'tflite'; allowed are onnx, ", 2),
+        (["linear", "--target", "cpu4-fp32", "--metric", "mape"], "metric is 'mape' (did you mean 'mae'?)", 2),
+        (["linear", "--target", "cpu4-fp32", "--objective", "speed"], "objective is 'speed'; allowed are latency", 2),
+        (
+            ["linear", "--target", "cpu4-fp32", "--max-degradation", "x"],
+            "'x' is neither a fraction such as 0.05 nor",
+            2,
+        ),
+        (["linear", "--target", "cpu4-fp32", "--max-degradation", "-1%"], "max_degradation is -0.01; allowed are", 2),
+        (["linear", "--target", "cpu4-fp32", "--batch", "0"], "batch is [0]; allowed are whole numbers from 1 on", 2),
+        (["linear", "--target", "cpu4-fp32", "--threads", "0"], "threads is 0; allowed are whole numbers from 1 on", 2),
+        (["linear", "--target", "cpu4-fp32", "--seconds", "0"], "seconds is 0.0; allowed are numbers above 0", 2),
+        (["linear", "--target", "cpu4-fp32", "--seed", "-1"], "seed is -1; allowed are whole numbers from 0", 2),
+        (["linear", "--target", "cpu4-fp32", "--name", "a/b"], "name is 'a/b'; allowed is a folder name without", 2),
+        (["linear", "--target", "cpu4-fp32", "--set", "horizon"], "--set 'horizon' has no form key=value", 2),
+        (["linear", "--target", "cpu4-fp32", "--set", "=3"], "--set '=3' has no form key=value", 2),
+        (["linear", "--target", "cpu4-fp32", "--set", "horizn=3"], "no setting 'horizn' (did you mean 'horizon'?)", 2),
+        (["linear", "--target", "cpu4-fp32", "--set", "horizon=x"], "horizon is 'x'; it must be a whole number", 2),
+        (["linear", "--target", "cpu4-fp32", "--input", "x=4,2"], "'x=4,2' does not describe an input", 2),
+        (
+            ["linear", "--target", "cpu4-fp32", "--config", "no.toml"],
+            "--config no.toml cannot be read: No such file",
+            2,
+        ),
+        (["linear", "--target", "cpu4-fp32", "--checkpoint", "no.pth"], "there is no checkpoint no.pth", 2),
+        (["linear", "--target", "cpu4-fp32", "--calibration", "no.npz"], "no.npz is not a file; expected calibrati", 2),
+        (["linear", "--target", "cpu4-fp32", "--evaluation", "no.npz"], "no.npz is not a file; expected calibratio", 2),
+        (["mine:make", "--target", "cpu4-int8"], "cpu4-int8 calibrates on data like the model's own, and for mine:", 2),
+    ],
+)
+def test_refused_before_any_work(build, tmp_path, arguments, message, code):
+    refused(build(*arguments, "-o", "dist"), message, code)
+    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_own_checkpoint_for_int8_says_what_to_give(build, tmp_path):
+    import torch
+
+    path = tmp_path / "mine.pth"
+    torch.save({"a": torch.ones(1)}, path)
+    result = build("linear", "--target", "cpu4-int8", "-o", "dist", "--checkpoint", path)
+    refused(result, "error: cpu4-int8 calibrates on data like the model's own, and for linear none was given\n")
+    assert result.stderr.endswith(
+        "give --calibration FILE: .npz of arrays named as the inputs, or csv or parquet with [series]\n"
+    )
+
+
+def test_an_existing_bundle_needs_force(build, tmp_path):
+    place = tmp_path / "work" / "dist" / "linear-cpu4-fp32"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("{}")
+    result = build("linear", "--target", "cpu4-fp32", "-o", "dist")
+    refused(result, "linear-cpu4-fp32 is there already")
+    assert "give --force to replace it, or another name with --name" in result.stderr
+
+
+def test_force_replaces_bundles_only(build, tmp_path):
+    place = tmp_path / "work" / "dist" / "linear-cpu4-fp32"
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("irreplaceable")
+    refused(build("linear", "--target", "cpu4-fp32", "-o", "dist", "--force"), "holds something other than a bundle")
+    assert (place / "thesis.txt").read_text() == "irreplaceable"
+
+
+def test_an_output_that_is_a_file(build, tmp_path):
+    (tmp_path / "work" / "dist").write_text("a file")
+    refused(build("linear", "--target", "cpu4-fp32", "-o", "dist"), "dist is a file, and a folder is needed")
+
+
+def test_the_command_line_over_a_file(build, tmp_path):
+    (tmp_path / "build.toml").write_text("""
+        [build]
+        model = "dlinear"
+        target = "cpu4-int8"
+        output = "from-file"
+        name = "from-file"
+        [model]
+        horizon = 24
+        channels = 3
+    """)
+    config = ("--config", tmp_path / "build.toml", "--dry-run", "--json")
+    assert json.loads(build(*config).stdout)["path"] == str(tmp_path / "from-file" / "from-file")
+    over = json.loads(build("linear", "--target", "cpu4-fp32", "-o", "here", "--name", "x", *config).stdout)
+    assert (over["model"], over["target"], over["path"]) == ("linear", "cpu4-fp32", "here/x")
+
+
+# --- the dry run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(build, tmp_path):
+    result = build("patchtst-cpu", "--target", "cpu4-int8", "-o", "dist", "--dry-run")
+    assert result.exit_code == 0
+    for words in ("dry run: nothing is built", "dist/patchtst-cpu-cpu4-int8", "the reference series", "dynamic-u8"):
+        assert words in result.stdout
+    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_as_json(build):
+    document = json.loads(build("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--json").stdout)
+    assert document["schema_version"] == 1
+    assert document["dry_run"] is True
+    assert document["path"] == "dist/linear-cpu4-fp32"
+    assert document["recipes"] == []
+    assert not [step for step in document["steps"] if "INT8" in step]
+
+
+def test_a_dry_run_opens_no_model(tmp_path):
+    program = """
+import sys
+from tsexport.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "pyarrow"} & set(sys.modules)
+    print(sorted(heavy), file=sys.stderr)
+"""
+    arguments = ["build", "patchtst-cpu", "--target", "cpu4-int8", "-o", str(tmp_path), "--dry-run", "--json"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert json.loads(done.stdout)["dry_run"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "linear-cpu4-fp32"),
+        (["--name", "mine"], "mine"),
+        (["--device", "HOST"], "linear-cpu4-fp32-HOST"),
+    ],
+)
+def test_names(build, arguments, name):
+    from tsexport.targets import host_cpu
+
+    here = host_cpu().instruction_set
+    given = [here if part == "HOST" else part for part in arguments]
+    result = build("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--json", *given)
+    assert json.loads(result.stdout)["path"] == f"dist/{name.replace('HOST', here)}"
+
+
+def test_a_factory_and_a_file_are_named_by_factory_and_stem(build, tmp_path):
+    import onnx
+
+    onnx.save(onnx.parser.parse_model("<ir_version: 8, opset_import: ['' : 17]> g (float[b] x) => (float[b] y) {"
+                                      "y = Identity(x)}".replace("'", '"')), tmp_path / "net.onnx")  # fmt: skip
+    options = ("--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--json")
+    assert json.loads(build(tmp_path / "net.onnx", *options).stdout)["path"] == "dist/net-cpu4-fp32"
+    assert json.loads(build("package.mine:make", *options).stdout)["path"] == "dist/make-cpu4-fp32"
+
+
+# --- data that cannot be used ----------------------------------------------------------------------------------------
+
+
+def with_nan(arrays):
+    arrays[X][70, 3, 1] = np.nan
+
+
+def with_infinity(arrays):
+    arrays[X][3, 3, 1] = np.inf
+
+
+def with_constant(arrays):
+    arrays[X][:, :, 1] = 2.0
+
+
+def with_another_name(arrays):
+    arrays["x"] = arrays.pop(X)
+
+
+def with_one_more(arrays):
+    arrays["extra"] = arrays[X]
+
+
+def with_another_shape(arrays):
+    arrays[X] = arrays[X][:, :7]
+
+
+def with_another_dtype(arrays):
+    arrays[X] = arrays[X].astype(np.int64)
+
+
+def with_another_target(arrays):
+    arrays["target"] = arrays["target"][:, :3]
+
+
+def with_nan_in_target(arrays):
+    arrays["target"][5, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            with_nan,
+            "input 'series' has 1 NaN or infinite values in 1 samples; the first is nan in sample sample:000070",
+        ),
+        (with_infinity, "the first is inf in sample sample:000003 at [3, 1]"),
+        (with_constant, "input 'series', feature 1 (always 2). A constant feature has no range"),
+        (with_another_name, "the data lacks the input 'series' and has array that the model does not take: 'x'"),
+        (with_one_more, "has array that the model does not take: 'extra'; the model's inputs are series float32["),
+        (with_another_shape, "input 'series' has samples of shape [7, 2]; the model takes [8, 2]"),
+        (with_another_dtype, "input 'series' has dtype int64; the model takes float32"),
+        (with_another_target, "the target has shape [64, 3, 2] and the output [64, 4, 2]"),
+        (with_nan_in_target, "the target has 1 NaN or infinite values in 1 samples"),
+    ],
+)
+def test_arrays_that_do_not_fit(build, windows, tmp_path, change, message):
+    path = windows("data.npz", change=change)  # so few that calibration and evaluation together read them all
+    result = build("linear", *LINEAR, "--target", "cpu4-int8", "-o", "dist", "--calibration", path)
+    refused(result, message)
+    assert not (tmp_path / "work" / "dist").exists()
+
+
+def test_too_few_samples(build, windows):
+    result = build("linear", *LINEAR, "--target", "cpu4-int8", "-o", "dist", "--calibration", windows("a.npz", 20))
+    refused(result, "calibration got 20 samples and needs at least 32")
+
+
+def test_a_metric_that_the_target_does_not_suit(build, windows):
+    options = ("--target", "cpu4-fp32", "-o", "dist", "--evaluation", windows("a.npz"))
+    refused(build("linear", *LINEAR, *options, "--metric", "accuracy"), "a classifier answers one score per class")
+    refused(build("linear", *LINEAR, *options, "--metric", "pinball"), "needs the levels of the model's quantiles")
+
+
+def test_files_of_data_that_are_none(build, tmp_path):
+    options = ("linear", *LINEAR, "--target", "cpu4-int8", "-o", "dist", "--calibration")
+    (tmp_path / "a.npz").write_text("no zip")
+    refused(build(*options, tmp_path / "a.npz"), "a.npz")
+    (tmp_path / "a.txt").write_text("1 2 3")
+    refused(build(*options, tmp_path / "a.txt"), "a.txt has a suffix that is not read; allowed are .npz, .csv, .csv.gz")
+    refused(build(*options, tmp_path), "is not a file; expected calibration or evaluation data")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ('columns = ["a", "z"]', "'z'"),
+        ('columns = ["a"]', "input 'series' has samples of shape [8, 1]; the model takes [8, 2]"),
+        ('colums = ["a"]', "has no key 'colums' (did you mean 'columns'?)"),
+        ("context_length = 9", "input 'series' has samples of shape [9, 2]; the model takes [8, 2]"),
+        ("split = {train = [0, 5000]}", "has 400 rows, and the split 'train' ends at row 5000"),
+        ("horizon = 3", "the target has shape"),
+    ],
+)
+def test_series_that_do_not_fit(build, tmp_path, suffix, series, message):
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    values = np.random.default_rng(0).standard_normal((400, 2))
+    table = pyarrow.table({"a": values[:, 0], "b": values[:, 1]})
+    path = tmp_path / f"data.{suffix}"
+    (pyarrow.csv.write_csv if suffix == "csv" else pyarrow.parquet.write_table)(table, path)
+    (tmp_path / "build.toml").write_text(f"[series]\n{series}\n")
+    options = ("--target", "cpu4-int8", "-o", "dist", "--calibration", path, "--config", tmp_path / "build.toml")
+    refused(build("linear", *LINEAR, *options), message)
+
+
+def test_a_checkpoint_that_does_not_fit(build, tmp_path):
+    import torch
+
+    torch.save({"other.weight": torch.ones(1)}, tmp_path / "mine.pth")
+    options = ("--target", "cpu4-fp32", "-o", "dist", "--checkpoint", tmp_path / "mine.pth")
+    refused(build("linear", *LINEAR, *options), "mine.pth does not fit linear: missing: ")
+
+
+def test_a_cache_that_cannot_be_written(build, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    result = build("linear", *LINEAR, "--target", "cpu4-fp32", "-o", "dist")
+    refused_without_progress = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert any("the cache folder" in line and "cannot be written" in line for line in refused_without_progress)
+    assert refused_without_progress[-1].startswith("set TSEXPORT_CACHE to a folder that can be written")
+
+
+def test_json_of_a_build_that_fails_is_empty(build, windows):
+    options = ("--target", "cpu4-int8", "-o", "dist", "--json", "--calibration", windows("a.npz", 20))
+    refused(build("linear", *LINEAR, *options), "calibration got 20 samples")
