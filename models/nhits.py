@@ -18,7 +18,8 @@ authors' experiments; pooling 2/2/1 with downsampling 4/2/1 are the defaults of 
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
 from tsexport.errors import ConfigurationError
 from tsexport.models.definition import require_positive
@@ -96,12 +97,8 @@ def network() -> "type[nn.Module]":
             self.context_length, self.pooling = config.context_length, config.pooling[stack]
             self.pooled = config.pooled_lengths[stack]
             knots = config.knots[stack]
-            sizes = [self.pooled, *[config.width] * config.layers]
-            hidden = (
-                part
-                for size_in, size_out in zip(sizes, sizes[1:], strict=False)
-                for part in (nn.Linear(size_in, size_out), nn.ReLU())
-            )
+            sizes = pairwise((self.pooled, *[config.width] * config.layers))
+            hidden = [part for size in sizes for part in (nn.Linear(*size), nn.ReLU())]
             self.layers = nn.Sequential(*hidden, nn.Linear(config.width, config.context_length + knots))
             self.interpolated = knots != config.horizon
             self.register_buffer("basis", interpolation(knots, config.horizon), persistent=False)
@@ -113,7 +110,7 @@ def network() -> "type[nn.Module]":
                 if missing:
                     past = torch.cat([past, past[:, -1:].expand(-1, missing)], dim=1)
                 past = nn.functional.max_pool1d(past.unsqueeze(1), self.pooling).squeeze(1)
-            for layer in self.layers[:-1]:
+            for layer in list(self.layers)[:-1]:
                 past = layer(past)
             return past
 
@@ -126,8 +123,9 @@ def network() -> "type[nn.Module]":
 
         def forecast(self, past: "Tensor") -> "Tensor":
             """The forecast alone, for the last stack: nobody reads its backcast, and it is not computed."""
-            last, first = self.layers[-1], self.context_length
-            return self.spread(nn.functional.linear(self.hidden(past), last.weight[first:], last.bias[first:]))
+            first = self.context_length
+            weight, bias = (part[first:] for part in self.layers[-1].parameters())
+            return self.spread(nn.functional.linear(self.hidden(past), weight, bias))
 
     class NHiTS(nn.Module):
         """series [batch, context_length, channels] -> forecast [batch, horizon, channels]."""
@@ -143,10 +141,11 @@ def network() -> "type[nn.Module]":
         def forward(self, series: "Tensor") -> "Tensor":
             rows = series.transpose(1, 2).reshape(-1, self.context_length)  # [batch * channels, context_length]
             forecast, past = rows[:, -1:], rows.index_select(1, self.newest_first)
-            for block in self.blocks[:-1]:
+            *earlier, last = self.blocks
+            for block in earlier:
                 backcast, part = block(past)
                 past, forecast = past - backcast, forecast + part
-            forecast = forecast + self.blocks[-1].forecast(past)  # [batch * channels, horizon]
+            forecast = forecast + cast(Block, last).forecast(past)  # [batch * channels, horizon]
             return forecast.reshape(-1, self.channels, self.horizon).transpose(1, 2)
 
     return NHiTS

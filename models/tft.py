@@ -27,6 +27,7 @@ The networks of the single variables are computed together, as products of [vari
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
@@ -60,7 +61,7 @@ class Config:
         if self.static_channels < 0:
             raise ConfigurationError(f"static_channels is {self.static_channels}; it must be 0 or more")
         steps = (0.0, *self.quantiles, 1.0)
-        if not self.quantiles or not all(low < high for low, high in zip(steps, steps[1:], strict=False)):
+        if not self.quantiles or not all(low < high for low, high in pairwise(steps)):
             raise ConfigurationError(
                 f"quantiles is {list(self.quantiles)}; it must be levels between 0 and 1, each above the one before",
                 next_step="Write for example --set quantiles=0.1,0.5,0.9.",
@@ -137,14 +138,14 @@ def network() -> "type[nn.Module]":
 
         def __init__(self, variables: int, size_in: int, size_out: int) -> None:
             super().__init__()
+            self.outer = size_in == 1
             bound = size_in**-0.5  # as nn.Linear
             self.weight = nn.Parameter(torch.empty(variables, size_in, size_out).uniform_(-bound, bound))
             self.bias = nn.Parameter(torch.empty(variables, 1, size_out).uniform_(-bound, bound))
 
         def forward(self, values: "Tensor") -> "Tensor":
-            if self.weight.shape[1] == 1:  # an outer product
-                return values * self.weight + self.bias
-            return values @ self.weight + self.bias
+            product = values * self.weight if self.outer else values @ self.weight
+            return product + self.bias
 
     class VariableResiduals(nn.Module):
         """A GRN without context for each variable, on [variables, rows, width]."""
@@ -180,7 +181,8 @@ def network() -> "type[nn.Module]":
             flat = embedded.permute(1, 0, 2).reshape(-1, self.steps, self.variables * self.width)
             weights = torch.softmax(self.weighing(flat, context), dim=-1)  # [batch, steps, variables]
             weights = weights.permute(2, 0, 1).reshape(self.variables, -1, 1)
-            return (self.residuals(embedded) * weights).sum(dim=0).reshape(-1, self.steps, self.width)
+            chosen: Tensor = (self.residuals(embedded) * weights).sum(dim=0)  # [batch * steps, width]
+            return chosen.reshape(-1, self.steps, self.width)
 
     class StaticContexts(nn.Module):
         """static [batch, static_channels] -> four contexts [batch, 1, width]."""
