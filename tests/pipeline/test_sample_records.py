@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tsexport.data import plan_data
+from tsexport.data import open_calibration, open_evaluation, plan_data
+from tsexport.errors import UsageError
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.quantize.evaluation import evaluate
@@ -53,16 +54,23 @@ def test_a_configuration_without_levels_has_none(config):
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "reference"),
-    [
-        ("itransformer", {}, True),
-        ("nhits", {}, True),
-        ("itransformer", {"time_marks": True}, False),
-        ("tft", {}, False),
-    ],
+    ("model", "settings"), [("nhits", {}), ("itransformer", {}), ("itransformer", {"time_marks": True}), ("tft", {})]
 )
-def test_the_reference_series_is_for_models_of_one_input(model, settings, reference, tmp_path):
+def test_the_reference_series_feeds_every_input(model, settings, tmp_path):
+    identity = identify(model, settings=settings)
     options = BuildOptions(model=model, target="cpu4-int8", output=tmp_path)
-    plan = plan_data(options, parse_target("cpu4-int8"), identify(model, settings=settings))
-    assert plan.reference is reference
-    assert plan.is_empty is not reference
+    plan = plan_data(options, parse_target("cpu4-int8"), identity)
+    calibration = open_calibration(plan, identity, identity.inputs)
+    evaluation = open_evaluation(plan, identity, identity.inputs, calibration)
+    assert not set(calibration.ids) & set(evaluation.ids)
+    batch = next(evaluation.dataset.batches(2))
+    assert {name: array.shape for name, array in batch.feeds.items()} == {
+        spec.name: spec.with_batch(2) for spec in identity.inputs
+    }
+
+
+def test_int8_of_a_model_with_static_inputs_asks_for_data(tmp_path):
+    options = BuildOptions(model="tft", target="cpu4-int8", output=tmp_path)
+    identity = identify("tft", settings={"static_channels": 2})
+    with pytest.raises(UsageError, match="no reference series for tft"):
+        plan_data(options, parse_target("cpu4-int8"), identity)
