@@ -134,6 +134,34 @@ _TABLE = (
         module="tsexport.models.unet",
         parameters=470_445,
     ),
+    ModelEntry(
+        name="itransformer",
+        family="transformer",
+        task="forecast",
+        summary="attention over channels, each one token (96 -> 96 steps, 7 channels)",
+        source="Liu et al. 2024, iTransformer",
+        module="tsexport.models.itransformer",
+        parameters=841_568,
+    ),
+    ModelEntry(
+        name="tft",
+        family="transformer",
+        task="quantiles",
+        summary="3 quantiles of 24 steps from 168 steps of 5 observed and 4 known variables",
+        source="Lim et al. 2021, Temporal Fusion Transformers",
+        module="tsexport.models.tft",
+        parameters=425_156,
+        caveats=("quantiles may cross, as published",),
+    ),
+    ModelEntry(
+        name="nhits",
+        family="mlp",
+        task="forecast",
+        summary="MLPs that see and answer at several rates (480 -> 96 steps, 7 channels)",
+        source="Challu et al. 2023, N-HiTS",
+        module="tsexport.models.nhits",
+        parameters=2_105_928,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

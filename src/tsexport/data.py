@@ -163,14 +163,12 @@ def _base(
     splits: "tuple[SplitName, ...]",
 ) -> "tuple[Dataset, str]":
     from tsexport.calibration.opening import open_dataset
-    from tsexport.calibration.reference import reference_series
-    from tsexport.calibration.windows import windows_of
+    from tsexport.calibration.reference import reference_windows
 
-    if path is None:
-        table, series = reference_series(identity.name, model_config(identity), plan.seed)
-        return windows_of(table, series, splits[0], name=inputs[0].name), table.source
-    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
     names = [spec.name for spec in inputs]
+    if path is None:
+        return reference_windows(identity.name, model_config(identity), plan.seed, splits[0], names)
+    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
     return open_dataset(path, series=plan.series, split=split, names=names), path.name
 
 

@@ -77,8 +77,8 @@ class Samples:
         from tsexport.calibration.metrics import default_metric
         from tsexport.quantize.evaluation import EvaluationSet
 
-        levels = tuple(self.spec.config.get("quantiles", ()))
-        return EvaluationSet(self.feeds, self.outputs, self.target, metric or default_metric(self.spec.task), levels)
+        metric = metric or default_metric(self.spec.task)
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric, _quantiles(self.spec))
 
     def require_fitting_target(self, metric: str | None) -> None:
         """Raise where the target cannot be held against the first output by the metric.
@@ -93,6 +93,16 @@ class Samples:
         if self.target is not None:
             first = next(iter(self.outputs.values()))
             accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
+
+
+def _quantiles(spec: ModelSpec) -> tuple[float, ...]:
+    """Return the levels that a model's configuration names as `quantiles`, or () where it names none.
+
+    The settings of a factory may hold anything under that name; what are no numbers are no levels.
+    """
+    levels = spec.config.get("quantiles", ())
+    numbers = isinstance(levels, tuple | list) and all(type(level) in (int, float) for level in levels)
+    return tuple(levels) if numbers else ()
 
 
 def _ranges(ids: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ from tsexport.calibration.reference import (
     has_reference,
     move_classes,
     reference_series,
+    reference_windows,
 )
+from tsexport.calibration.synthetic import FIRST_BAR, hourly_marks
 from tsexport.calibration.windows import windows_of
 from tsexport.data import plan_data
 from tsexport.errors import UsageError
@@ -36,6 +38,10 @@ def read(split, config=CONFIG):
     [
         (CONFIG, True),
         ({"context_length": 24, "horizon": 8, "channels": 2}, True),
+        ({"context_length": 24, "horizon": 8, "channels": 2, "time_marks": True}, True),
+        ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 4, "static_channels": 0}, True),
+        ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 3}, False),
+        ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 4, "static_channels": 1}, False),
         ({"channels": 13, "latitudes": 64, "longitudes": 64}, False),
         ({}, False),
     ],
@@ -111,3 +117,55 @@ def test_int8_without_data_and_without_a_reference_says_what_to_give(tmp_path):
 def test_int8_of_such_a_model_takes_a_users_data(tmp_path):
     np.savez(tmp_path / "states.npz", state=np.zeros((64, 13, 64, 64), np.float32))
     assert not plan(tmp_path, "unet", calibration=tmp_path / "states.npz").is_empty
+
+
+def calendar(hours):
+    """The marks of datetimes by the datetime library, [rows, 4]."""
+    rows = [
+        (t.hour / 23, t.weekday() / 6, (t.day - 1) / 30, (t.timetuple().tm_yday - 1) / 365)
+        for t in (FIRST_BAR + np.timedelta64(int(hour), "h") for hour in hours)
+        for t in [t.astype("datetime64[s]").item()]
+    ]
+    return np.array(rows) - 0.5
+
+
+def test_the_calendar_is_that_of_the_datetime_library():
+    hours = np.array([0, 1, 23, 24, 31 * 24, 59 * 24 + 5, 60 * 24, 366 * 24 - 1, 366 * 24])
+    marks = hourly_marks(9000)
+    np.testing.assert_allclose(marks[hours], calendar(hours), atol=1e-6, rtol=0)
+    assert marks.min() == -0.5
+    assert marks.max() == 0.5
+
+
+def test_marks_of_the_past_stand_beside_the_channels():
+    config = {"context_length": 24, "horizon": 8, "channels": 2, "time_marks": True}
+    windows, source = reference_windows("itransformer", config, 0, "test", ("series", "time_marks"))
+    first = next(windows.batches(3))
+    table, _ = reference_series("itransformer", config, seed=0)
+    rows = next(iter(table.blocks(table.columns, 0, table.row_count))).values
+    start = int(first.ids[1].partition(":")[2])
+    assert source == "the reference series with its calendar"
+    assert windows.names == ("series", "time_marks")
+    np.testing.assert_array_equal(first.feeds["series"][1], rows[start : start + 24, :2])
+    np.testing.assert_array_equal(first.feeds["time_marks"][1], rows[start : start + 24, 2:])
+    np.testing.assert_array_equal(first.target[1], rows[start + 24 : start + 32, :2])
+
+
+def test_a_known_calendar_reaches_over_the_horizon():
+    config = {"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 4, "static_channels": 0}
+    windows, _ = reference_windows("tft", config, 0, "test", ("observed", "known"))
+    first = next(windows.batches(3))
+    table, _ = reference_series("tft", config, seed=0)
+    rows = next(iter(table.blocks(table.columns, 0, table.row_count))).values
+    start = int(first.ids[1].partition(":")[2])
+    np.testing.assert_array_equal(first.feeds["observed"][1], rows[start : start + 24, :2])
+    np.testing.assert_array_equal(first.feeds["known"][1], rows[start : start + 32, 2:])
+    np.testing.assert_array_equal(first.target[1], rows[start + 24 : start + 32, 0])
+    assert windows.digest != reference_windows("tft", config, 0, "train", ("observed", "known"))[0].digest
+
+
+def test_a_model_of_one_input_gets_the_plain_series():
+    config = {"context_length": 24, "horizon": 8, "channels": 2}
+    windows, source = reference_windows("nhits", config, 0, "train", ("series",))
+    assert source == "the reference series"
+    assert next(windows.batches(3)).feeds["series"].shape == (3, 24, 2)
