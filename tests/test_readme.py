@@ -159,6 +159,23 @@ def test_links_within_the_repository_lead_somewhere():
             assert (ROOT / link).exists(), f"{page} links to {link}"
 
 
+def test_every_file_that_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = {path for path in re.findall(r"`([\w.-]+/[\w./-]*)`", text) if not path.startswith("../")}
+    assert len(named) > 30
+    for path in sorted(named):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_every_table_that_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"(`_?[A-Z_]+`(?: and `[A-Z_]+`)*) in `([\w./-]+\.py)`", text)
+    assert len(rows) > 8
+    for names, path in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path} has no {name}"
+
+
 def test_every_command_and_exit_code_is_explained():
     for name in cli.COMMANDS:
         assert f"tsexport {name}" in README
