@@ -51,6 +51,8 @@ def benchmark_bundle(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
+    if not 0 < max_seconds < float("inf"):
+        raise UsageError(f"seconds is {max_seconds:g}; allowed are numbers above 0")
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return benchmark_bundle(

@@ -1,7 +1,7 @@
 """What a build selects: which fp32 artifacts may ship at all, the races, and the choice, or the choices of an earlier
 build repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tsexport.bench.race import RaceResult
@@ -32,14 +32,13 @@ class Chosen:
 
 
 def hold_budget(
-    context: Context, samples: Samples, fp32: tuple[Placed, ...], judged: Mapping[tuple[str, str], AccuracyResult]
+    budget: AccuracyBudget, fp32: tuple[Placed, ...], judged: Mapping[tuple[str, str], AccuracyResult]
 ) -> tuple[tuple[Placed, ...], tuple[str, ...]]:
     """Return the fp32 artifacts that hold the accuracy budget, and why the others are left out.
 
     Raises:
         AccuracyError: none holds it.
     """
-    budget = accuracy_budget(context, samples)
     allowed = replace(
         budget,
         max_degradation=budget.max_degradation + FP32_ROUNDING,
@@ -93,7 +92,7 @@ def choose(
     eligible = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
     eligible = [one for one in eligible if _allowed(context, one)]
     if not eligible:
-        return Chosen(replace(choice, why=_why_none(context, tried)), threads, order, (first,))
+        return Chosen(replace(choice, why=why_none(tried, context.options.runtime)), threads, order, (first,))
     with progress.step("measure INT8 against fp32") as step:
         races = _race_candidates(context, samples, fastest, eligible, threads, step, say)
     artifacts = [fastest.artifact, *(one.artifact for one in eligible)]
@@ -106,19 +105,19 @@ def _race_candidates(
     context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step, say: Say
 ) -> tuple[RaceResult, ...]:
     """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
-    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say)
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
     nearest = undecided(first, fastest.key)
     if nearest is None:
         return (first,)
     again = [one for one in eligible if one.contestant(threads).label == nearest]
     step.say(f"{again[0].label} again, alone")
-    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, processes=2)
+    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2)
 
 
-def _why_none(context: Context, tried: tuple[Tried, ...]) -> str:
-    """Return why there is no candidate to hold against fp32."""
+def why_none(tried: Sequence[Tried], runtime: str | None) -> str:
+    """Return why there is no candidate to hold against fp32, `runtime` being the only one allowed."""
     if any(not one.out for one in tried):
-        return f"no candidate within the accuracy budget runs on {context.options.runtime}: fp32 is selected"
+        return f"no candidate within the accuracy budget runs on {runtime}: fp32 is selected"
     if all(one.out == "failed" for one in tried):
         return "no candidate could be built and run: fp32 is selected"
     return "no candidate held the accuracy budget: fp32 is selected"

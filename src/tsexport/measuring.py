@@ -13,7 +13,7 @@ from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
-from tsexport.errors import InconclusiveError, LatencyError, UnsupportedError
+from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
 from tsexport.progress import Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
@@ -52,33 +52,34 @@ def race_placed(
     threads: Sequence[int],
     step: Step,
     say: Say,
+    baseline: Placed | None = None,
     processes: int = 1,
 ) -> RaceResult:
-    """Time artifacts side by side at batch 1, each in its own process; the first is the baseline.
+    """Time artifacts side by side at batch 1, each in its own process; speeds are against the first.
 
     Every artifact runs once with each number of `threads`.  One whose process dies alone, too, is left out, and `say`
-    is told.
+    is told; without `baseline`, where one is named, a race says nothing.
 
     Raises:
         UnsupportedError: none is left, or the baseline is not, or they die only side by side.
     """
     try:
         return _race(context, samples, placed, threads, step, processes)
-    except InconclusiveError as error:
+    except TsexportError as error:
         why = error.message
     sound: list[Placed] = []
     for one in placed:
         try:
             _race(context, samples, [one], threads, step, 1, rounds=1)
-        except InconclusiveError as error:
+        except TsexportError as error:
             say(f"{one.label} is left out of the race: {error.message}")
         else:
             sound.append(one)
     try:
-        if not sound or len(sound) == len(placed) or placed[0] not in sound:
+        if not sound or len(sound) == len(placed) or (baseline is not None and baseline not in sound):
             raise InconclusiveError(why)
         return _race(context, samples, sound, threads, step, processes)
-    except InconclusiveError as error:
+    except TsexportError as error:
         raise UnsupportedError(
             f"this machine could not time the artifacts: {error.message}",
             next_step="see whether memory or a limit on time ends the processes, or allow fewer with --formats",
@@ -133,7 +134,7 @@ def measure_placed(
     for one in placed:
         try:
             done += _measure(context, samples, one, batches, threads, machine, step)
-        except InconclusiveError:
+        except TsexportError:
             done += _measure_each(context, samples, one, threads, machine, step, say)
     return tuple(done)
 
@@ -145,7 +146,7 @@ def _measure_each(
     for batch in context.options.batches:
         try:
             done += _measure(context, samples, one, (batch,), threads, machine, step)
-        except InconclusiveError as error:
+        except TsexportError as error:
             say(f"batch {batch} was not measured: {error.message}")
     return done
 

@@ -160,7 +160,9 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
         step.reused = all(reused for _, reused in judged.values())
         tried = _judge_candidates(context, samples, tried, plan)
-        fp32, left_out = hold_budget(context, samples, fp32, {key: result for key, (result, _) in judged.items()})
+        fp32, left_out = hold_budget(
+            accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
+        )
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)

@@ -1,68 +1,126 @@
-"""tsexport bench: a bundle measured in fresh processes, and judged."""
+"""`tsexport bench`: exit codes, tables, one JSON document, and kept results."""
 
 import json
 import shutil
-import sys
+import tarfile
 
 import pytest
 from click.testing import CliRunner
 
-from tsexport.bench.records import read_record
-from tsexport.cli.bench import bench
-from tsexport.errors import BundleError, NoRuntimeError, UsageError
-from tsexport.runtimes.registry import RUNTIMES
+from tsexport import cli
+from tsexport.types import Budget
 
-QUICK = ("--batch", "1", "--seconds", "0.2", "--threads", "1")
+SHORT = ("--batch", "1", "--seconds", "0.2", "--threads", "1")
 
 
-def run(*arguments):
-    return CliRunner().invoke(bench, [str(argument) for argument in arguments])
+def bench(*arguments):
+    return CliRunner().invoke(cli.main, ["bench", *map(str, arguments)], prog_name="tsexport")
 
 
-def test_every_artifact_is_measured_and_the_record_is_kept(bundle_folder, tmp_path):
-    archive = shutil.make_archive(str(tmp_path / "b"), "gztar", bundle_folder.parent, bundle_folder.name)
-    result = run(archive, *QUICK, "--record", tmp_path / "kept", "--json")
-    assert result.exit_code == 6, result.output  # no published row names this model
-    (one,) = json.loads(result.stdout)["bundles"]
-    assert one["name"] == "tiny-cpu4-int8"
-    measured = one["record"]["measurements"]
-    assert [(m["artifact"], m["runtime"], m["batch"], m["threads"]) for m in measured] == [
-        ("fp32-onnx", "onnxruntime", 1, 1),
-        ("int8-onnx", "onnxruntime", 1, 1),
-    ]
-    assert all(m["samples_ms"] for m in measured)
-    (path,) = (tmp_path / "kept" / "tiny-cpu4-int8").iterdir()
-    assert [m.artifact for m in read_record(path).measurements] == ["fp32-onnx", "int8-onnx"]
+@pytest.fixture
+def rows(monkeypatch):
+    """Judge by other rows than the published ones, of which none is of the example's model."""
+
+    def judge_by(**budgets):
+        monkeypatch.setattr(
+            "tsexport.benchmarking.latency_budgets",
+            lambda model, family: tuple(
+                Budget("latency", model, "cpu", None, 1, max_ms=max_ms, source=source)
+                for source, max_ms in budgets.items()
+            ),
+        )
+
+    return judge_by
 
 
-def test_tables(bundle_folder):
-    result = run(bundle_folder, *QUICK)
-    assert result.exit_code == 6, result.output
-    for text in ("fp32-onnx", "int8-onnx", "p90", "peak memory", "against the published tables"):
-        assert text in result.stdout
+def test_a_model_without_rows_is_inconclusive(bundle_folder):
+    result = bench(bundle_folder, *SHORT)
+    assert result.exit_code == 6, result.stderr
+    assert "fp32-onnx" in result.stdout
+    assert "int8-onnx" in result.stdout
 
 
-def test_no_thread_is_no_measurement(bundle_folder):
-    assert isinstance(run(bundle_folder, "--threads", "0").exception, UsageError)
+@pytest.mark.parametrize(
+    ("budgets", "code"), [({"easy": 1e6}, 0), ({"impossible": 1e-9}, 4), ({"easy": 1e6, "impossible": 1e-9}, 4)]
+)
+def test_exit_codes_of_judged_rows(bundle_folder, rows, budgets, code):
+    rows(**budgets)
+    result = bench(bundle_folder, *SHORT)
+    assert result.exit_code == code, result.stderr
+    assert ("missed" in result.stdout) == (code == 4)
 
 
-def test_a_damaged_bundle_is_not_measured(bundle_folder):
-    (bundle_folder / "artifacts" / "tiny-int8.onnx").write_bytes(b"other")
-    assert isinstance(run(bundle_folder, *QUICK).exception, BundleError)
+def test_several_bundles(bundle_folder, tmp_path, rows):
+    copy = shutil.copytree(bundle_folder, tmp_path / "copy")
+    result = bench(bundle_folder, copy, *SHORT, "--json")
+    assert result.exit_code == 6
+    assert [one["name"] for one in json.loads(result.stdout)["bundles"]] == ["tiny-cpu4-int8"] * 2
+    rows(easy=1e6)
+    assert bench(bundle_folder, copy, *SHORT).exit_code == 0
 
 
-def test_without_any_runtime(bundle_folder, monkeypatch):
-    for row in RUNTIMES:
-        monkeypatch.setitem(sys.modules, row.package, None)
-    error = run(bundle_folder, *QUICK).exception
-    assert isinstance(error, NoRuntimeError)
-    assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in error.message
+def test_json_is_one_document_with_the_samples(bundle_folder):
+    result = bench(bundle_folder, "--batch", "1", "--batch", "3", "--seconds", "0.2", "--threads", "1", "--json")
+    document = json.loads(result.stdout)
+    assert document["schema_version"] == 1
+    (one,) = document["bundles"]
+    measurements = one["record"]["measurements"]
+    assert {(m["artifact"], m["batch"], m["threads"]) for m in measurements} == {
+        (artifact, batch, 1) for artifact in ("fp32-onnx", "int8-onnx") for batch in (1, 3)
+    }
+    assert all(min(m["samples_ms"]) > 0 for m in measurements)
 
 
-def test_help_names_the_exit_codes():
-    assert "Exit codes: 0 done, 4 a published row is missed, 6 none could be judged here." in run("--help").output
+def test_record_keeps_the_result(bundle_folder, tmp_path):
+    bench(bundle_folder, *SHORT, "--record", tmp_path / "kept")
+    (record,) = (tmp_path / "kept" / "tiny-cpu4-int8").glob("*.json")
+    assert json.loads(record.read_text())["measurements"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--batch", "1")])
-def test_wrong_usage(arguments):
-    assert run(*arguments).exit_code == 2
+def test_an_archive(bundle_folder, tmp_path):
+    with tarfile.open(tmp_path / "tiny.tar.gz", "w:gz") as archive:
+        archive.add(bundle_folder, bundle_folder.name)
+    assert bench(tmp_path / "tiny.tar.gz", *SHORT).exit_code == 6
+
+
+def test_quiet_prints_the_tables_alone(bundle_folder):
+    result = bench(bundle_folder, *SHORT, "--quiet")
+    assert result.stderr == ""
+    assert "fp32-onnx" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "threads is 0; allowed are whole numbers from 1 on"),
+        (["--batch", "0"], "batch sizes are whole numbers from 1 on, at least one; given [0]"),
+        (["--seconds", "0"], "seconds is 0; allowed are numbers above 0"),
+        (["--seconds", "-1"], "seconds is -1; allowed are numbers above 0"),
+    ],
+)
+def test_values_that_are_not_allowed(bundle_folder, arguments, message):
+    result = bench(bundle_folder, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_is_no_bundle(bundle_folder, tmp_path):
+    assert bench().exit_code == 2
+    result = bench(tmp_path / "nothing")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "there is no bundle" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "it is no bundle" in bench(tmp_path / "empty").stderr
+    with (bundle_folder / "artifacts" / "tiny-fp32.onnx").open("ab") as file:
+        file.write(b"tampered")
+    damaged = bench(bundle_folder, *SHORT)
+    assert damaged.exit_code == 2
+    assert "tiny-fp32.onnx" in damaged.stderr
+
+
+def test_a_bundle_that_no_runtime_here_runs(bundle_folder, monkeypatch):
+    monkeypatch.setattr("tsexport.benchmarking.list_statuses", lambda: ())
+    result = bench(bundle_folder, *SHORT)
+    assert result.exit_code == 6
+    assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in result.stderr

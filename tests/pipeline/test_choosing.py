@@ -1,0 +1,129 @@
+"""The pipeline's own part of selecting: which fp32 artifacts may ship, and the reasons where no candidate can."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tsexport.choosing import FP32_ROUNDING, hold_budget, why_none
+from tsexport.compressing import AccuracyResult, Tried
+from tsexport.errors import AccuracyError, LatencyError
+from tsexport.exporting import formats_to_export
+from tsexport.measuring import Placed, require_budgets
+from tsexport.pipeline import STEPS, bundle_name
+from tsexport.quantize.recipes import DYNAMIC_U8, STATIC_U8S8
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Budget, TensorSpec, Verdict
+
+SPEC = (TensorSpec("x", "float32", ("batch", 2)),)
+ONNX = Artifact("onnx-fp32", Path("a"), "onnx", "fp32", SPEC, SPEC, (Path("a"),), "0" * 64, 1)
+HERE = (Placed(ONNX, "onnxruntime"), Placed(ONNX, "tract"))
+BUDGET = AccuracyBudget("mse", 0.05, 0.05)
+
+
+def result(runtime, *, degradation=None, output_error=0.0):
+    labelled = degradation is not None
+    return AccuracyResult(
+        Accuracy("onnx-fp32", runtime, 64, output_error, "mse" if labelled else None, None, None, degradation)
+    )
+
+
+def held(budget=BUDGET, **results):
+    judged = {("onnx-fp32", runtime): one for runtime, one in results.items()}
+    return hold_budget(budget, HERE, judged)
+
+
+def test_rounding_misses_no_budget():
+    budget = replace(BUDGET, max_degradation=0.0, max_output_error=0.0)
+    rounding = FP32_ROUNDING / 2
+    artifacts, left_out = held(
+        budget,
+        onnxruntime=result("onnxruntime", degradation=rounding),
+        tract=result("tract", output_error=rounding),
+    )
+    assert (artifacts, left_out) == (HERE, ())
+
+
+def test_an_fp32_artifact_that_misses_the_budget_is_left_out():
+    artifacts, left_out = held(
+        onnxruntime=result("onnxruntime", degradation=0.0), tract=result("tract", degradation=0.2)
+    )
+    assert artifacts == HERE[:1]
+    assert left_out == ("onnx-fp32 on tract is left out: mse +20.00% against the source model, allowed is +5.10%",)
+
+
+def test_without_labels_the_output_error_decides():
+    artifacts, left_out = held(
+        onnxruntime=result("onnxruntime"), tract=AccuracyResult(None, reason="its answers are not finite")
+    )
+    assert artifacts == HERE[:1]
+    assert left_out == ("onnx-fp32 on tract is left out: its answers are not finite",)
+
+
+def test_where_no_fp32_artifact_holds_the_budget_the_build_ends_with_3():
+    with pytest.raises(AccuracyError, match="no fp32 artifact holds the accuracy budget: onnx-fp32 on onnxr") as caught:
+        held(onnxruntime=result("onnxruntime", output_error=0.2), tract=result("tract", output_error=0.3))
+    assert caught.value.exit_code == 3
+    assert "--max-degradation" in caught.value.next_step
+
+
+def tried(out):
+    return Tried(DYNAMIC_U8, "onnxruntime", None, None, 0.0, out, "reason")
+
+
+@pytest.mark.parametrize(
+    ("outs", "why"),
+    [
+        (["failed", "failed"], "no candidate could be built and run: fp32 is selected"),
+        (["failed", "rejected"], "no candidate held the accuracy budget: fp32 is selected"),
+        (["rejected", ""], "no candidate within the accuracy budget runs on tract: fp32 is selected"),
+    ],
+)
+def test_reasons_without_a_race(outs, why):
+    assert why_none([tried(out) for out in outs], "tract") == why
+
+
+def test_a_candidate_names_its_runtime_where_its_recipe_has_several():
+    assert tried("").name == "dynamic-u8"
+    assert replace(tried(""), recipe=STATIC_U8S8).name == "static-u8s8 on onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("asked", "exported"),
+    [
+        (("onnx",), ("onnx",)),
+        (("torchscript",), ("torchscript",)),
+        (("openvino",), ("onnx", "openvino")),
+        (("openvino", "torchscript"), ("onnx", "torchscript", "openvino")),
+    ],
+)
+def test_openvino_needs_onnx(asked, exported):
+    assert formats_to_export(asked) == exported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("linear", "cpu4-int8", "host"), "linear-cpu4-int8"),
+        (("linear", "cpu4-int8", "avx2"), "linear-cpu4-int8-avx2"),
+        (("linear", "orin-int8", "orin-nano@jetpack-6.2"), "linear-orin-int8-orin-nano-jetpack-6.2"),
+    ],
+)
+def test_names(arguments, name):
+    assert bundle_name(*arguments) == name
+
+
+def test_every_step_is_expected_to_take_some_time():
+    assert all(seconds > 0 for seconds in STEPS.values())
+
+
+def test_a_missed_row_ends_a_build_with_4():
+    budget = Budget("latency", "linear", "cpu4", "fp32", 1, max_ms=1.0)
+    verdicts = [
+        Verdict("met", budget, "fine"),
+        Verdict("inconclusive", budget, "noise"),
+        Verdict("not measured", budget, ""),
+    ]
+    require_budgets(verdicts)
+    with pytest.raises(LatencyError, match="latency budgets missed: p90 2 ms; 1 ms allowed") as caught:
+        require_budgets([*verdicts, Verdict("missed", budget, "p90 2 ms; 1 ms allowed")])
+    assert caught.value.exit_code == 4
