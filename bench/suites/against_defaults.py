@@ -49,8 +49,10 @@ from tsexport.bench.suites.report import goals_text, machine_text, model_text, w
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import default_root
+from tsexport.data import model_config
 from tsexport.errors import ConfigurationError, TsexportError, UsageError
 from tsexport.models.settings import parse_scalar
+from tsexport.models.sources import SourceIdentity
 from tsexport.options import BuildOptions
 from tsexport.pipeline import Plan, plan_build, run_build
 from tsexport.progress import Progress, Step
@@ -188,6 +190,8 @@ def _steps(models: Sequence[str], bundles: Mapping[str, Bundle], pace: Pace) -> 
 
 def _measure_model(plan: Plan, given: Bundle | None, pace: Pace, progress: Progress, folder: Path) -> ModelResult:
     model = plan.context.identity.name
+    if given is not None:
+        _require_same(given, plan.context.identity)
     with progress.step(f"{model}: model and data") as step:
         samples, step.reused = take_samples(plan.context)
     if given is None:
@@ -195,7 +199,6 @@ def _measure_model(plan: Plan, given: Bundle | None, pace: Pace, progress: Progr
             bundle = run_build(plan, quiet=True)
     else:
         bundle = given
-        _require_same(bundle, samples)
     evaluation = samples.evaluation_set(plan.context.options.metric)
     options = plan.context.options
     eager = EagerSource(options.model, options.settings, options.seed)
@@ -215,13 +218,14 @@ def _measure_model(plan: Plan, given: Bundle | None, pace: Pace, progress: Progr
             )
 
 
-def _require_same(bundle: Bundle, samples: Samples) -> None:
+def _require_same(bundle: Bundle, identity: SourceIdentity) -> None:
     """Raise UsageError unless a bundle was made of the model that eager runs."""
-    built, checkpoint = bundle.manifest.model, bundle.manifest.provenance.checkpoint
-    own = samples.record.checkpoint
-    if dict(built.config) != dict(samples.spec.config) or (checkpoint and checkpoint.sha256) != (own and own.sha256):
+    manifest = bundle.manifest
+    checkpoint = manifest.provenance.checkpoint
+    own = dict(model_config(identity)), identity.checkpoint_sha256
+    if (dict(manifest.model.config), checkpoint.sha256 if checkpoint else None) != own:
         raise UsageError(
-            f"the bundle {bundle.name} was built with another configuration or checkpoint of {built.name}",
+            f"the bundle {bundle.name} was built with another configuration or checkpoint of {identity.name}",
             next_step="give the same --set as at its build, or leave --bundle out",
         )
 

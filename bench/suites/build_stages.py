@@ -1,8 +1,8 @@
 """How long the stages of a build take: cold, with an empty cache, and again with everything cached.
 
 `tsexport build patchtst-cpu --target cpu4-int8` runs as a command of its own, first with a fresh TSEXPORT_CACHE, then
-with the same one.  The stages' times are those that the build wrote into the bundle's measurements/; what the command took
-besides (starting Python, imports between the stages, sealing the bundle) stands in a row of its own and counts.
+with the same one.  The stages' times are those that the build wrote into the bundle's measurements/; what the command
+took besides (starting Python, imports between the stages, sealing the bundle) stands in a row of its own and counts.
 
 Goals, on two cores, for everything but the measuring stages: under 60 s cold, under 5 s warm.
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tsexport.bench.suites.rows import (
 )
 from tsexport.bundles import Bundle
 from tsexport.errors import TsexportError
-from tsexport.loading import choose_artifact, load_session
+from tsexport.loading import choose_artifact, cores_here, load_session
 from tsexport.quantize.evaluation import EvaluationSet, evaluate
 from tsexport.runtimes.registry import load
 from tsexport.targets import host_cpu
@@ -129,16 +130,19 @@ def _from_bundle(bundle: Bundle) -> tuple[Entrant, ...]:
 def try_once(entrants: Sequence[Entrant], evaluation: EvaluationSet, folder: Path, threads: int) -> tuple[Entrant, ...]:
     """Load each contestant in a process of its own and let it answer once; what fails is marked with the reason."""
     path = write_feeds(evaluation.feeds, folder)
-    tried = []
-    for one in entrants:
-        if one.artifact is not None:
-            try:
-                with WorkerProcess(one.artifact, one.runtime, threads) as worker:
-                    worker.load(path, BATCH)
-            except TsexportError as error:
-                one = replace(one, failed=error.message.splitlines()[0][:300])
-        tried.append(one)
-    return tuple(tried)
+
+    def attempt(one: Entrant) -> Entrant:
+        if one.artifact is None:
+            return one
+        try:
+            with WorkerProcess(one.artifact, one.runtime, threads) as worker:
+                worker.load(path, BATCH)
+        except TsexportError as error:
+            return replace(one, failed=error.message.splitlines()[0][:300])
+        return one
+
+    with ThreadPoolExecutor(cores_here()) as pool:  # nothing is timed yet, so they may run side by side
+        return tuple(pool.map(attempt, entrants))
 
 
 def judge_accuracy(one: Entrant, evaluation: EvaluationSet, bundle: Bundle, threads: int) -> Row:
