@@ -47,7 +47,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Judged:
-    """One goal: `value` with its interval where there is one, against `limit`."""
+    """One goal: `value` with its interval where there is one, against `limit`; `high` None means no upper bound."""
 
     model: str
     goal: str
@@ -74,7 +74,7 @@ def status_of(ratio: Ratio, at_least: float) -> Status:
     "inconclusive"."""
     if ratio.low >= at_least:
         return "met"
-    return "missed" if ratio.high < at_least else "inconclusive"
+    return "missed" if ratio.high is not None and ratio.high < at_least else "inconclusive"
 
 
 def judge_goals(result: ModelResult, conditions: Conditions) -> tuple[Judged, ...]:
