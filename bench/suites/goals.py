@@ -47,7 +47,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Judged:
-    """One goal: `value` with its interval where there is one, against `limit`."""
+    """One goal: `value` with its interval where there is one, against `limit`; `high` None means no upper bound."""
 
     model: str
     goal: str

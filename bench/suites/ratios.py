@@ -6,7 +6,6 @@ then rounds within each (T. Kalibera and R. Jones, "Rigorous Benchmarking in Rea
 the median over all rounds of median(baseline block) / median(contestant block), as in `tsexport.bench.statistics`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ Blocks = Sequence[Sequence[float]]
 
 
 def ratio_over_processes(baseline: Sequence[Blocks], contestant: Sequence[Blocks], *, seed: int = 0) -> Ratio:
-    """Return baseline / contestant with its 95 % interval; fewer than 8 rounds give the interval (0, inf).
+    """Return baseline / contestant with its 95 % interval; fewer than 8 rounds give (0, None).
 
     Args:
         baseline, contestant: [processes][rounds][calls] milliseconds; round i of process p was measured side by side.
@@ -37,7 +36,7 @@ def ratio_over_processes(baseline: Sequence[Blocks], contestant: Sequence[Blocks
     pooled = np.concatenate(ratios)
     value = float(np.median(pooled))
     if len(pooled) < RATIO_MIN_ROUNDS:
-        return Ratio(value, 0.0, math.inf, CONFIDENCE)
+        return Ratio(value, 0.0, None, CONFIDENCE)
     rounds = min(map(len, ratios))
     table = np.stack([one[:rounds] for one in ratios])  # [processes, rounds]
     generator = np.random.default_rng(seed)
@@ -57,13 +56,8 @@ def least(ratios: Sequence[Ratio]) -> Ratio:
     Raises:
         ValueError: no ratios.
     """
-    ends = [one.high for one in ratios if one.high is not None]
-    return Ratio(
-        min(one.value for one in ratios),
-        min(one.low for one in ratios),
-        min(ends) if ends else None,
-        CONFIDENCE,
-    )
+    highs = [one.high for one in ratios if one.high is not None]
+    return Ratio(min(one.value for one in ratios), min(one.low for one in ratios), min(highs, default=None), CONFIDENCE)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def ratio_text(ratio: Ratio | None) -> str:
     """Return "4.61 [4.50, 4.70]"."""
-    return NOT_MEASURED if ratio is None else f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return NOT_MEASURED if ratio is None else f"{ratio.value:.2f} {interval_text(ratio.low, ratio.high)}"
+
+
+def interval_text(low: float, high: float | None) -> str:
+    """Return "[4.50, 4.70]"; without an upper bound "[0.00, inf)"."""
+    return f"[{low:.2f}, inf)" if high is None else f"[{low:.2f}, {high:.2f}]"
 
 
 def _ms(value: float | None) -> str:
@@ -100,7 +105,7 @@ def goals_text(goals: Sequence[Judged], machine: Machine) -> str:
             f"{one.model}, {one.goal} {one.limit:g}" if one.limit >= 1 else f"{one.model}, {one.goal} {one.limit:.0%}",
             one.cpu,
             NOT_MEASURED if one.value is None else f"{one.value:.3g}",
-            NOT_MEASURED if one.low is None or one.high is None else f"[{one.low:.2f}, {one.high:.2f}]",
+            NOT_MEASURED if one.low is None else interval_text(one.low, one.high),
             one.status,
             one.reason,
         )
@@ -121,8 +126,7 @@ def machine_text(machine: Machine) -> str:
 def write_results(record: object, text: str, path: Path) -> tuple[Path, Path]:
     """Write a record as JSON to `path` and its text beside it as .md; each whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = encode(record)
-    return _write(path, document), _write(path.with_suffix(".md"), text)
+    return _write(path, encode(record)), _write(path.with_suffix(".md"), text)
 
 
 def _write(path: Path, text: str) -> Path:
