@@ -82,7 +82,7 @@ def model_text(result: ModelResult, machine: Machine, threads: int) -> str:
     before, after = result.load_average
     notes = [
         f"{machine.instruction_set}, {threads} thread{'s' if threads > 1 else ''}, batch 1, {result.processes} fresh "
-        f"processes of each contestant, {result.rounds} rounds together; load average {before:.1f} before, {after:.1f} "
+        f"process{'es' if result.processes > 1 else ''} of each contestant, {result.rounds} rounds together; load average {before:.1f} before, {after:.1f} "
         f"after; errors over {result.windows} windows.",
         *(f"{row.name} failed: {row.failed}" for row in result.rows if row.failed),
         *(
