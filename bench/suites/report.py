@@ -80,10 +80,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 def model_text(result: ModelResult, machine: Machine, threads: int) -> str:
     """Return one model's section: the table, what failed, and what to know about it."""
     before, after = result.load_average
+    count = f"{result.processes} fresh process{'es' if result.processes > 1 else ''} of each contestant"
     notes = [
-        f"{machine.instruction_set}, {threads} thread{'s' if threads > 1 else ''}, batch 1, {result.processes} fresh "
-        f"processes of each contestant, {result.rounds} rounds together; load average {before:.1f} before, {after:.1f} "
-        f"after; errors over {result.windows} windows.",
+        f"{machine.instruction_set}, {threads} thread{'s' if threads > 1 else ''}, batch 1, {count}, {result.rounds} "
+        f"rounds together; load average {before:.1f} before, {after:.1f} after; errors over {result.windows} windows.",
         *(f"{row.name} failed: {row.failed}" for row in result.rows if row.failed),
         *(
             f"{row.name} was still drifting when its warm-up was capped"
