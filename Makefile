@@ -13,9 +13,10 @@ $(BIN)/tsexport: pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,report,tract,dev]"
 	@touch $@
 
-demo: $(BIN)/tsexport
+demo: $(BIN)/tsexport  ## a bundle of the reference model, in dist/
 	$(BIN)/tsexport build patchtst-cpu --target cpu4-int8 -o dist --force
 
+# One after the other: some tests measure time, memory or idle processors, and two at once disturb each other.
 test: $(BIN)/tsexport
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 

@@ -12,9 +12,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tsexport.bench.schema import encode
 from tsexport.targets import InstructionSet, host_cpu
 
 PACKAGES = ("numpy", "nncf", "onnx", "onnxruntime", "openvino", "torch", "tract", "tsexport")
@@ -48,11 +46,6 @@ class Machine:
     operating_system: str
     python: str
     packages: tuple[tuple[str, str], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values."""
-        plain: dict[str, Any] = encode(self)
-        return plain
 
     def __str__(self) -> str:
         return f"{self.cpu_model}, {self.usable_cores} cores, {self.instruction_set}"

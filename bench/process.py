@@ -8,17 +8,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-import numpy as np
-
 from tsexport import errors
 from tsexport.bench.wire import Block, Failed, Load, Loaded, Request, Timed, Warmed, WarmUp, from_line, to_line
 from tsexport.errors import DataError, InconclusiveError, TsexportError
+from tsexport.npz import write_arrays
 from tsexport.types import Artifact, Feeds
 
 WARM_TOLERANCE = 0.05
@@ -39,11 +37,7 @@ Reply = TypeVar("Reply", Loaded, Warmed, Timed)
 def write_feeds(feeds: Feeds, folder: Path) -> Path:
     """Write arrays [samples, ...] for the workers to read."""
     path = folder / "feeds.npz"
-    # Not numpy.savez: it takes the names as keywords, and an input may be called "file".
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in feeds.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    write_arrays(path, feeds)
     return path
 
 

@@ -1,6 +1,5 @@
 """What was measured on one machine, from and to `measurements/<machine_id>.json` of a bundle."""
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceResult
-from tsexport.bench.schema import decode, encode
+from tsexport.codec import encode, from_plain, parse_json
 from tsexport.errors import BundleError
 from tsexport.types import Measurement, Verdict
 
@@ -32,7 +31,7 @@ class MachineRecord:
 
 def record_to_text(record: MachineRecord) -> str:
     """Return the record as JSON text with a final newline; the same record gives the same text."""
-    return json.dumps(encode(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return encode(record)
 
 
 def record_from_text(text: str, *, name: str) -> MachineRecord:
@@ -42,16 +41,13 @@ def record_from_text(text: str, *, name: str) -> MachineRecord:
         BundleError: no JSON, another schema version, unknown or missing keys, or values of another type.
     """
     again = "measure again with `tsexport bench`, or use the tsexport version that wrote it"
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise BundleError(f"{name} is no JSON: {error}", next_step=again) from None
+    document = parse_json(text, what=name, next_step=again)
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}", next_step=again
         )
-    return decode(MachineRecord, document, where=name, error=BundleError, next_step=again)
+    return from_plain(MachineRecord, document, what=name, next_step=again)
 
 
 def write_record(record: MachineRecord, folder: Path) -> Path:

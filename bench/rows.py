@@ -1,6 +1,5 @@
 """Verdicts, measurements and races as rows of text, for terminals and reports alike.  Nothing is decided here."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,7 +127,7 @@ def megabytes(size_bytes: int) -> str:
 
 def interval(ratio: Ratio) -> str:
     """Return "1.20-1.31", or "n/a" where there were too few rounds."""
-    return NOT_AVAILABLE if math.isinf(ratio.high) else f"{ratio.low:.2f}-{ratio.high:.2f}"
+    return NOT_AVAILABLE if ratio.high is None else f"{ratio.low:.2f}-{ratio.high:.2f}"
 
 
 def budget_text(budget: Budget) -> str:

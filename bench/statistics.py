@@ -24,7 +24,7 @@ P90_SAMPLES = samples_needed(0.90)
 P99_SAMPLES = samples_needed(0.99)
 
 RATIO_MIN_ROUNDS = 8
-"""A bootstrap over fewer rounds says more than it knows; below this the interval is (0, inf)."""
+"""A bootstrap over fewer rounds says more than it knows; below this there is no upper bound."""
 
 BOOTSTRAP_RESAMPLES = 4000
 
@@ -44,11 +44,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster than the baseline: baseline / contestant, above 1 is faster, with its interval."""
+    """How many times faster than the baseline: baseline / contestant, above 1 is faster, with its interval.
+
+    Where there were too few rounds for an interval `low` is 0 and `high` is None: anything is possible.
+    """
 
     value: float
     low: float
-    high: float
+    high: float | None
     confidence: float
 
 
@@ -109,7 +112,7 @@ def ratio_of_medians(
     ratios = _block_medians(baseline_blocks) / _block_medians(contestant_blocks)
     value = float(np.median(ratios))
     if len(ratios) < RATIO_MIN_ROUNDS:
-        return Ratio(value, 0.0, math.inf, confidence)
+        return Ratio(value, 0.0, None, confidence)
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(ratios), (BOOTSTRAP_RESAMPLES, len(ratios)))
     medians = np.median(ratios[drawn], axis=1)  # [resamples]

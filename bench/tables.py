@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from tsexport.bench.schema import decode
+from tsexport.codec import from_plain
 from tsexport.errors import ConfigurationError, UsageError, did_you_mean
 from tsexport.types import Budget
 
@@ -232,7 +232,10 @@ def parse_tables(text: str, name: str = TABLES_NAME) -> LatencyTables:
         if not isinstance(rows, list):
             raise ConfigurationError(f"{name}: {kind} is one table; write [[{kind}]] before each row")
         tables[kind] = tuple(
-            decode(ROW_KINDS[kind], row, where=f"{kind} row {number} of {name}") for number, row in enumerate(rows, 1)
+            from_plain(
+                ROW_KINDS[kind], row, what=f"{kind} row {number} of {name}", error=ConfigurationError, defaults=True
+            )
+            for number, row in enumerate(rows, 1)
         )
     for number, row in enumerate(tables.get("latency", ()), 1):
         if row.max_ms is None and row.min_ms is None and not row.formula:

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tsexport.bench.schema import decode, encode
+from tsexport.codec import from_plain, to_plain
 from tsexport.errors import DataError
 from tsexport.types import Artifact
 
@@ -90,7 +90,7 @@ _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, WarmUp, B
 
 def to_line(message: Request | Answer) -> str:
     """Return a message as one line of JSON, with its newline."""
-    return json.dumps({"kind": type(message).__name__, "body": encode(message)}, allow_nan=False) + "\n"
+    return json.dumps({"kind": type(message).__name__, "body": to_plain(message)}, allow_nan=False) + "\n"
 
 
 def from_line(line: str) -> Any:
@@ -105,19 +105,4 @@ def from_line(line: str) -> Any:
         body = document["body"]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{line[:200]!r} is no message of a measuring process") from None
-    return decode(kind, body, where=kind.__name__, error=DataError)
-
-
-def artifact_to_json(artifact: Artifact) -> dict[str, Any]:
-    """Return an artifact as JSON values, its paths as they are (a bundle's manifest has relative ones)."""
-    plain: dict[str, Any] = encode(artifact)
-    return plain
-
-
-def artifact_from_json(value: object) -> Artifact:
-    """Return the artifact that `artifact_to_json` wrote.
-
-    Raises:
-        DataError: unknown or missing keys, or values of another type.
-    """
-    return decode(Artifact, value, where="artifact", error=DataError)
+    return from_plain(kind, body, what=kind.__name__, error=DataError)

@@ -1,4 +1,9 @@
-"""Calibration and evaluation data: datasets, windows over series, checks, metrics, streaming statistics.
+"""Calibration and evaluation data; import `tsexport.calibration.<module>`.
 
-Importing this package loads nothing heavy; import what is needed from its modules (`tsexport.calibration.opening`).
+opening       a file becomes a dataset, by its suffix
+arrays, tables, series, windows    .npz arrays; csv and parquet; how windows are cut, and cutting them in a stream
+checks        a dataset against a model's inputs
+scaling, statistics    scaling by training statistics or per window; streaming statistics
+metrics       task metrics and output error
+synthetic, market, reference    what is used where the user gives no data
 """

@@ -27,6 +27,8 @@ from tsexport.errors import ConfigurationError
 MINUTES_PER_DAY = 1440
 FIRST_BAR = np.datetime64("2020-01-01T00:00", "m")
 
+TIME_MARKS = ("hour", "weekday", "day_of_month", "day_of_year")
+
 REGIME_CHANGE_PROBABILITY = 1 / 250
 STRESSED_VOLATILITY = 1.75
 WALK_SCALE = 0.0005
@@ -126,6 +128,19 @@ def channels_series(seed: int, rows: int, channels: int) -> NDArray[np.float32]:
     series = series + loading * recurse(0.98, 0.2 * shared.standard_normal((rows, 1)))
     series = series + recurse(0.8, 0.25 * own.standard_normal((rows, channels)))
     return np.asarray(series, dtype=np.float32)
+
+
+def hourly_marks(rows: int) -> NDArray[np.float32]:
+    """Return the calendar of hourly rows from FIRST_BAR on, [rows, 4]: what `TIME_MARKS` names, each in -0.5..0.5.
+
+    hour / 23, weekday / 6 (Monday is 0), (day of month - 1) / 30 and (day of year - 1) / 365, less 0.5 each.
+    """
+    hours = FIRST_BAR.astype("datetime64[h]") + np.arange(rows)
+    days, months, years = (hours.astype(f"datetime64[{unit}]") for unit in "DMY")
+    weekday = (days.astype(np.int64) + 3) % 7  # day 0, 1970-01-01, was a Thursday
+    counts = (hours - days, weekday, days - months, days - years)
+    scaled = [np.asarray(n).astype(np.int64) / most for n, most in zip(counts, (23, 6, 30, 365), strict=True)]
+    return np.column_stack(scaled).astype(np.float32) - np.float32(0.5)
 
 
 def _check(seed: int, rows: int) -> None:

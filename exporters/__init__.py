@@ -1,1 +1,9 @@
-"""Exporters: a torch module becomes TorchScript, ONNX opset 17 or OpenVINO IR, each held against its source."""
+"""A torch module becomes TorchScript, ONNX opset 17 and OpenVINO IR, each held against its source.
+
+formats                  the table: who writes a format, its runtimes, its tolerance
+conversion               from a source model to its fp32 artifacts: rewritten, exported, checked
+torchscript, onnx, openvino    one exporter each
+onnx_adopt, onnx_dynamo, onnx_lowering, onnx_cleanup, onnx_file    the ways to a true opset 17
+rewrites                 what makes a graph fast, each proving itself
+checks, probes, localise     parity, and the first layer that departs
+"""

@@ -9,6 +9,7 @@ import numpy as np
 from tsexport.errors import ParityError
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.registry import load
+from tsexport.runtimes.rehearsal import rehearse
 from tsexport.types import Artifact, Feeds, Parity, SourceModel, TensorSpec, Tolerance, random_feeds
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def check_parity(
 ) -> tuple[Parity, ...]:
     """Run the artifact and its source on every set of feeds and compare; nothing is raised for a miss.
 
+    Where the runtime could end this process, another one runs the artifact on the same feeds first.
+
     Args:
         scaled: take atol in units of each output's RMS; False for a tolerance that a user gave.
         threads: for the artifact's session.
@@ -65,6 +68,7 @@ def check_parity(
         TsexportError: what `tsexport.runtimes.registry.load` and the session raise.
     """
     results = []
+    rehearse(artifact, runtime, [chosen.feeds for chosen in sets])
     with load(artifact, runtime, threads=threads) as session:
         for chosen in sets:
             expected, actual = source.run(chosen.feeds), session.run(chosen.feeds)

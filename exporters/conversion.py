@@ -4,11 +4,12 @@ The module is rewritten before it is exported, the ONNX graph after it; both pro
 TorchScript keeps the module as it is: torch's own fused encoder layer is faster there than plain matrix products.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.exporters.formats import EXPORT_FORMATS
+from tsexport.runtimes.options import FIX_BATCH
 from tsexport.types import Artifact, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
@@ -73,8 +74,14 @@ def convert_to_onnx(
         return Converted(plain)
     model, more = rewrite_graph(onnx.load(plain.path), feeds, REWRITES)
     done = (*done, *more)
+    # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
+    del model.graph.value_info[:]
     steps = (*plain.provenance, *(str(one) for one in done))
-    return Converted(finish_onnx(model, spec, path, steps), done)
+    artifact = finish_onnx(model, spec, path, steps)
+    if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+        # Nothing is computed from shapes, so a session of its own for a batch size would gain nothing.
+        artifact = replace(artifact, options=((FIX_BATCH, "no"),))
+    return Converted(artifact, done)
 
 
 def convert_to_torchscript(module: "nn.Module", spec: ModelSpec, real: Feeds | None, path: Path) -> Converted:

@@ -32,17 +32,22 @@ def finish_onnx(
     *,
     name: str = "onnx-fp32",
     precision: Precision = "fp32",
+    domains: tuple[str, ...] = (),
 ) -> Artifact:
     """Validate `model`, write it to `path` and return the artifact; the same model gives the same bytes.
 
     Documentation strings and metadata are removed from `model` first.
+
+    Args:
+        domains: operator domains beside ONNX's own that nodes may come from ("com.microsoft"); the artifact then runs
+            only where they are known, so its `runtimes` are the caller's to state.
 
     Raises:
         ExportError: it is not a valid opset 17 model with the tensors of `spec` and a dynamic batch, or does not run.
     """
     strip_traces(model)
     data = serialize(model)
-    validate_onnx(model, spec)
+    validate_onnx(model, spec, domains)
     validate_runs(data, spec)
     write_atomically(path, data)
     return describe_onnx(path, spec, provenance, name=name, precision=precision, opset=OPSET)
@@ -77,16 +82,19 @@ def default_opset(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in _DEFAULT_DOMAINS), default=0)
 
 
-def validate_onnx(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Check the model as it stands: opset 17 and no other domain, IR version 8, the full checker, names and shapes.
+def validate_onnx(model: onnx.ModelProto, spec: ModelSpec, domains: tuple[str, ...] = ()) -> None:
+    """Check the model as it stands: opset 17, no domain but `domains`, IR version 8, the checker, names and shapes.
 
     Raises:
         ExportError: says which check failed and what was found.
     """
     imported = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    if imported != {"ai.onnx": OPSET}:
+    if imported.get("ai.onnx") != OPSET or not imported.keys() <= {"ai.onnx", *domains}:
         found = ", ".join(f"{domain} {version}" for domain, version in imported.items()) or "none"
-        raise ExportError(f"{spec.name!r} as ONNX imports the operator sets {found}; it must be ai.onnx {OPSET} alone")
+        allowed = f"with {' or '.join(domains)} beside it" if domains else "alone"
+        raise ExportError(
+            f"{spec.name!r} as ONNX imports the operator sets {found}; it must be ai.onnx {OPSET} {allowed}"
+        )
     if model.ir_version != IR_VERSION:
         raise ExportError(f"{spec.name!r} as ONNX has IR version {model.ir_version}, opset {OPSET} needs {IR_VERSION}")
     check_graph(model, spec)

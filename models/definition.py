@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Sizes = Mapping[str, Mapping[str, object]]
+"""Named sizes: the fields that each one sets, for example {"small": {"hidden": 64}}."""
+
+
 class ModelConfig(Protocol):
-    """A frozen dataclass of ints, floats, booleans and strings; `__post_init__` raises ConfigurationError."""
+    """A frozen dataclass of ints, floats, booleans, strings and tuples of numbers.
+
+    `__post_init__` raises ConfigurationError.  A class attribute `SIZES: ClassVar[Sizes]`, where there is one, names
+    sizes that `--set size=NAME` asks for (see `sizes_of`); `size` itself is then no field.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -39,12 +47,33 @@ class Definition(Protocol):
     def build(config: Any) -> "nn.Module": ...
 
 
+def sizes_of(config_type: type[ModelConfig]) -> Sizes:
+    """Return the named sizes of a configuration, {} where it has none."""
+    sizes: Sizes = getattr(config_type, "SIZES", {})
+    return sizes
+
+
 def require_positive(config: ModelConfig, *names: str) -> None:
-    """Raise ConfigurationError for the first of the fields `names` that is below 1."""
+    """Raise ConfigurationError for the first of the fields `names` that is below 1, or a tuple with such a number."""
     for name in names:
         value = getattr(config, name)
-        if value < 1:
+        if isinstance(value, tuple):
+            if not value or min(value) < 1:
+                raise ConfigurationError(f"{name} is {value}; it must hold one number or more, each 1 or more")
+        elif value < 1:
             raise ConfigurationError(f"{name} is {value}; it must be 1 or more")
+
+
+def require_dropout(dropout: float) -> None:
+    """Raise ConfigurationError unless a probability of dropout is at least 0 and below 1."""
+    if not 0 <= dropout < 1:
+        raise ConfigurationError(f"dropout is {dropout}; it must be at least 0 and below 1")
+
+
+def require_classes(classes: int) -> None:
+    """Raise ConfigurationError unless a classifier has two classes or more."""
+    if classes < 2:
+        raise ConfigurationError(f"classes is {classes}; a classifier needs 2 or more")
 
 
 def require_divisible(values: Mapping[str, int]) -> None:

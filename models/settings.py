@@ -1,35 +1,53 @@
-"""`--set key=value` and configuration files: text to typed values, unknown keys refused."""
+"""`--set key=value` and configuration files: text to typed values, unknown keys refused.
+
+`size=small` stands for all fields that the model's size of that name sets; fields given beside it go over them, in
+whatever order they are written.
+"""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tsexport.errors import ConfigurationError, did_you_mean
-from tsexport.models.definition import ModelConfig
+from tsexport.models.definition import ModelConfig, sizes_of
 from tsexport.types import BATCH, TensorSpec
 
 C = TypeVar("C", bound=ModelConfig)
 INPUT_DTYPES = ("float32", "float64", "float16", "int64", "int32", "bool")
+SIZE = "size"
 
 
 def configure(config_type: type[C], settings: Mapping[str, object], *, model: str) -> C:
     """Return `config_type` with `settings` over its defaults; strings are read as the field's type.
 
     Raises:
-        ConfigurationError: an unknown key, a value of another type, or values that do not fit together.
+        ConfigurationError: an unknown key or size, a value of another type, or values that do not fit together.
     """
     types = get_type_hints(config_type)
     names = [field.name for field in fields(config_type)]
-    values = {}
+    allowed = [*names, SIZE] if sizes_of(config_type) else names
+    values: dict[str, object] = {}
     for key, value in settings.items():
-        if key not in names:
+        if key not in allowed:
             raise ConfigurationError(
-                f"{model} has no setting {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}",
+                f"{model} has no setting {key!r}{did_you_mean(key, allowed)}; it has {', '.join(allowed)}",
                 next_step=f"Write for example --set {names[0]}={getattr(config_type, names[0], '...')}.",
             )
-        values[key] = _coerce(key, value, types[key])
-    return config_type(**values)
+        if key in names:
+            values[key] = _coerce(key, value, types[key])
+    preset = _fields_of_size(config_type, settings[SIZE], model) if SIZE in settings and SIZE not in names else {}
+    return config_type(**{**preset, **values})
+
+
+def _fields_of_size(config_type: type[ModelConfig], size: object, model: str) -> Mapping[str, object]:
+    sizes = sizes_of(config_type)
+    if size not in sizes:
+        raise ConfigurationError(
+            f"{model} has no size {size!r}{did_you_mean(str(size), sizes)}; it has {', '.join(sizes)}",
+            next_step=f"Write for example --set {SIZE}={next(iter(sizes))}, or set the sizes one by one.",
+        )
+    return sizes[str(size)]
 
 
 def parse_scalar(text: str) -> object:
@@ -64,7 +82,9 @@ def parse_input(text: str) -> TensorSpec:
     return TensorSpec(name.strip(), dtype, (BATCH, *map(int, dimensions)))
 
 
-def _coerce(key: str, value: object, wanted: type) -> object:
+def _coerce(key: str, value: object, wanted: Any) -> object:
+    if get_origin(wanted) is tuple:
+        return _coerce_numbers(key, value, get_args(wanted)[0])
     if isinstance(value, str) and wanted is not str:
         value = parse_scalar(value)
     if wanted is float and type(value) is int:
@@ -73,3 +93,18 @@ def _coerce(key: str, value: object, wanted: type) -> object:
         kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise ConfigurationError(f"{key} is {value!r}; it must be {kinds.get(wanted, wanted.__name__)}")
     return value
+
+
+def _coerce_numbers(key: str, value: object, wanted: type) -> tuple[object, ...]:
+    """Return "39,19,9", "[39, 19, 9]", a sequence, or a single number as a tuple of `wanted`."""
+    given = value
+    if isinstance(value, str):
+        value = parse_scalar(value if value.strip().startswith("[") else f"[{value}]")
+    items = value if isinstance(value, list | tuple) else (value,)
+    try:
+        return tuple(_coerce(key, item, wanted) for item in items)
+    except ConfigurationError as error:
+        kind = "whole numbers" if wanted is int else "numbers"
+        raise ConfigurationError(
+            f"{key} is {given!r}; it must be {kind} with commas between them", next_step=f"Write --set {key}=3,5,8."
+        ) from error

@@ -20,6 +20,7 @@ from tsexport.models.flat import flatten, probe, to_tensors
 from tsexport.models.loading import load_strictly
 from tsexport.models.registry import ModelEntry, get_entry, is_registered
 from tsexport.models.settings import configure, parse_scalar
+from tsexport.models.source_files import source_files
 from tsexport.types import Array, Feeds, ModelSpec, TensorSpec, file_sha256
 
 if TYPE_CHECKING:
@@ -151,12 +152,11 @@ def _identify_registered(
     is_reference = checkpoint is None and entry.checkpoint is not None and config == definition.Config()
     used = entry.checkpoint if is_reference else checkpoint
     sha256 = file_sha256(used) if used else None
-    source = getattr(definition, "__file__", None)
     content = {
         "name": entry.name,
         "config": _config_values(config),
         "weights": sha256 or f"seed {seed}",
-        "definition": file_sha256(Path(source)) if source else "",
+        "definition": [file_sha256(path) for path in source_files(definition)],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return SourceIdentity(

@@ -1,1 +1,9 @@
-"""Room quantize."""
+"""INT8 and bf16 candidates for a target, and the choice among them; import `tsexport.quantize.<module>`.
+
+recipes                  how candidates are made, one row each, by instruction set
+onnxruntime_quantizer    recipes of ONNX Runtime's quantizer
+nncf_quantizer           recipes of NNCF, for OpenVINO
+candidates               one candidate from the fp32 artifacts, by a recipe
+evaluation               how much worse an artifact is than its source model
+selection                which artifact a bundle selects, from what was measured side by side
+"""

@@ -11,6 +11,8 @@ from tsexport.exporters.openvino import OPTIONS, write_ir
 from tsexport.quantize.recipes import Recipe
 from tsexport.types import Artifact, ModelSpec
 
+_PREAMBLES = ("Exception from", "Check '")
+
 
 @dataclass(frozen=True)
 class Built:
@@ -52,8 +54,13 @@ def build_candidate(recipe: Recipe, sources: Fp32Sources, spec: ModelSpec, calib
         # Quantizers raise whatever their internals meet; the candidate is listed with it, and the others go on.
         if isinstance(error, TsexportError):
             return Built(recipe, None, error.message)
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Built(recipe, None, f"{recipe.tool} could not build it: {lines[0][:200]}")
+        return Built(recipe, None, f"{recipe.tool} could not build it: {_telling_line(error)[:200]}")
+
+
+def _telling_line(error: Exception) -> str:
+    """Return the first line of an error that says why, leaving out where in OpenVINO's source it was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(_PREAMBLES)), type(error).__name__)
 
 
 def _artifact_name(recipe: Recipe) -> str:
@@ -78,8 +85,9 @@ def _with_onnxruntime(
         (*source.provenance, done),
         name=name,
         precision=recipe.precision,
+        domains=recipe.domains,
     )
-    return replace(artifact, runtimes=recipe.runtimes)
+    return replace(artifact, runtimes=recipe.runtimes, options=source.options)
 
 
 def _with_nncf(recipe: Recipe, source: Artifact, spec: ModelSpec, calibration: Dataset, folder: Path) -> Artifact:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.quantize.onnxruntime_quantizer import CALIBRATION_BATCH
+from tsexport.quantize.onnxruntime_quantizer import CALIBRATION_BATCH, NothingQuantizedError
 from tsexport.quantize.recipes import Recipe
 from tsexport.types import Array
 
@@ -40,6 +40,9 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
         source: the .xml of an fp32 IR.
         recipe: of tool "nncf".
         calibration: windows named as the model's inputs; NNCF reads it once for each statistic, in a stream.
+
+    Raises:
+        NothingQuantizedError: the model has no constant weights that NNCF quantizes.
     """
     with _quiet():
         import nncf
@@ -48,7 +51,7 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
         fix = nncf.OverflowFix.ENABLE if recipe.reduce_range else nncf.OverflowFix.DISABLE
-        return nncf.quantize(
+        quantized = nncf.quantize(
             model,
             nncf.Dataset(_Batches(calibration)),
             preset=nncf.QuantizationPreset.MIXED,
@@ -56,6 +59,14 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
             fast_bias_correction=True,
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
         )
+    # NNCF also quantizes the operands of elementwise operators; those alone make no INT8 model.
+    if not any(_is_integer_weight(operation) for operation in quantized.get_ops()):
+        raise NothingQuantizedError("the model has no operator with constant weights")
+    return quantized
+
+
+def _is_integer_weight(operation: Any) -> bool:
+    return operation.get_type_name() == "Constant" and operation.get_element_type().to_string() in ("i8", "u8")
 
 
 class _Batches:

@@ -80,18 +80,28 @@ def _dynamic(source: Path, recipe: Recipe, path: Path) -> None:
 
 
 def _static(source: Path, recipe: Recipe, calibration: Dataset, path: Path) -> None:
+    model = onnx.load(source)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}_unnamed"  # nodes are excluded by name
     quantize_static(
-        source,
+        model,
         path,
         _Reader(calibration),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=STATIC_OPERATORS,
+        # MatMulConstBOnly, which does this for dynamic quantization, has no effect where Q/DQ pairs are written.
+        nodes_to_exclude=_products_of_activations(model),
         per_channel=recipe.per_channel,
         reduce_range=recipe.reduce_range,
         activation_type=QuantType.QUInt8,
         weight_type=_weight_type(recipe),
-        extra_options={"MatMulConstBOnly": True},
     )
+
+
+def _products_of_activations(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the MatMuls that have no constant operand."""
+    constants = {initializer.name for initializer in model.graph.initializer}
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and not constants & {*n.input}]
 
 
 def quantize_onnx(source: Path, recipe: Recipe, calibration: Dataset) -> onnx.ModelProto:

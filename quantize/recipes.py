@@ -4,11 +4,10 @@ No recipe wins everywhere, so every one that suits the CPU is built, its accurac
 ships only where it is faster than fp32.  What decides the rows:
 
 - Without VNNI the dot product of U8 activations and S8 weights adds two products in 16 bits and saturates; weights of
-7 bits
-  (`reduce_range`) or U8 weights keep clear of that.  With VNNI nothing saturates, and full range is the more accurate.
+  7 bits (`reduce_range`) or U8 weights keep clear of that.  With VNNI nothing saturates, and full
+  range is the more accurate.
 - Transformers and LSTMs win with dynamic activations and constant weights in ONNX Runtime, convolutional models with
-static
-  ones in OpenVINO.
+  static ones in OpenVINO.
 - NNCF's mixed preset had a tenth of the error of its transformer preset on attention models.
 
 Source: measurements on AVX2 and AVX512-VNNI machines; `bench/suites` repeats them.
@@ -20,10 +19,16 @@ from typing import Literal
 from tsexport.targets import CpuFeatures
 from tsexport.types import Format, Precision
 
+MICROSOFT_DOMAIN = "com.microsoft"
+"""ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one candidate is made: every choice that decides its numbers."""
+    """How one candidate is made: every choice that decides its numbers.
+
+    `domains` are the operator domains beside ONNX's own that its graph may use.
+    """
 
     name: str
     tool: Literal["onnxruntime", "nncf", "openvino"]
@@ -35,6 +40,7 @@ class Recipe:
     runtimes: tuple[str, ...]
     summary: str
     precision: Precision = "int8"
+    domains: tuple[str, ...] = ()
 
 
 DYNAMIC_U8 = Recipe(
@@ -47,6 +53,7 @@ DYNAMIC_U8 = Recipe(
     format="onnx",
     runtimes=("onnxruntime",),
     summary="activations quantized at run time, U8 weights: no 16-bit saturation on any CPU",
+    domains=(MICROSOFT_DOMAIN,),
 )
 DYNAMIC_S8_REDUCED = Recipe(
     name="dynamic-s8-reduced",
@@ -58,6 +65,7 @@ DYNAMIC_S8_REDUCED = Recipe(
     format="onnx",
     runtimes=("onnxruntime",),
     summary="activations quantized at run time, 7-bit S8 weights: keeps clear of 16-bit saturation",
+    domains=(MICROSOFT_DOMAIN,),
 )
 DYNAMIC_S8 = Recipe(
     name="dynamic-s8",
@@ -69,6 +77,7 @@ DYNAMIC_S8 = Recipe(
     format="onnx",
     runtimes=("onnxruntime",),
     summary="activations quantized at run time, S8 weights of full range: for CPUs with VNNI",
+    domains=(MICROSOFT_DOMAIN,),
 )
 STATIC_U8S8_REDUCED = Recipe(
     name="static-u8s8-reduced",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.statistics import Ratio
 from tsexport.types import Artifact
 
 Objective = Literal["latency", "size"]
@@ -29,25 +30,32 @@ class Choice:
     measured: str
 
 
-def order_by_speed(result: RaceResult) -> tuple[tuple[str, str], ...]:
-    """Return (artifact, runtime) of all contestants, fastest first."""
-    ranked = sorted(result.entries, key=lambda entry: -entry.speedup.value)
+def order_by_speed(result: RaceResult, threads: int) -> tuple[tuple[str, str], ...]:
+    """Return (artifact, runtime) of all contestants that ran with this number of threads, fastest first."""
+    ranked = sorted((e for e in result.entries if e.threads == threads), key=lambda entry: -entry.speedup.value)
     return tuple((entry.artifact, entry.runtime) for entry in ranked)
 
 
 def _figures(entry: RaceEntry, baseline: str) -> str:
     ratio = entry.speedup
-    return f"{ratio.value:.2f} times the speed of {baseline} ({ratio.low:.2f} to {ratio.high:.2f})"
+    interval = "too few rounds for an interval" if ratio.high is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.value:.2f} times the speed of {baseline} ({interval})"
 
 
-def select_fp32(result: RaceResult) -> Choice:
-    """Return the fastest fp32 artifact of any runtime, for a target whose precision is fp32."""
-    fastest = result.fastest
+def _may_be_no_slower(speedup: Ratio) -> bool:
+    """Return whether the interval reaches 1: "no slower" is as much as an interval can say."""
+    return speedup.high is None or speedup.high >= 1.0
+
+
+def select_fp32(result: RaceResult, threads: int) -> Choice:
+    """Return the fastest fp32 artifact of any runtime with this number of threads, for a target whose precision is
+    fp32."""
+    fastest = max((one for one in result.entries if one.threads == threads), key=lambda one: one.speedup.value)
     return Choice(
         fastest.artifact,
         fastest.runtime,
         "the fastest fp32 artifact of all runtimes, measured side by side",
-        f"{fastest.summary.p50_ms:.3f} ms median at batch {result.batch}",
+        f"{fastest.summary.median_ms:.3f} ms median at batch {result.batch}",
     )
 
 
@@ -79,8 +87,7 @@ def select(
     size = {artifact.name: artifact.size_bytes for artifact in artifacts}
     rivals = [entry for entry in result.entries if (entry.artifact, entry.runtime) != baseline]
     if objective == "size":
-        # "No slower" is as much as an interval can say: its upper end reaches 1.
-        good = [entry for entry in rivals if entry.speedup.high >= 1.0 and size[entry.artifact] < size[baseline[0]]]
+        good = [e for e in rivals if _may_be_no_slower(e.speedup) and size[e.artifact] < size[baseline[0]]]
         good.sort(key=lambda entry: (size[entry.artifact], -entry.speedup.value))
         won = "the smallest candidate within the accuracy budget that is no slower than the fastest fp32 artifact"
     else:

@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from tsexport.errors import ConfigurationError, did_you_mean
-from tsexport.runtimes.options import GRAPH_OPTIMIZATION_LEVEL, own_options
+from tsexport.runtimes.options import FIX_BATCH, GRAPH_OPTIMIZATION_LEVEL, own_options
 from tsexport.runtimes.sessions import BatchSpecialised, Infer
 from tsexport.types import Array, Artifact
 
@@ -33,6 +33,10 @@ class OnnxRuntimeSession(BatchSpecialised):
         if isinstance(value, type) and issubclass(value, Exception)
     )
 
+    def specialises(self, artifact: Artifact) -> bool:
+        """A graph that computes no shapes gains nothing from a fixed batch; its artifact says so."""
+        return own_options(artifact, self.runtime).get(FIX_BATCH) != "no"
+
     def _compile(self, batch: int | None) -> Infer:
         session = onnxruntime.InferenceSession(
             str(self.artifact.path),
@@ -44,7 +48,7 @@ class OnnxRuntimeSession(BatchSpecialised):
         names = [spec.name for spec in self.outputs]
 
         def infer(feeds: Mapping[str, Array]) -> Sequence[Array]:
-            outputs: Sequence[Array] = session.run(names, dict(feeds))
+            outputs: Sequence[Array] = session.run(names, feeds)
             return outputs
 
         return infer
@@ -69,7 +73,7 @@ def session_options(artifact: Artifact, *, threads: int, batch: int | None) -> o
                     f"{key} is {value!r}{did_you_mean(value, _LEVELS)}; allowed are {', '.join(_LEVELS)}"
                 )
             options.graph_optimization_level = _LEVELS[value]
-        else:
+        elif key != FIX_BATCH:
             options.add_session_config_entry(key, value)
     if batch is not None:
         for symbol in {dim for spec in artifact.inputs for dim in spec.shape if isinstance(dim, str)}:

@@ -10,9 +10,11 @@ from tsexport.errors import ConfigurationError, did_you_mean
 from tsexport.types import Artifact
 
 GRAPH_OPTIMIZATION_LEVEL = "graph_optimization_level"
+FIX_BATCH = "fix_batch"
 
 ONNXRUNTIME_OPTIONS: tuple[str, ...] = (
     GRAPH_OPTIMIZATION_LEVEL,  # disabled, basic, extended, all
+    FIX_BATCH,  # ours: "no" for a graph that computes no shapes, which one session serves at every batch
     "session.x64quantprecision",  # 1: no saturation of U8S8 without VNNI, slower
     "session.disable_quant_qdq",  # 1: run Q/DQ as written, to check its numerics
     "session.disable_double_qdq_remover",

@@ -8,8 +8,9 @@ model with a dynamic batch serve the rest.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -48,6 +49,45 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> tuple[dict[str,
         given = ", ".join(f"{name} {size}" for name, size in batches.items())
         raise FeedError(f"inputs disagree on the batch: {given}", next_step="give every input the same batch")
     return arrays, next(iter(batches.values()), None)
+
+
+@dataclass(frozen=True)
+class ExpectedFeeds:
+    """The common case of `check_feeds`, decided beforehand: one dict of plain arrays that fit.
+
+    `check_feeds` takes 15 us, which is a tenth of a small model's whole call; this takes less than 1 us.
+    `rows` are (name, dtype, shape after the leading dimension) where the leading dimension alone is the batch; there
+    are none where an input has another form, and then nothing is accepted.
+    """
+
+    rows: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, inputs: tuple[TensorSpec, ...]) -> Self:
+        """Return what `inputs` expect."""
+        rows = []
+        for spec in inputs:
+            rest = tuple(dim for dim in spec.shape[1:] if isinstance(dim, int))
+            if not spec.shape or not dim_is_batch(spec.shape[0]) or len(rest) + 1 != len(spec.shape):
+                return cls(())
+            rows.append((spec.name, np.dtype(spec.dtype), rest))
+        return cls(tuple(rows))
+
+    def accept(self, feeds: Feeds) -> tuple[dict[str, Array], int] | None:
+        """Return what `check_feeds` would; None where it has to look more closely."""
+        if type(feeds) is not dict or len(feeds) != len(self.rows):
+            return None
+        arrays: dict[str, Array] = {}
+        batch = 0
+        for name, dtype, rest in self.rows:
+            array = feeds.get(name)
+            if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.c_contiguous:
+                return None
+            shape = array.shape
+            if len(shape) != len(rest) + 1 or shape[1:] != rest or shape[0] < 1 or batch not in (0, shape[0]):
+                return None
+            arrays[name], batch = array, shape[0]
+        return (arrays, batch) if batch else None
 
 
 def dim_is_batch(dim: int | str) -> bool:
@@ -103,7 +143,9 @@ class ArtifactSession(ABC):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self.artifact = artifact
         self.threads = threads
+        self._expected = ExpectedFeeds.of(artifact.inputs)
         self._closed = False
+        self._output_names = tuple(spec.name for spec in artifact.outputs)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -124,14 +166,14 @@ class ArtifactSession(ABC):
         """
         if self._closed:
             raise UsageError(f"the session of {self.artifact.name} is closed", next_step="load the artifact again")
-        arrays, batch = check_feeds(self.inputs, feeds)
+        arrays, batch = self._expected.accept(feeds) or check_feeds(self.inputs, feeds)
         try:
             outputs = self._infer_for(batch)(arrays)
         except self.failures as error:
             raise UsageError(
                 f"{self.runtime} failed on {self.artifact.name} at batch {batch}: {self.reason(error)}"
             ) from error
-        return dict(zip((spec.name for spec in self.outputs), outputs, strict=True))
+        return dict(zip(self._output_names, outputs, strict=True))
 
     def close(self) -> None:
         """Free the loaded model; a later `run` is an error.  Closing twice is not."""
@@ -193,7 +235,8 @@ class BatchSpecialised(ArtifactSession):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads)
         # At least batch 1, however large the model is.
-        self._limit = max(1, min(SPECIALISED_BATCHES, SPECIALISED_BYTES // max(1, artifact.size_bytes)))
+        fitting = max(1, min(SPECIALISED_BATCHES, SPECIALISED_BYTES // max(1, artifact.size_bytes)))
+        self._limit = fitting if self.specialises(artifact) else 0
         self._compiled: dict[int | None, Infer] = {}
         self._lock = threading.Lock()
         has_batch = any(dim_is_batch(dim) for spec in artifact.inputs for dim in spec.shape)
@@ -201,6 +244,10 @@ class BatchSpecialised(ArtifactSession):
             self._infer_for(1 if has_batch else None)
         except self.failures as error:
             raise self.cannot_load(error) from error
+
+    def specialises(self, artifact: Artifact) -> bool:
+        """Return whether a fixed batch makes this artifact faster here."""
+        return True
 
     @abstractmethod
     def _compile(self, batch: int | None) -> Infer:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceEntry, RaceResult
@@ -48,6 +49,10 @@ from tsexport.types import (
     Tolerance,
     files_sha256,
 )
+
+# How long an example takes is no matter of correctness, and the machine may be busy.
+settings.register_profile("tsexport", deadline=None)
+settings.load_profile("tsexport")
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch", 3)),)

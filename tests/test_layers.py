@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DIRS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-BASE = {"types", "errors", "targets"}
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+DIRS = SETUPTOOLS["package-dir"]
+BASE = {"types", "errors", "targets", "codec", "npz"}
 MAY_IMPORT = {
     "models": BASE,
     "runtimes": BASE,
@@ -19,6 +20,10 @@ MAY_IMPORT = {
     "bench": BASE | {"runtimes"},
     "quantize": BASE | {"calibration", "exporters", "runtimes", "bench"},
 }
+# Scripts beside a room that are not in the wheel: benchmarks against other tools, and the training of the reference
+# checkpoints.  They may import anything.
+SCRIPTS = {"bench/suites", "models/training"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow"}
 
 
 def parts_imported(tree: ast.Module):
@@ -34,17 +39,39 @@ def parts_imported(tree: ast.Module):
                     yield node.lineno, [*alias.name.split("."), "*"][1]
 
 
+def modules_of(layer: str):
+    """Yield every module of a room, scripts left out."""
+    for path in (ROOT / DIRS[f"tsexport.{layer}"]).rglob("*.py"):
+        if path.parent.relative_to(ROOT).as_posix() not in SCRIPTS:
+            yield path
+
+
 @pytest.mark.parametrize("layer", MAY_IMPORT)
 def test_imports_point_down(layer):
-    room = ROOT / DIRS[f"tsexport.{layer}"]
-    for path in room.rglob("*.py"):
-        if {room / "suites", room / "training"} & set(path.parents):  # scripts, not in the wheel
-            continue
+    for path in modules_of(layer):
         for line, part in parts_imported(ast.parse(path.read_text())):
             assert part in MAY_IMPORT[layer] | {layer}, f"{path.name}:{line} imports tsexport.{part}"
 
 
-def test_cli_import_is_light():
-    code = "import sys, tsexport.cli; print(*{'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
+@pytest.mark.parametrize("module", sorted(BASE))
+def test_the_core_knows_only_itself(module):
+    for line, part in parts_imported(ast.parse((ROOT / f"src/tsexport/{module}.py").read_text())):
+        assert part in BASE, f"{module}.py:{line} imports tsexport.{part}"
+
+
+def test_scripts_are_no_packages():
+    for folder in SCRIPTS:
+        assert not (ROOT / folder / "__init__.py").exists()
+        assert "tsexport." + folder.replace("/", ".") not in SETUPTOOLS["packages"]
+
+
+def test_every_room_has_its_row():
+    rooms = {name.removeprefix("tsexport.") for name in DIRS if name != "tsexport"}
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("package", SETUPTOOLS["packages"])
+def test_importing_a_package_is_light(package):
+    code = f"import sys, {package}; print(*{HEAVY!r} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from tsexport.exporters.rewrites.cleaning import add_initializer, constant
 from tsexport.types import Array, Feeds
@@ -70,6 +71,7 @@ class FuseParallelLinears:
         groups = _parallel(model)
         for group in groups:
             self._fuse(model, group)
+        common.RemoveUnusedNodesPass()(model)  # the separate weights would stay in the file
         return len(groups)
 
     def _fuse(self, model: ir.Model, group: Sequence[Linear]) -> None:
@@ -171,4 +173,5 @@ class FoldScale:
             node.outputs[0].replace_all_uses_with(scaled)
             model.graph.remove(node, safe=True)
             changes += 1
+        common.RemoveUnusedNodesPass()(model)  # the unscaled weights would stay in the file
         return changes

@@ -77,7 +77,7 @@ def worst_difference(
     """Return (largest absolute difference, "" or why the tolerance is missed) over all probes."""
     largest, reason = 0.0, ""
     for before, after in zip(expected, actual, strict=True):
-        for comparison in compare_outputs(before, after, tolerance):
+        for comparison in compare_outputs(before, after, tolerance, scaled=True):
             largest = max(largest, comparison.max_abs_error)
             if not comparison.passed:
                 reason = (

@@ -15,12 +15,15 @@ from tsexport.exporters.rewrites.cleaning import add_initializer, count_nodes, f
 from tsexport.exporters.rewrites.proofs import answer
 from tsexport.types import Array, Feeds
 
+# What shape arithmetic starts from.  The exporter computes the shape of every `expand` through ConstantOfShape, even
+# where all of it is constant, and constant folding leaves that operator alone.
+_ORIGINS = ("Shape", "Size", "ConstantOfShape")
 # Operators through which a value stays "computed from shapes alone".
 _SHAPE_ARITHMETIC = frozenset(
     {
         "Shape", "Size", "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Cast", "Mul", "Div", "Add", "Sub", "Mod",
         "Floor", "Sqrt", "Reshape", "Identity", "Constant", "ConstantOfShape", "Equal", "Where", "Range", "Min", "Max",
-        "Expand", "ReduceProd",
+        "Expand", "ReduceProd", "Transpose",
     }
 )  # fmt: skip
 
@@ -88,7 +91,7 @@ class ConstantShapes:
     name = "constant-shapes"
 
     def requires(self, model: ir.Model) -> bool:
-        return any(node.op_type in ("Shape", "Size") for node in model.graph)
+        return any(node.op_type in _ORIGINS for node in model.graph)
 
     def call(self, model: ir.Model, probes: Sequence[Feeds]) -> int:
         before = count_nodes(model)

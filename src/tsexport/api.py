@@ -48,8 +48,22 @@ def build(
 ) -> Bundle:
     """Build a bundle; the keywords are the long options of `tsexport build`.
 
+    Args:
+        model: a registered name, "module:factory", or an .onnx, TorchScript or .pt2 file.
+        target: "cpu4-fp32" or "cpu4-int8".
+        output: the folder that gets the bundle's folder.
+        set: the model's configuration, as `--set`.
+        series: the table `[series]` of a configuration file.
+        quiet: show no progress on stderr.
+
     Raises:
-        TsexportError: as the command's exit codes say; no new bundle is left then.
+        UsageError: bad input of any kind, or a bundle of that name is there and `force` is not given.
+        VerificationError: parity or the accuracy budget is missed.
+        LatencyError: a published latency budget is missed.
+        UnsupportedError: the target cannot run on this machine.
+        MissingDependencyError: the extra `build` is not installed.
+
+    No new bundle is left where it raises.
     """
     from tsexport.options import merge, read_config
     from tsexport.pipeline import build_bundle
@@ -87,14 +101,32 @@ def build(
 def load(
     bundle: StrPath | Bundle, precision: str | None = None, runtime: str | None = None, threads: int | None = None
 ) -> Session:
-    """Load an artifact of a bundle: the selected one, or the fastest of a precision, on a runtime, or both."""
+    """Load an artifact of a bundle, ready to run.
+
+    Args:
+        bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        precision: "fp32", "int8", ...: the fastest artifact of that precision, instead of the selected one.
+        runtime: the fastest artifact on that runtime; with `precision`, the fastest that is both.
+        threads: of one session; by default as many as it was measured with, at most the cores here.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        MissingDependencyError: the runtime is not installed; names the pip command and what else could run.
+        UsageError: the bundle has no such artifact, or `threads` is below 1.
+    """
     from tsexport.loading import load_session
 
     return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
 
 
 def verify(bundle: StrPath | Bundle) -> VerificationReport:
-    """Check a bundle's digests, and its golden outputs on every runtime here; raises where something is wrong."""
+    """Check a bundle's digests, and its golden outputs on every runtime here.
+
+    Raises:
+        BundleError: changed, missing or added files.
+        GoldenError: an artifact misses its golden outputs.
+        NoRuntimeError: no runtime is installed for any artifact.
+    """
     return verify_bundle(bundle)
 
 
@@ -105,14 +137,31 @@ def benchmark(
     threads: int | None = None,
     record: StrPath | None = None,
 ) -> BenchmarkResult:
-    """Measure every artifact of a bundle here, and judge the published rows."""
+    """Measure every artifact of a bundle on every runtime here, and judge the published rows.
+
+    Args:
+        bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        batch: batch sizes; 1, 10 and 32 by default.
+        threads: by default as many as the bundle was built with, at most the cores here.
+        record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        NoRuntimeError: no runtime here runs any of its artifacts.
+    """
     from tsexport.bench.measure import BATCHES
 
     return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
 
 
 def report(*bundles: StrPath | Bundle, output: StrPath) -> Path:
-    """Write one self-contained page about bundles."""
+    """Write one self-contained page about bundles, whole or not at all; return its path.
+
+    Raises:
+        BundleError: a bundle is damaged.
+        UsageError: the file cannot be written.
+        MissingDependencyError: jinja2 is not installed; names the pip command.
+    """
     from tsexport.reporting import report_bundles
 
     return report_bundles(bundles, output)

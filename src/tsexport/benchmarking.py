@@ -11,6 +11,7 @@ from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
+from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import cores_here
@@ -52,14 +53,16 @@ def benchmark_bundle(
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"seconds is {max_seconds:g}; allowed are numbers above 0")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    from tsexport.checksums import check_sums
-
-    check_sums(opened.path)
-    manifest = opened.manifest
+    if not isinstance(bundle, Bundle):
+        with open_bundle(bundle) as opened:
+            return benchmark_bundle(
+                opened, batches=batches, threads=threads, max_seconds=max_seconds, record=record, progress=progress
+            )
+    check_sums(bundle.path)
+    manifest = bundle.manifest
     here = {status.name for status in list_statuses() if status.available}
-    used = min(threads or opened.selection.threads, cores_here())
-    feeds = read_golden(opened.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
+    used = min(threads or bundle.selection.threads, cores_here())
+    feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
     pairs = [(entry, runtime) for entry in manifest.artifacts for runtime in entry.runtimes if runtime in here]
     if not pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
@@ -72,7 +75,7 @@ def benchmark_bundle(
         measurement
         for entry, runtime in pairs
         for measurement in measure(
-            opened.artifact(entry.name),
+            bundle.artifact(entry.name),
             runtime,
             feeds=feeds,
             threads=used,

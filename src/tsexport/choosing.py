@@ -2,15 +2,16 @@
 build repeated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tsexport.bench.race import RaceResult
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
+from tsexport.loading import cores_here
 from tsexport.manifest import Selection, parse_selection
-from tsexport.measuring import Placed, Say, race_placed
-from tsexport.progress import Progress
+from tsexport.measuring import Placed, Say, fastest_threads, race_placed
+from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
 from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, undecided
 from tsexport.samples import Samples
@@ -18,6 +19,16 @@ from tsexport.types import AccuracyBudget
 
 FP32_ROUNDING = 1e-3
 """What rounding may do to the accuracy of an fp32 artifact whose every answer holds the parity tolerance."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen by measuring: the artifact, the threads, the order of all artifacts by speed, and the races."""
+
+    choice: Choice
+    threads: int
+    order: tuple[tuple[str, str], ...]
+    races: tuple[RaceResult, ...]
 
 
 def hold_budget(
@@ -60,40 +71,47 @@ def _allowed(context: Context, placed: Placed) -> bool:
 
 def choose(
     context: Context, samples: Samples, fp32: tuple[Placed, ...], tried: tuple[Tried, ...], progress: Progress, say: Say
-) -> tuple[Choice, tuple[tuple[str, str], ...], tuple[RaceResult, ...]]:
-    """Race what may be selected; return the choice, the order of all artifacts by speed, and the races."""
+) -> Chosen:
+    """Race what may be selected, fp32 first; candidates run against the fastest of it, with its number of threads."""
     rivals = [one for one in fp32 if _allowed(context, one)]
     if not rivals:
         raise UsageError(
             f"no artifact runs on {context.options.runtime}, the only runtime that --runtime allows",
             next_step=f"leave --runtime out, or choose one of {', '.join(dict.fromkeys(p.runtime for p in fp32))}",
         )
+    counts = (context.threads,) if context.options.threads else tuple(sorted({1, context.threads}))
     with progress.step("measure fp32 side by side") as step:
-        first = race_placed(context, samples, rivals, step, say)
-    order = order_by_speed(first)
-    choice = select_fp32(first)
-    rest = tuple(one.key for one in fp32 if one.key not in order)
+        first = race_placed(context, samples, rivals, counts, step, say)
+    threads = fastest_threads(first)
+    order = order_by_speed(first, threads)
+    order = (*order, *(one.key for one in fp32 if one.key not in order))
+    choice = select_fp32(first, threads)
     if context.target.precision != "int8":
-        return choice, (*order, *rest), (first,)
+        return Chosen(choice, threads, order, (first,))
     fastest = next(one for one in rivals if one.key == order[0])
     eligible = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
     eligible = [one for one in eligible if _allowed(context, one)]
     if not eligible:
-        return replace(choice, why=why_none(tried, context.options.runtime)), (*order, *rest), (first,)
+        return Chosen(replace(choice, why=why_none(tried, context.options.runtime)), threads, order, (first,))
     with progress.step("measure INT8 against fp32") as step:
-        second = race_placed(context, samples, [fastest, *eligible], step, say, baseline=fastest)
-        races = [first, second]
-        nearest = undecided(second, fastest.key)
-        if nearest is not None:
-            # Noise on the machine, not the candidate: the two are raced alone, for longer, in more processes.
-            step.say(f"{nearest} again, alone")
-            pair = [fastest, *(one for one in eligible if one.label == nearest)]
-            second = race_placed(context, samples, pair, step, say, baseline=fastest, processes=2)
-            races.append(second)
-    choice = select(second, [fastest.artifact, *(e.artifact for e in eligible)], fastest.key, context.options.objective)
-    chosen = (choice.artifact, choice.runtime)
-    ranked = (chosen, *order) if chosen not in order else order
-    return choice, (*ranked, *rest), tuple(races)
+        races = _race_candidates(context, samples, fastest, eligible, threads, step, say)
+    artifacts = [fastest.artifact, *(one.artifact for one in eligible)]
+    choice = select(races[-1], artifacts, fastest.key, context.options.objective)
+    key = (choice.artifact, choice.runtime)
+    return Chosen(choice, threads, tuple(dict.fromkeys((key, *order))), (first, *races))
+
+
+def _race_candidates(
+    context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step, say: Say
+) -> tuple[RaceResult, ...]:
+    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
+    nearest = undecided(first, fastest.key)
+    if nearest is None:
+        return (first,)
+    again = [one for one in eligible if one.contestant(threads).label == nearest]
+    step.say(f"{again[0].label} again, alone")
+    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2)
 
 
 def why_none(tried: Sequence[Tried], runtime: str | None) -> str:
@@ -105,9 +123,7 @@ def why_none(tried: Sequence[Tried], runtime: str | None) -> str:
     return "no candidate held the accuracy budget: fp32 is selected"
 
 
-def repeat(
-    context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]
-) -> tuple[Choice, tuple[tuple[str, str], ...], tuple[RaceResult, ...]]:
+def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> Chosen:
     """Repeat the choices of a selection.json.
 
     Raises:
@@ -139,7 +155,8 @@ def repeat(
     order = tuple((one.artifact, one.runtime) for one in selection.order if (one.artifact, one.runtime) in placed)
     rest = tuple(one.key for one in fp32 if one.key not in order)
     choice = Choice(*key, selection.why, "repeated from a selection.json, not measured against others here")
-    return choice, (*order, *rest), ()
+    threads = context.options.threads or min(selection.threads, cores_here())
+    return Chosen(choice, threads, (*order, *rest), ())
 
 
 def placed_by_key(fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> dict[tuple[str, str], Placed]:

@@ -1,12 +1,14 @@
 """Records to JSON and back, strictly: what the dataclass says is what the file holds, no more and no less.
 
 `encode` writes every field in the order of the dataclass and every mapping sorted by key, so equal records give equal
-bytes; NaN and infinity are refused, since JSON has no word for them.  `decode` accepts exactly that: an unknown,
-missing or repeated key, or a value of another type, is an error that names the place ("artifacts[0].format") and what
-is allowed.
+bytes; NaN and infinity are refused, since JSON has no word for them (a bound that is absent is None).  `decode` accepts
+exactly that: an unknown, missing or repeated key, or a value of another type, is an error that names the place
+("artifacts[0].format") and what is allowed.  `from_plain` does the same for what was parsed already, TOML included;
+tables that people write may leave out keys whose fields have defaults.
 
-Field types that are understood: str, int, float, bool, None, Literal, unions of these with one dataclass, frozen
-dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, and Any (any JSON value; sequences become tuples).
+Field types that are understood: str, int, float, bool, None, Path (a string), Literal, unions of these with one
+dataclass, frozen dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, and Any (any JSON value; sequences
+become tuples).
 """
 
 import dataclasses
@@ -15,12 +17,20 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tsexport.errors import BundleError, TsexportError, did_you_mean
 
 Record = TypeVar("Record")
-_NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+_NAMES = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+    type(None): "null",
+}
 
 
 class _Mismatch(Exception):
@@ -56,6 +66,8 @@ def to_plain(value: object, where: str = "record") -> Any:
         return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; records hold finite numbers only")
+    if isinstance(value, Path):
+        return str(value)
     # Exactly these types: a numpy scalar, say, would be written by its repr or not at all.
     if value is None or type(value) in (str, int, float, bool):
         return value
@@ -77,7 +89,7 @@ def decode(kind: type[Record], text: str | bytes, *, what: str, error: type[Tsex
     return from_plain(kind, parse_json(text, what=what, error=error), what=what, error=error)
 
 
-def parse_json(text: str | bytes, *, what: str, error: type[TsexportError] = BundleError) -> Any:
+def parse_json(text: str | bytes, *, what: str, error: type[TsexportError] = BundleError, next_step: str = "") -> Any:
     """Return the value of JSON text; repeated keys, NaN and infinity are refused.
 
     Raises:
@@ -86,18 +98,37 @@ def parse_json(text: str | bytes, *, what: str, error: type[TsexportError] = Bun
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as failure:
-        raise error(f"{what} is not valid JSON: {failure}") from None
+        raise error(f"{what} is not valid JSON: {failure}", next_step=next_step) from None
 
 
-def from_plain(kind: type[Record], value: Any, *, what: str, error: type[TsexportError] = BundleError) -> Record:
-    """Return the record that parsed JSON holds; raises `error` as `decode` does."""
+def from_plain(
+    kind: type[Record],
+    value: Any,
+    *,
+    what: str,
+    error: type[TsexportError] = BundleError,
+    next_step: str = "",
+    defaults: bool = False,
+) -> Record:
+    """Return the record that parsed JSON or TOML holds.
+
+    Args:
+        kind: the dataclass to read.
+        value: what a parser gave: dicts, lists and scalars.
+        what: what is being read, for messages ("latency row 3 of latency-tables.toml").
+        error: the class of error to raise, with this `next_step`.
+        defaults: keys whose fields have a default may be missing, as in tables that people write.
+
+    Raises:
+        error: the value is not exactly such a record.
+    """
     try:
-        return typing.cast(Record, _decode(kind, value, ""))
+        return typing.cast(Record, _Reader(defaults).read(kind, value, ""))
     except RecursionError:
-        raise error(f"{what} is nested too deeply") from None
+        raise error(f"{what} is nested too deeply", next_step=next_step) from None
     except _Mismatch as mismatch:
         place = f"{what}: {mismatch.where}" if mismatch.where else what
-        raise error(f"{place}: {mismatch}") from None
+        raise error(f"{place}: {mismatch}", next_step=next_step) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,65 +143,77 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not allowed, numbers are finite")
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any:
-        return _decode_any(value, where)
-    origin = get_origin(kind)
-    if origin is Literal:
-        return _decode_literal(get_args(kind), value, where)
-    if origin in (Union, types.UnionType):
-        return _decode_union(get_args(kind), value, where)
-    if origin is tuple:
-        return _decode_tuple(get_args(kind), value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        items = _expect(dict, "an object", value, where)
-        return {
-            _decode(str, key, where): _decode(get_args(kind)[1], item, _join(where, key)) for key, item in items.items()
-        }
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    return _decode_scalar(kind, value, where)
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads values by their types; with `defaults`, keys whose fields have a default may be missing."""
+
+    defaults: bool
+
+    def read(self, kind: Any, value: Any, where: str) -> Any:
+        if kind is Any:
+            return _decode_any(value, where)
+        origin = get_origin(kind)
+        if origin is Literal:
+            return _decode_literal(get_args(kind), value, where)
+        if origin in (Union, types.UnionType):
+            return self._union(get_args(kind), value, where)
+        if origin is tuple:
+            return self._tuple(get_args(kind), value, where)
+        if origin is not None and issubclass(origin, Mapping):
+            items = _expect(dict, "an object", value, where)
+            member = get_args(kind)[1]
+            return {
+                _decode_scalar(str, key, where): self.read(member, item, _join(where, key))
+                for key, item in items.items()
+            }
+        if dataclasses.is_dataclass(kind):
+            return self._record(kind, value, where)
+        return _decode_scalar(kind, value, where)
+
+    def _record(self, kind: Any, value: Any, where: str) -> Any:
+        given = _expect(dict, "an object", value, where)
+        hints = typing.get_type_hints(kind)
+        allowed = {f.name: f for f in dataclasses.fields(kind)}
+        for key in given:
+            if key not in allowed:
+                hint = did_you_mean(key, allowed)
+                raise _Mismatch(where, f"unknown key {key!r}{hint}; allowed are {', '.join(allowed)}")
+        needed = [name for name, field in allowed.items() if not (self.defaults and _has_default(field))]
+        missing = [name for name in needed if name not in given]
+        if missing:
+            raise _Mismatch(where, f"missing {', '.join(map(repr, missing))}; needed are {', '.join(needed)}")
+        return kind(
+            **{name: self.read(hints[name], given[name], _join(where, name)) for name in allowed if name in given}
+        )
+
+    def _tuple(self, members: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+        items = _expect(list, "a list", value, where)
+        if len(members) == 2 and members[1] is Ellipsis:
+            members = (members[0],) * len(items)
+        if len(items) != len(members):
+            raise _Mismatch(where, f"has {len(items)} items, needed are {len(members)}")
+        return tuple(
+            self.read(member, item, f"{where}[{index}]")
+            for index, (member, item) in enumerate(zip(members, items, strict=True))
+        )
+
+    def _union(self, members: tuple[Any, ...], value: Any, where: str) -> Any:
+        rest = [member for member in members if member is not type(None)]
+        if value is None and len(rest) < len(members):
+            return None
+        if len(rest) == 1:  # its own message says more than "one of"
+            return self.read(rest[0], value, where)
+        for member in rest:
+            try:
+                return self.read(member, value, where)
+            except _Mismatch:
+                continue
+        names = " or ".join(_NAMES.get(member, str(member)) for member in members)
+        raise _Mismatch(where, f"is {_shown(value)}, needed is {names}")
 
 
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    given = _expect(dict, "an object", value, where)
-    hints = typing.get_type_hints(kind)
-    allowed = [f.name for f in dataclasses.fields(kind)]
-    for key in given:
-        if key not in allowed:
-            hint = did_you_mean(key, allowed)
-            raise _Mismatch(where, f"unknown key {key!r}{hint}; allowed are {', '.join(allowed)}")
-    missing = [name for name in allowed if name not in given]
-    if missing:
-        raise _Mismatch(where, f"missing {', '.join(map(repr, missing))}; needed are {', '.join(allowed)}")
-    return kind(**{name: _decode(hints[name], given[name], _join(where, name)) for name in allowed})
-
-
-def _decode_tuple(members: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    items = _expect(list, "a list", value, where)
-    if len(members) == 2 and members[1] is Ellipsis:
-        members = (members[0],) * len(items)
-    if len(items) != len(members):
-        raise _Mismatch(where, f"has {len(items)} items, needed are {len(members)}")
-    return tuple(
-        _decode(member, item, f"{where}[{index}]")
-        for index, (member, item) in enumerate(zip(members, items, strict=True))
-    )
-
-
-def _decode_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    rest = [member for member in members if member is not type(None)]
-    if value is None and len(rest) < len(members):
-        return None
-    if len(rest) == 1:  # its own message says more than "one of"
-        return _decode(rest[0], value, where)
-    for member in rest:
-        try:
-            return _decode(member, value, where)
-        except _Mismatch:
-            continue
-    names = " or ".join(_NAMES.get(member, str(member)) for member in members)
-    raise _Mismatch(where, f"is {_shown(value)}, needed is {names}")
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _decode_literal(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -185,6 +228,8 @@ def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
         raise TypeError(f"{kind!r} at {where} is no type of a record")
     if kind is float and type(value) is int:
         value = _to_float(value, where)
+    if kind is Path:
+        return Path(_decode_scalar(str, value, where))
     if type(value) is not kind:
         raise _Mismatch(where, f"is {_shown(value)}, needed is {_NAMES[kind]}")
     if kind is float and not math.isfinite(value):
@@ -196,9 +241,11 @@ def _decode_scalar(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_any(value: Any, where: str) -> Any:
     if isinstance(value, dict):
-        return {_decode(str, key, where): _decode_any(item, _join(where, key)) for key, item in value.items()}
+        return {_decode_scalar(str, key, where): _decode_any(item, _join(where, key)) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(_decode_any(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if type(value) not in _NAMES:
+        raise _Mismatch(where, f"is {_shown(value)}, which a record cannot hold")
     return _decode_scalar(type(value), value, where)
 
 
@@ -229,5 +276,5 @@ def _join(where: str, key: str) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value for a message, cut short."""
-    text = json.dumps(value, allow_nan=True, ensure_ascii=True)
+    text = json.dumps(value, allow_nan=True, ensure_ascii=True, default=str)  # TOML has dates and times too
     return text if len(text) <= 60 else text[:57] + "..."

@@ -71,14 +71,11 @@ def build_recipe(
 ) -> tuple[Artifact | None, str, bool]:
     """Return a recipe's artifact (or None and the reason), and whether it came from the cache."""
     onnx, openvino = exports.of("onnx"), exports.of("openvino")
-    data = samples.record.calibration
     inputs = {
         "recipe": recipe,
-        "spec": samples.spec,
         "onnx": onnx.sha256 if onnx else "",
         "openvino": openvino.sha256 if openvino else "",
-        "data": data,
-        "plan": context.plan.digest,
+        "samples": samples.key,
     }
 
     def produce(folder: Path) -> BuildResult:
@@ -109,10 +106,7 @@ def accuracy_of(
         "artifact": artifact.sha256,
         "options": artifact.options,
         "runtime": runtime,
-        "source": samples.record.digest,
-        "spec": samples.spec,
-        "data": context.plan.digest,
-        "seed": context.options.seed,
+        "samples": samples.key,
         "metric": context.options.metric,
         "threads": context.threads,
         "batch_dependent": batch_dependent,

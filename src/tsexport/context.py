@@ -3,7 +3,6 @@ open."""
 
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from tsexport.cache import Cache
 from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
 from tsexport.options import BuildOptions
 from tsexport.targets import CpuFeatures, Target
-from tsexport.types import Array, TensorSpec
+from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
     from tsexport.models.sources import OpenedSource, SourceIdentity
@@ -84,14 +83,3 @@ def inputs_of_arrays(path: Path) -> tuple[TensorSpec, ...]:
         for name, array in first.feeds.items()
         if name != TARGET
     )
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write named arrays, uncompressed."""
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own keyword for an array's name
-
-
-def load_arrays(path: Path) -> dict[str, Array]:
-    """Read named arrays back; nothing in the file is executed."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}

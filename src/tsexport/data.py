@@ -2,8 +2,8 @@
 
 Calibration draws from the training split, evaluation from the test split; both are drawn by the seed, and evaluation
 never reads what calibration saw.  Where the user gives nothing, a registered model has its reference series (see
-`calibration.reference`), and any other model has no data: then only random feeds are compared, and INT8 is refused,
-since calibrating on data of another kind would be a lie.
+`calibration.reference`) where there is one.  Any other model has no data: then only random feeds are compared, and INT8
+is refused, since calibrating on data of another kind would be a lie.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,8 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     """Decide which data a build reads.
 
     Raises:
-        UsageError: an int8 target for a user's own model or checkpoint, without calibration data.
+        UsageError: an int8 target without calibration data for a user's own model or checkpoint, or for a registered
+            model that has no reference series.
         DataError: a file that is not there.
         ConfigurationError: a series configuration that cannot be used.
     """
@@ -83,6 +84,13 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
             f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
             next_step="give --calibration FILE: .npz of arrays named as the inputs, or csv or parquet with [series]",
         )
+    has_own_reference = not own and has_reference(identity.name, model_config(identity))
+    if target.precision == "int8" and options.calibration is None and not own and not has_own_reference:
+        raise UsageError(
+            f"{target.name} calibrates on data, and tsexport has no reference series for {options.model}",
+            next_step="give --calibration FILE: .npz of arrays named as the inputs "
+            f"({', '.join(map(str, identity.inputs))})",
+        )
     for path in (options.calibration, options.evaluation):
         if path is not None and not path.is_file():
             raise UsageError(f"{path} is not a file; expected calibration or evaluation data")
@@ -91,7 +99,7 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     if any(path.name.lower().endswith(SERIES_SUFFIXES) for path in files) or options.series is not None:
         series = series_config_from_mapping(options.series or {}, model_config=model_config(identity))
     # Where only evaluation data is given, calibration still has the reference series.
-    reference = options.calibration is None and not own and has_reference(identity.name, model_config(identity))
+    reference = options.calibration is None and has_own_reference
     digest = digest_of(
         {
             "calibration": _named_digest(options.calibration),
@@ -155,14 +163,12 @@ def _base(
     splits: "tuple[SplitName, ...]",
 ) -> "tuple[Dataset, str]":
     from tsexport.calibration.opening import open_dataset
-    from tsexport.calibration.reference import reference_series
-    from tsexport.calibration.windows import windows_of
+    from tsexport.calibration.reference import reference_windows
 
-    if path is None:
-        table, series = reference_series(identity.name, model_config(identity), plan.seed)
-        return windows_of(table, series, splits[0], name=inputs[0].name), table.source
-    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
     names = [spec.name for spec in inputs]
+    if path is None:
+        return reference_windows(identity.name, model_config(identity), plan.seed, splits[0], names)
+    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
     return open_dataset(path, series=plan.series, split=split, names=names), path.name
 
 

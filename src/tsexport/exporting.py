@@ -120,9 +120,7 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
         ParityError: an export answers otherwise than the module it was made from.
     """
     inputs = {
-        "source": samples.record.digest,
-        "spec": samples.spec,
-        "data": context.plan.digest,
+        "samples": samples.key,
         "onnx": onnx.sha256 if name == "openvino" and onnx is not None else "",
     }
     producers: dict[Format, Callable[[Path], ExportResult]] = {
@@ -188,10 +186,7 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
         "artifact": artifact.sha256,
         "runtime": runtime,
         "tolerance": tolerance,
-        "source": samples.record.digest,
-        "spec": samples.spec,
-        "data": context.plan.digest,
-        "seed": context.options.seed,
+        "samples": samples.key,
         "threads": context.threads,
     }
 

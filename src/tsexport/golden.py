@@ -13,17 +13,17 @@ from typing import BinaryIO
 import numpy as np
 
 from tsexport.errors import BundleError
+from tsexport.npz import write_arrays
 from tsexport.types import Array, TensorSpec
 
 INPUTS, OUTPUTS = "golden/inputs.npz", "golden/outputs.npz"
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_golden(root: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
     """Write both files below the bundle's folder `root`.  Equal arrays give equal bytes (no times in the archive)."""
     (root / "golden").mkdir(exist_ok=True)
     for name, arrays in ((INPUTS, inputs), (OUTPUTS, outputs)):
-        _write_arrays(root / name, arrays)
+        write_arrays(root / name, arrays, compress=True)
 
 
 def read_golden(root: Path, name: str, specs: tuple[TensorSpec, ...], samples: int) -> dict[str, Array]:
@@ -45,17 +45,6 @@ def read_golden(root: Path, name: str, specs: tuple[TensorSpec, ...], samples: i
         raise BundleError(f"{name} cannot be read: {error.strerror or error}") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
         raise BundleError(f"{name} is damaged: {error}") from None
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    # numpy.savez is the same but for the file's time in each member, which would differ from build to build.
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.external_attr = 0o644 << 16
-            with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
 
 
 def _read_array(archive: zipfile.ZipFile, spec: TensorSpec, samples: int, name: str) -> Array:

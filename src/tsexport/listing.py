@@ -11,19 +11,29 @@ if TYPE_CHECKING:
 
 
 def list_models() -> "tuple[ModelEntry, ...]":
-    """Return every registered model."""
+    """Return every registered model.
+
+    Raises:
+        ConfigurationError: a third party's entry point cannot be used.
+    """
     from tsexport.models.registry import list_entries
 
     return list_entries()
 
 
 def list_targets() -> "tuple[Target, ...]":
-    """Return every target, for this machine."""
+    """Return every target, for this machine.
+
+    Raises nothing: without a device a target is this machine's.
+    """
     return tuple(parse_target(name) for name in target_names())
 
 
 def list_runtimes() -> "tuple[RuntimeStatus, ...]":
-    """Return every runtime: whether it is here, its version, and the pip command that installs it."""
+    """Return every runtime: whether it is here, its version, and the pip command that installs it.
+
+    Raises nothing: a third party's runtime that cannot be used is listed with the reason.
+    """
     from tsexport.runtimes.registry import list_statuses
 
     return list_statuses()

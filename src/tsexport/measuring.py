@@ -20,6 +20,7 @@ from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
+THREADS_MARGIN = 1.05
 Say = Callable[[str], None]
 
 
@@ -38,31 +39,38 @@ class Placed:
     def label(self) -> str:
         return f"{self.artifact.name} on {self.runtime}"
 
+    def contestant(self, threads: int) -> Contestant:
+        """Return it as a contestant of a race, with its number of threads in the name."""
+        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        return Contestant(self.artifact, self.runtime, threads, f"{self.label}, {count}")
+
 
 def race_placed(
     context: Context,
     samples: Samples,
     placed: Sequence[Placed],
+    threads: Sequence[int],
     step: Step,
     say: Say,
     baseline: Placed | None = None,
     processes: int = 1,
 ) -> RaceResult:
-    """Time artifacts side by side at batch 1, each in its own process.
+    """Time artifacts side by side at batch 1, each in its own process; speeds are against the first.
 
-    An artifact whose process dies alone, too, is left out, and `say` is told.
+    Every artifact runs once with each number of `threads`.  One whose process dies alone, too, is left out, and `say`
+    is told; without `baseline`, where one is named, a race says nothing.
 
     Raises:
         UnsupportedError: none is left, or the baseline is not, or they die only side by side.
     """
     try:
-        return _race(context, samples, placed, step, baseline, processes)
+        return _race(context, samples, placed, threads, step, processes)
     except TsexportError as error:
         why = error.message
     sound: list[Placed] = []
     for one in placed:
         try:
-            _race(context, samples, [one], step, None, 1, rounds=1)
+            _race(context, samples, [one], threads, step, 1, rounds=1)
         except TsexportError as error:
             say(f"{one.label} is left out of the race: {error.message}")
         else:
@@ -70,7 +78,7 @@ def race_placed(
     try:
         if not sound or len(sound) == len(placed) or (baseline is not None and baseline not in sound):
             raise InconclusiveError(why)
-        return _race(context, samples, sound, step, baseline, processes)
+        return _race(context, samples, sound, threads, step, processes)
     except TsexportError as error:
         raise UnsupportedError(
             f"this machine could not time the artifacts: {error.message}",
@@ -82,16 +90,15 @@ def _race(
     context: Context,
     samples: Samples,
     placed: Sequence[Placed],
+    threads: Sequence[int],
     step: Step,
-    baseline: Placed | None,
     processes: int,
     rounds: int | None = None,
 ) -> RaceResult:
     return race(
-        [Contestant(one.artifact, one.runtime, context.threads) for one in placed],
+        [one.contestant(count) for one in placed for count in threads],
         samples.feeds,
         1,
-        baseline=baseline.label if baseline else None,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
         processes=processes,
@@ -100,8 +107,23 @@ def _race(
     )
 
 
+def fastest_threads(result: RaceResult) -> int:
+    """Return the number of threads to use: the fewest within THREADS_MARGIN of the fastest contestant.
+
+    Small models are often as fast on one thread, and the other cores are then left to others.
+    """
+    fastest = result.fastest.speedup.value
+    return min(one.threads for one in result.entries if one.speedup.value * THREADS_MARGIN >= fastest)
+
+
 def measure_placed(
-    context: Context, samples: Samples, placed: Sequence[Placed], machine: Machine, step: Step, say: Say
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    step: Step,
+    say: Say,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts one after another at every batch size, in fresh processes.
 
@@ -111,32 +133,38 @@ def measure_placed(
     done: list[Measurement] = []
     for one in placed:
         try:
-            done += _measure(context, samples, one, batches, machine, step)
+            done += _measure(context, samples, one, batches, threads, machine, step)
         except TsexportError:
-            done += _measure_each(context, samples, one, machine, step, say)
+            done += _measure_each(context, samples, one, threads, machine, step, say)
     return tuple(done)
 
 
 def _measure_each(
-    context: Context, samples: Samples, one: Placed, machine: Machine, step: Step, say: Say
+    context: Context, samples: Samples, one: Placed, threads: int, machine: Machine, step: Step, say: Say
 ) -> list[Measurement]:
     done: list[Measurement] = []
     for batch in context.options.batches:
         try:
-            done += _measure(context, samples, one, (batch,), machine, step)
+            done += _measure(context, samples, one, (batch,), threads, machine, step)
         except TsexportError as error:
             say(f"batch {batch} was not measured: {error.message}")
     return done
 
 
 def _measure(
-    context: Context, samples: Samples, one: Placed, batches: Sequence[int], machine: Machine, step: Step
+    context: Context,
+    samples: Samples,
+    one: Placed,
+    batches: Sequence[int],
+    threads: int,
+    machine: Machine,
+    step: Step,
 ) -> tuple[Measurement, ...]:
     return measure(
         one.artifact,
         one.runtime,
         feeds=samples.feeds,
-        threads=context.threads,
+        threads=threads,
         machine=machine,
         batches=batches,
         max_seconds=context.options.seconds,

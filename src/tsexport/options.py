@@ -18,7 +18,7 @@ from tsexport.types import BATCH, FORMATS, Format, TensorSpec
 TABLES = ("build", "model", "inputs", "series")
 METRICS = ("mse", "mae", "accuracy", "log_loss", "pinball")
 DEFAULT_BATCHES = (1, 10, 32)
-DEFAULT_SECONDS = 8.0
+DEFAULT_SECONDS = 4.0
 MAX_SEED = 2**32 - 1
 
 

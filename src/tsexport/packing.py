@@ -55,6 +55,7 @@ class Packed:
     why: str
     tried: tuple[Tried, ...]
     order: tuple[tuple[str, str], ...]
+    threads: int
     parity: tuple[Parity, ...]
     accuracy: tuple[Accuracy, ...]
     selected_accuracy: AccuracyResult
@@ -157,7 +158,7 @@ def _selection(context: Context, packed: Packed) -> Selection:
         recipe=recipe,
         layers_left_in_float=(),
         order=tuple(RankedArtifact(*pair) for pair in packed.order),
-        threads=context.threads,
+        threads=packed.threads,
         triton_batch_sizes=tuple(context.options.batches),
     )
 

@@ -22,6 +22,7 @@ from tsexport.context import Context
 from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
+from tsexport.extras import require
 from tsexport.loading import cores_here
 from tsexport.measuring import Placed, judge_all, measure_placed, require_budgets
 from tsexport.models.sources import identify
@@ -82,7 +83,9 @@ def plan_build(options: BuildOptions) -> Plan:
     Raises:
         UsageError: unknown names, files that are not there, an existing bundle without --force.
         UnsupportedError: a device that is not this machine's.
+        MissingDependencyError: the packages of the extra `build` are not all here.
     """
+    require("build", "building a bundle")
     target = parse_target(options.target, options.device)
     identity = identify(options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed)
     name = options.name or bundle_name(identity.name, options.target, options.device)
@@ -162,15 +165,14 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         )
     machine = fingerprint()
     if context.options.selection is not None:
-        choice, order, races = repeat(context, fp32, tried)
+        chosen = repeat(context, fp32, tried)
     else:
-        choice, order, races = choose(context, samples, fp32, tried, progress, say)
-    placed = placed_by_key(fp32, tried)
-    selected = placed[(choice.artifact, choice.runtime)]
-    say(f"selected {selected.label}: {choice.why} ({choice.measured})")
+        chosen = choose(context, samples, fp32, tried, progress, say)
+    selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
+    say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     with progress.step("measure batch sizes") as step:
-        measured = dict.fromkeys([_fastest_fp32(order, fp32), selected])
-        measurements = measure_placed(context, samples, list(measured), machine, step, say)
+        pairs = list(dict.fromkeys([selected, *fp32]))
+        measurements = measure_placed(context, samples, pairs, chosen.threads, machine, step, say)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
@@ -179,9 +181,10 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         exports=exports,
         fp32=fp32,
         selected=selected,
-        why=choice.why,
+        why=chosen.choice.why,
         tried=tried,
-        order=order,
+        order=chosen.order,
+        threads=chosen.threads,
         parity=parity,
         accuracy=tuple(accuracy for one in fp32 if (accuracy := judged[one.key][0].accuracy)),
         selected_accuracy=selected_accuracy,
@@ -197,7 +200,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, races, verdicts, seconds)
+        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
@@ -283,11 +286,6 @@ def _judge_candidates(context: Context, samples: Samples, tried: tuple[Tried, ..
     judge = partial(try_recipe, context, samples, budget=accuracy_budget(context, samples), here=plan.runtimes)
     built = {one.recipe.name: one for one in tried}
     return tuple(found for one in built.values() for found in judge(one.recipe, one.artifact, one.reason))
-
-
-def _fastest_fp32(order: tuple[tuple[str, str], ...], fp32: tuple[Placed, ...]) -> Placed:
-    by_key = {one.key: one for one in fp32}
-    return next((by_key[key] for key in order if key in by_key), fp32[0])
 
 
 def _accuracy_result(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.context import Context, load_arrays, save_arrays
+from tsexport.cache import digest_of
+from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
+from tsexport.npz import read_arrays, write_arrays
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
@@ -41,8 +43,12 @@ class SamplesRecord:
 
 @dataclass(frozen=True)
 class Samples:
-    """The record with its arrays: evaluation windows, the source's answers to them, and the target."""
+    """The record with its arrays: evaluation windows, the source's answers to them, and the target.
 
+    `key` names all of it for caches: model, inputs, data, seed.
+    """
+
+    key: str
     record: SamplesRecord
     feeds: Feeds
     outputs: Feeds
@@ -71,8 +77,8 @@ class Samples:
         from tsexport.calibration.metrics import default_metric
         from tsexport.quantize.evaluation import EvaluationSet
 
-        levels = tuple(self.spec.config.get("quantiles", ()))
-        return EvaluationSet(self.feeds, self.outputs, self.target, metric or default_metric(self.spec.task), levels)
+        metric = metric or default_metric(self.spec.task)
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric, _quantiles(self.spec))
 
     def require_fitting_target(self, metric: str | None) -> None:
         """Raise where the target cannot be held against the first output by the metric.
@@ -87,6 +93,16 @@ class Samples:
         if self.target is not None:
             first = next(iter(self.outputs.values()))
             accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
+
+
+def _quantiles(spec: ModelSpec) -> tuple[float, ...]:
+    """Return the levels that a model's configuration names as `quantiles`, or () where it names none.
+
+    The settings of a factory may hold anything under that name; what are no numbers are no levels.
+    """
+    levels = spec.config.get("quantiles", ())
+    numbers = isinstance(levels, tuple | list) and all(type(level) in (int, float) for level in levels)
+    return tuple(levels) if numbers else ()
 
 
 def _ranges(ids: Sequence[str]) -> str:
@@ -143,10 +159,10 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
     else:
         feeds, target = random_feeds(source.spec.inputs, RANDOM_WINDOWS, context.options.seed), None
         caveats.append(NO_REAL_DATA)
-    save_arrays(folder / "feeds.npz", feeds)
-    save_arrays(folder / "outputs.npz", _answers(context, feeds))
+    write_arrays(folder / "feeds.npz", feeds)
+    write_arrays(folder / "outputs.npz", _answers(context, feeds))
     if target is not None:
-        save_arrays(folder / "target.npz", {"target": target})
+        write_arrays(folder / "target.npz", {"target": target})
     opened = [one for one in (calibration, evaluation) if one is not None]
     return SamplesRecord(
         spec=source.spec,
@@ -171,7 +187,7 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
         "source": context.source_digest,
         # The record holds these names: the same content under another name is another record.
         "names": [identity.name, *(path.name for path in (identity.path, identity.checkpoint) if path)],
-        "inputs": context.options.inputs,
+        "inputs": context.declared_inputs,
         "data": context.plan.digest,
         "calibrates": context.target.precision != "fp32",
         "seed": context.options.seed,
@@ -179,10 +195,11 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
     cached = context.cache.stage("samples", inputs, SamplesRecord, lambda folder: _open(context, folder))
     target = cached.folder / "target.npz"
     samples = Samples(
+        digest_of({**inputs, "source": cached.result.digest, "spec": cached.result.spec}),
         cached.result,
-        load_arrays(cached.folder / "feeds.npz"),
-        load_arrays(cached.folder / "outputs.npz"),
-        load_arrays(target)["target"] if target.exists() else None,
+        read_arrays(cached.folder / "feeds.npz"),
+        read_arrays(cached.folder / "outputs.npz"),
+        read_arrays(target)["target"] if target.exists() else None,
     )
     samples.require_fitting_target(context.options.metric)
     return samples, cached.reused

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import platform
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from tsexport.bench.fingerprint import (
     memory_limit,
     usable_cores,
 )
-from tsexport.bench.schema import decode
+from tsexport.codec import decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,8 @@ def test_nothing_heavy_is_imported_for_it():
 
 
 def test_it_survives_json_and_holds_no_host_name(here):
-    text = json.dumps(here.to_json())
-    assert decode(Machine, json.loads(text), where="machine") == here
+    text = encode(here)
+    assert decode(Machine, text, what="machine") == here
     assert f'"{socket.gethostname()}"' not in text
 
 

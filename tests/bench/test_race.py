@@ -1,6 +1,5 @@
 """Races and measurements of real models in ONNX Runtime, OpenVINO and tract."""
 
-import math
 from collections import Counter
 
 import pytest
@@ -72,7 +71,7 @@ def test_a_race_keeps_every_block(result):
 def test_time_ends_a_race_and_few_rounds_have_no_interval(short_chain, feeds):
     outcome = race([Contestant(short_chain, "onnxruntime", 1)], feeds, 1, max_seconds=0.0)
     assert outcome.rounds == 1
-    assert outcome.entries[0].speedup.high == math.inf
+    assert outcome.entries[0].speedup.high is None
 
 
 def test_rounds_of_several_processes_are_pooled(short_chain, feeds):

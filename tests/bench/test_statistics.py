@@ -97,7 +97,7 @@ def test_a_contestant_that_is_always_c_times_slower_has_the_ratio_one_over_c(bas
 def test_the_interval_holds_the_estimate_and_is_reproducible(baseline, seed):
     contestant = [list(reversed(block)) for block in reversed(baseline)]
     ratio = ratio_of_medians(baseline, contestant, seed=seed)
-    assert 0 < ratio.low <= ratio.value <= ratio.high < math.inf
+    assert 0 < ratio.low <= ratio.value <= ratio.high
     assert ratio == ratio_of_medians(baseline, contestant, seed=seed)
 
 
@@ -116,7 +116,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_too_few_rounds_have_no_interval():
     rounds = [[1.0]] * (RATIO_MIN_ROUNDS - 1)
     ratio = ratio_of_medians(rounds, rounds, seed=0)
-    assert (ratio.value, ratio.low, ratio.high) == (1.0, 0.0, math.inf)
+    assert (ratio.value, ratio.low, ratio.high) == (1.0, 0.0, None)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([], []), ([[1.0]], [[1.0], [1.0]]), ([[]], [[1.0]])])

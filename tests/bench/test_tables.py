@@ -85,11 +85,11 @@ ROW = '[[latency]]\nmodel = "m"\ndevice = "cpu4"\nbatch = 1\nsource = "s"\n'
         ("schema = 2", "has schema 2"),
         ('schema = 1\n[[latncy]]\nmodel = "m"', r"'latncy' \(did you mean 'latency'\?\); kinds are latency"),
         ("schema = 1\n[latency]\nmodel = 1", r"latency is one table; write \[\[latency\]\]"),
-        ("schema = 1\n" + ROW + "max_msec = 1.0", r"latency row 1 of tables.toml has an unknown key 'max_msec'"),
+        ("schema = 1\n" + ROW + "max_msec = 1.0", r"latency row 1 of tables.toml: unknown key 'max_msec'"),
         ("schema = 1\n" + ROW, "latency row 1 of tables.toml has none of max_ms, min_ms and formula"),
-        ("schema = 1\n" + ROW + 'max_ms = "1"', "latency row 1 of tables.toml.max_ms is '1'"),
-        ("schema = 1\n" + ROW.replace("cpu4", "cpu44") + "max_ms = 1.0", "device is 'cpu44'; allowed are 'any', 'cpu'"),
-        ("schema = 1\n" + ROW.replace('source = "s"', "") + "max_ms = 1.0", "lacks the key 'source'"),
+        ("schema = 1\n" + ROW + 'max_ms = "1"', 'latency row 1 of tables.toml: max_ms: is "1", needed is a number'),
+        ("schema = 1\n" + ROW.replace("cpu4", "cpu44") + "max_ms = 1.0", 'device: is "cpu44", allowed are .any.'),
+        ("schema = 1\n" + ROW.replace('source = "s"', "") + "max_ms = 1.0", "tables.toml: missing 'source'"),
     ],
 )  # fmt: skip
 def test_broken_tables_say_what_is_wrong(text, message):

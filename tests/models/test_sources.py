@@ -214,7 +214,7 @@ def test_a_factory_whose_imported_file_changed_is_not_built_from_stale_code(tmp_
     model = f"{tmp_path / 'stale_model.py'}:make"
     first = open_model(model, X).digest
     helper.write_text("FACTOR = 2.0\n")
-    with pytest.raises(UsageError, match=r"stale_helper.py has changed since this Python process imported it"):
+    with pytest.raises(UsageError, match=r"stale_helper\.py has changed since this Python process imported it"):
         open_model(model, X)
     helper.write_text("FACTOR = 1.0\n")
     assert open_model(model, X).digest == first

@@ -67,7 +67,7 @@ def step():
 def test_what_dies_is_left_out_of_the_race(context, placed, step):
     said = []
     one, other, dying = placed("one", SOUND), placed("other", SOUND), placed("dying", NO_ROW)
-    result = race_placed(context, Feeds(), [one, dying, other], step, said.append)
+    result = race_placed(context, Feeds(), [one, dying, other], (1,), step, said.append)
     assert [entry.artifact for entry in result.entries] == ["one", "other"]
     (line,) = said
     assert line.startswith(
@@ -75,22 +75,37 @@ def test_what_dies_is_left_out_of_the_race(context, placed, step):
     )
 
 
+def test_every_number_of_threads_has_its_contestant(context, placed, step):
+    result = race_placed(context, Feeds(), [placed("one", SOUND)], (1, 2), step, lambda line: None)
+    assert [(entry.name, entry.threads) for entry in result.entries] == [
+        ("one on onnxruntime, 1 thread", 1),
+        ("one on onnxruntime, 2 threads", 2),
+    ]
+
+
+def test_the_first_may_be_left_out_where_no_baseline_is_named(context, placed, step):
+    result = race_placed(
+        context, Feeds(), [placed("dying", NO_ROW), placed("sound", SOUND)], (1,), step, lambda line: None
+    )
+    assert [entry.artifact for entry in result.entries] == ["sound"]
+
+
 def test_a_race_that_nothing_survives_is_not_supported(context, placed, step):
     with pytest.raises(UnsupportedError, match="this machine could not time the artifacts") as caught:
-        race_placed(context, Feeds(), [placed("dying", NO_ROW)], step, lambda line: None)
+        race_placed(context, Feeds(), [placed("dying", NO_ROW)], (1,), step, lambda line: None)
     assert caught.value.exit_code == 5
 
 
 def test_a_race_without_its_baseline_is_not_supported(context, placed, step):
     sound, dying = placed("sound", SOUND), placed("dying", NO_ROW)
     with pytest.raises(UnsupportedError, match="this machine could not time the artifacts"):
-        race_placed(context, Feeds(), [dying, sound], step, lambda line: None, baseline=dying)
+        race_placed(context, Feeds(), [dying, sound], (1,), step, lambda line: None, baseline=dying)
 
 
 def test_a_batch_size_that_dies_is_left_out(context, placed, step):
     said = []
     artifacts = [placed("sound", SOUND), placed("one-row", ONE_ROW)]
-    found = measure_placed(context, Feeds(), artifacts, fingerprint(), step, said.append)
+    found = measure_placed(context, Feeds(), artifacts, 1, fingerprint(), step, said.append)
     assert [(one.artifact, one.batch) for one in found] == [("sound", 1), ("sound", 4), ("one-row", 1)]
     (line,) = said
     assert line.startswith("batch 4 was not measured: one-row on onnxruntime: onnxruntime failed on one-row at batch 4")

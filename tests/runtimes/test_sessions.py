@@ -6,13 +6,14 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from tsexport.errors import FeedError, UsageError
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
 from tsexport.runtimes.sessions import SPECIALISED_BATCHES, BatchSpecialised
-from tsexport.types import Session, TensorSpec
+from tsexport.types import Session, TensorSpec, random_feeds
 
 CASES = [(row.name, artifact_format) for row in registry.RUNTIMES for artifact_format in row.formats]
 EVERY = pytest.mark.parametrize(("runtime", "artifact_format"), CASES, ids=["-".join(case) for case in CASES])
@@ -55,6 +56,56 @@ def test_a_large_artifact_gets_one_specialised_model(small, small_feeds):
         for batch in (3, 2, 1):
             assert_same(small.expected(small_feeds(batch)), session.run(small_feeds(batch)))
         assert session.specialised_batches == (1,)
+
+
+def test_an_artifact_that_gains_nothing_from_a_fixed_batch_has_one_model(small, small_feeds):
+    artifact = replace(small.artifacts["onnx"], options=(("fix_batch", "no"),))
+    with registry.load(artifact, "onnxruntime", threads=1) as session:
+        for batch in (1, 3, 2):
+            assert_same(small.expected(small_feeds(batch)), session.run(small_feeds(batch)))
+        assert session.specialised_batches == ()
+
+
+def test_tract_takes_outputs_by_place_where_nodes_have_names(onnx_artifact):
+    text = f"{IR17} g (float[batch, 4] x) => (float[batch, 4] y) {{ y = Relu(x) }}"
+    artifact = onnx_artifact(text, X, Y)
+    model = onnx.load(artifact.path)
+    model.graph.node[0].name = "/head/Relu"
+    onnx.save(model, artifact.path)
+    with registry.load(artifact, "tract", threads=1) as session:
+        feeds = {"x": np.float32([[-1, 0, 1, 2]])}
+        assert_same({"y": np.float32([[0, 0, 1, 2]])}, session.run(feeds))
+
+
+def test_tract_runs_an_lstm_at_every_batch(onnx_artifact):
+    """As torch exports two layers, tract can bind the batch only to 1, and runs no other batch unbound."""
+    text = f"""{IR17} g (float[batch, 6, 4] x) => (float[batch, 8] y) {{
+        steps = Transpose<perm = [1, 0, 2]>(x)
+        count = Shape<start = 0, end = 1>(x)
+        shape = Concat<axis = 0>(two, count, eight)
+        states = ConstantOfShape<value = float[1] {{0.0}}>(shape)
+        state = Slice(states, zero, one, zero)
+        every, last, cell = LSTM<hidden_size = 8>(steps, w, r, b, , state, state)
+        steps_of_one = Squeeze(every, one)
+        y = Gather<axis = 0>(steps_of_one, minus)
+    }}"""
+    generator = np.random.default_rng(3)
+    shapes = {"w": (1, 32, 4), "r": (1, 32, 8), "b": (1, 64)}
+    weights = {name: generator.uniform(-0.5, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    numbers = {name: np.array([value]) for name, value in {"zero": 0, "one": 1, "two": 2, "eight": 8}.items()}
+    numbers["minus"] = np.array(-1)
+    inputs, outputs = (
+        (TensorSpec("x", "float32", ("batch", 6, 4)),),
+        (TensorSpec("y", "float32", ("batch", 8)),),
+    )
+    artifact = onnx_artifact(text, inputs, outputs, **weights, **numbers)
+    with (
+        registry.load(artifact, "tract", threads=1) as session,
+        registry.load(artifact, "onnxruntime", threads=1) as reference,
+    ):
+        for batch in (1, *range(2, SPECIALISED_BATCHES + 4), 2):
+            feeds = random_feeds(inputs, batch, seed=batch)
+            assert_same(reference.run(feeds), session.run(feeds))
 
 
 @EVERY

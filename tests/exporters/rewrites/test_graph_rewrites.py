@@ -115,6 +115,12 @@ def test_the_scale_folds_into_the_projection_and_the_projections_into_one(scale)
     assert nodes["Split"] == 1
 
 
+def test_weights_that_were_fused_or_scaled_leave_the_file():
+    rewritten, _ = rewrite_graph(attention("Mul(s, half)"), probes(), [FoldScale(), FuseParallelLinears()])
+    read = {value for node in rewritten.graph.node for value in node.input}
+    assert {initializer.name for initializer in rewritten.graph.initializer} <= read
+
+
 def test_a_factor_that_others_see_stays():
     model = graph("a = MatMul(x, w)  b = Mul(a, half)  y = Add(a, b)", w=random(4, 4), half=np.array(0.5, np.float32))
     nodes, applied = apply(model, FoldScale())
@@ -190,3 +196,29 @@ def test_all_rewrites_together_keep_the_answer_and_the_opset():
     assert all(one.kept for one in applied)
     assert [(entry.domain, entry.version) for entry in rewritten.opset_import] == [("", 17)]
     assert rewritten.ir_version == 8
+
+
+def test_the_constant_shape_of_an_expand_is_folded():
+    # As torch exports expand(-1, 5, 4): -1 means 1, by a comparison with ones made by ConstantOfShape.
+    body = """
+      m = ReduceMean<axes=[1], keepdims=1>(x)
+      ones = ConstantOfShape<value=int64[1] {1}>(rank)  minus = Mul(ones, negative)
+      same = Equal(wanted, minus)  shape = Where(same, ones, wanted)  e = Expand(m, shape)  y = Sub(x, e)
+    """
+    model = graph(body, rank=np.array([3]), negative=np.array(-1), wanted=np.array([-1, 5, 4]))
+    nodes, (applied,) = apply(model, ConstantShapes())
+    assert applied.kept
+    assert nodes == {"ReduceMean": 1, "Expand": 1, "Sub": 1}
+
+
+def test_the_widths_of_a_padding_are_folded():
+    # As torch exports a padding: zeros for the other axes by ConstantOfShape, and the order turned by Transpose.
+    body = """
+      zeros = ConstantOfShape<value=int64[1] {0}>(rest)  all = Concat<axis=0>(zeros, given)
+      pairs = Reshape(all, two)  turned = Transpose<perm=[1, 0]>(pairs)  pads = Reshape(turned, flat)
+      y = Pad(x, pads)
+    """
+    sizes = {"rest": np.array([4]), "given": np.array([0, 2]), "two": np.array([-1, 2]), "flat": np.array([-1])}
+    nodes, (applied,) = apply(graph(body, out="5, 6", **sizes), ConstantShapes())
+    assert applied.kept
+    assert nodes == {"Pad": 1}

@@ -1,0 +1,242 @@
+"""One model's contestants: made, tried once, judged for accuracy, and timed side by side."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tsexport.bench.process import WorkerProcess, write_feeds
+from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.statistics import Ratio, summarize
+from tsexport.bench.suites.plain_exports import ONNX, QUANTIZED, TORCHSCRIPT, make_plain_exports
+from tsexport.bench.suites.plain_runtimes import EagerSource
+from tsexport.bench.suites.ratios import CONFIDENCE, PairRatio, least, ratio_over_processes
+from tsexport.bench.suites.rows import (
+    EAGER,
+    FASTEST_FP32,
+    PLAIN_ONNX,
+    PLAIN_OPENVINO,
+    PLAIN_OPENVINO_F32,
+    PLAIN_TORCHSCRIPT,
+    QUANTIZE_DYNAMIC,
+    SELECTED,
+    ModelResult,
+    Row,
+)
+from tsexport.bundles import Bundle
+from tsexport.errors import TsexportError
+from tsexport.loading import choose_artifact, cores_here, load_session
+from tsexport.quantize.evaluation import EvaluationSet, evaluate
+from tsexport.runtimes.registry import load
+from tsexport.targets import host_cpu
+from tsexport.types import Artifact, Format, ModelSpec, Precision, files_sha256
+
+BATCH = 1
+Say = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant before it is timed; `failed` says why there is nothing to time.
+
+    `is_export` is False for the source module itself, `from_bundle` True for what tsexport made.
+    """
+
+    name: str
+    what: str
+    precision: Precision
+    runtime: str
+    artifact: Artifact | None
+    is_export: bool = True
+    from_bundle: bool = False
+    failed: str = ""
+
+    @property
+    def is_plain_fp32(self) -> bool:
+        return self.is_export and not self.from_bundle and self.precision == "fp32"
+
+    def contestant(self, threads: int) -> Contestant:
+        assert self.artifact is not None
+        return Contestant(self.artifact, self.runtime, threads, self.name)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long it is measured.  `rounds` are those of each process; `max_seconds` caps each process's rounds."""
+
+    threads: int
+    rounds: int
+    processes: int
+    max_seconds: float
+
+
+def make_entrants(spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: Path) -> tuple[Entrant, ...]:
+    """Make the plain exports in `folder`, and return all contestants, eager first."""
+    eager.write(folder / "eager.json")
+    failures = make_plain_exports(folder / "eager.json", folder)
+
+    def plain(
+        name: str,
+        what: str,
+        file: str,
+        kind: Format,
+        runtime: str,
+        precision: Precision = "fp32",
+        is_export: bool = True,
+    ) -> Entrant:
+        if file in failures:
+            return Entrant(name, what, precision, runtime, None, is_export, failed=failures[file])
+        path = folder / file
+        artifact = Artifact(
+            name=name,
+            path=path,
+            format=kind,
+            precision=precision,
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            files=(path,),
+            sha256=files_sha256((path,)),
+            size_bytes=path.stat().st_size,
+        )
+        return Entrant(name, what, precision, runtime, artifact, is_export)
+
+    # On a CPU with bf16 OpenVINO computes in bf16 unless told otherwise; that is what its user gets by default, but it
+    # is no fp32 export, so the same file runs once more in f32.
+    in_bf16 = host_cpu().bf16
+    entrants = [
+        plain(EAGER, "inference mode, fast path on", "eager.json", "torchscript", "eager", is_export=False),
+        plain(PLAIN_TORCHSCRIPT, "traced", TORCHSCRIPT, "torchscript", "plain-torchscript"),
+        plain(PLAIN_ONNX, "opset 17", ONNX, "onnx", "plain-onnxruntime"),
+        plain(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8"),
+        plain(PLAIN_OPENVINO, "of plain ONNX", ONNX, "onnx", "plain-openvino", "bf16" if in_bf16 else "fp32"),
+    ]
+    if in_bf16:
+        entrants.append(plain(PLAIN_OPENVINO_F32, "of plain ONNX", ONNX, "onnx", "plain-openvino-f32"))
+    return (*entrants, *_from_bundle(bundle))
+
+
+def _from_bundle(bundle: Bundle) -> tuple[Entrant, ...]:
+    """Return the selected artifact and the fastest fp32 one, which may be the same."""
+    found = []
+    for name, precision in ((SELECTED, None), (FASTEST_FP32, "fp32")):
+        choice = choose_artifact(bundle.manifest, bundle.selection, precision, None)
+        artifact = bundle.artifact(choice.artifact)
+        what = f"{choice.artifact} on {choice.runtime}"
+        found.append(Entrant(name, what, artifact.precision, choice.runtime, artifact, from_bundle=True))
+    return tuple(found[:1] if found[0].what == found[1].what else found)
+
+
+def try_once(entrants: Sequence[Entrant], evaluation: EvaluationSet, folder: Path, threads: int) -> tuple[Entrant, ...]:
+    """Load each contestant in a process of its own and let it answer once; what fails is marked with the reason."""
+    path = write_feeds(evaluation.feeds, folder)
+
+    def attempt(one: Entrant) -> Entrant:
+        if one.artifact is None:
+            return one
+        try:
+            with WorkerProcess(one.artifact, one.runtime, threads) as worker:
+                worker.load(path, BATCH)
+        except TsexportError as error:
+            return replace(one, failed=error.message.splitlines()[0][:300])
+        return one
+
+    with ThreadPoolExecutor(cores_here()) as pool:  # nothing is timed yet, so they may run side by side
+        return tuple(pool.map(attempt, entrants))
+
+
+def judge_accuracy(one: Entrant, evaluation: EvaluationSet, bundle: Bundle, threads: int) -> Row:
+    """Return a contestant's row, with its size and errors and nothing timed yet."""
+    size = one.artifact.size_bytes if one.artifact and one.is_export else None
+    row = Row(one.name, one.what, one.precision, one.is_export, size, failed=one.failed)
+    if one.failed or one.artifact is None:
+        return row
+    if one.from_bundle:
+        precision = None if one.name == SELECTED else one.precision
+        opened = load_session(bundle, precision=precision, threads=threads)
+    else:
+        opened = load(one.artifact, one.runtime, threads=threads)
+    with opened as session:
+        accuracy = evaluate(session, evaluation, artifact=one.artifact.name, runtime=one.runtime, batches=(BATCH,))
+    return replace(row, output_error=accuracy.output_error, degradation=accuracy.degradation)
+
+
+def time_side_by_side(
+    model: str,
+    entrants: Sequence[Entrant],
+    rows: Sequence[Row],
+    evaluation: EvaluationSet,
+    pace: Pace,
+    say: Callable[[int], Say],
+    caveats: Sequence[str] = (),
+) -> ModelResult:
+    """Time what can be run in interleaved rounds, several times with fresh processes, and return the model's result.
+
+    Args:
+        rows: those of `judge_accuracy`, in the order of the entrants.
+        say: gives the progress callback of a process by its number.
+    """
+    before = _load_average()
+    running = [one for one in entrants if not one.failed]
+    races = [
+        race(
+            [one.contestant(pace.threads) for one in running],
+            evaluation.feeds,
+            BATCH,
+            rounds=pace.rounds,
+            max_seconds=pace.max_seconds,
+            progress=say(number),
+        )
+        for number in range(pace.processes)
+    ]
+    ratios = _all_ratios([one.name for one in running], races)
+    plain_fp32 = [one.name for one in running if one.is_plain_fp32]
+    timed = tuple(row if row.failed else _timed(row, races, ratios, plain_fp32) for row in rows)
+    names = [one.name for one in entrants]
+    return ModelResult(
+        model=model,
+        rows=timed,
+        ratios=tuple(ratios.values()),
+        selected=SELECTED,
+        fp32=FASTEST_FP32 if FASTEST_FP32 in names else SELECTED,
+        windows=evaluation.windows,
+        rounds=sum(result.rounds for result in races),
+        processes=len(races),
+        load_average=(before, _load_average()),
+        caveats=tuple(caveats),
+    )
+
+
+def _all_ratios(names: Sequence[str], races: Sequence[RaceResult]) -> dict[tuple[str, str], PairRatio]:
+    blocks = {name: [result.entry(name).blocks_ms for result in races] for name in names}
+    return {
+        (name, than): PairRatio(name, than, ratio_over_processes(blocks[than], blocks[name]))
+        for name in names
+        for than in names
+        if name != than
+    }
+
+
+def _timed(
+    row: Row, races: Sequence[RaceResult], ratios: dict[tuple[str, str], PairRatio], plain_fp32: Sequence[str]
+) -> Row:
+    entries = [result.entry(row.name) for result in races]
+
+    def than(name: str) -> Ratio | None:
+        pair = ratios.get((row.name, name))
+        return pair.ratio if pair else None
+
+    against = [Ratio(1.0, 1.0, 1.0, CONFIDENCE) if name == row.name else than(name) for name in plain_fp32]
+    return replace(
+        row,
+        summary=summarize([value for entry in entries for value in entry.samples_ms]),
+        process_medians_ms=tuple(entry.summary.median_ms for entry in entries),
+        stable_warmup=all(entry.stable_warmup for entry in entries),
+        than_eager=than(EAGER),
+        than_best_plain_fp32=least([one for one in against if one]) if against else None,
+        than_plain_onnx=than(PLAIN_ONNX),
+    )
+
+
+def _load_average() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

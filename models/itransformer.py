@@ -1,0 +1,175 @@
+"""itransformer: every channel's whole past is one token, and attention runs over the channels.
+
+The series is normalised by its own mean and standard deviation over the window (`use_norm`), each channel's past is
+mapped linearly to a token of `width` values, and post-norm encoder layers mix the tokens.  Each channel's token is
+mapped linearly to its horizon, and the normalisation is undone.  There is no position: channels have no order.
+
+Source: Liu et al. 2024, "iTransformer: Inverted Transformers Are Effective for Time Series Forecasting".  The names of
+the weights are those of the authors' repository (thuml/iTransformer), so that its checkpoints load strictly.  The
+defaults are its ETTh1 96 -> 96 script: width and feed-forward 256, 2 layers, with run.py's 8 heads, dropout 0.1, GELU.
+
+With `time_marks` the model takes a second input: hour, weekday, day of month and day of year of every past step, each
+scaled to -0.5..0.5.  They become four more tokens, whose forecasts are dropped.  They change no weight's shape: a
+checkpoint fits with and without, but the authors train with them on every data set except PEMS and Solar.
+
+The feed-forward's convolutions of length 1 are computed as matrix products, which they are.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tsexport.errors import ConfigurationError
+from tsexport.models.definition import require_divisible, require_positive
+from tsexport.types import BATCH, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NORM_EPSILON = 1e-5
+TIME_MARKS = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes in the authors' sense; `width` is d_model, `feed_forward` d_ff, `layers` e_layers."""
+
+    context_length: int = 96
+    horizon: int = 96
+    channels: int = 7
+    layers: int = 2
+    width: int = 256
+    heads: int = 8
+    feed_forward: int = 256
+    dropout: float = 0.1
+    use_norm: bool = True
+    time_marks: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "context_length", "horizon", "channels", "layers", "width", "heads", "feed_forward")
+        require_divisible({"width": self.width, "heads": self.heads})
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that attend to each other: channels, then time marks."""
+        return self.channels + TIME_MARKS * self.time_marks
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        series = TensorSpec("series", "float32", (BATCH, self.context_length, self.channels))
+        marks = TensorSpec("time_marks", "float32", (BATCH, self.context_length, TIME_MARKS))
+        return (series, marks) if self.time_marks else (series,)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("forecast", "float32", (BATCH, self.horizon, self.channels)),)
+
+
+@cache
+def network() -> "type[nn.Module]":
+    """Return the class ITransformer (defined here so that reading a Config needs no torch)."""
+    import torch
+    from torch import nn
+
+    class Embedding(nn.Module):
+        """[batch, tokens, context_length] -> [batch, tokens, width]."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            self.value_embedding = nn.Linear(config.context_length, config.width)
+            self.dropout = nn.Dropout(config.dropout)
+
+        def forward(self, pasts: "Tensor") -> "Tensor":
+            return self.dropout(self.value_embedding(pasts))  # type: ignore[no-any-return]
+
+    class Attention(nn.Module):
+        """Multi-head self-attention over tokens [batch, tokens, width]."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            width, head_width = config.width, config.width // config.heads
+            self.split = (-1, config.tokens, config.heads, head_width)
+            self.joined = (-1, config.tokens, width)
+            self.scale = head_width**-0.5
+            self.query_projection = nn.Linear(width, width)
+            self.key_projection = nn.Linear(width, width)
+            self.value_projection = nn.Linear(width, width)
+            self.out_projection = nn.Linear(width, width)
+            self.dropout = nn.Dropout(config.dropout)
+
+        def forward(self, tokens: "Tensor") -> "Tensor":
+            query = self.query_projection(tokens).reshape(self.split).permute(0, 2, 1, 3)
+            key = self.key_projection(tokens).reshape(self.split).permute(0, 2, 3, 1)
+            value = self.value_projection(tokens).reshape(self.split).permute(0, 2, 1, 3)
+            weights = self.dropout(torch.softmax(query @ key * self.scale, dim=-1))  # [batch, heads, tokens, tokens]
+            mixed = (weights @ value).permute(0, 2, 1, 3).reshape(self.joined)
+            return self.out_projection(mixed)  # type: ignore[no-any-return]
+
+    class EncoderLayer(nn.Module):
+        """Post-norm attention and feed-forward on tokens [batch, tokens, width]."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            width, inner = config.width, config.feed_forward
+            self.attention = Attention(config)
+            # The checkpoints store the two maps as convolutions of length 1: [out, in, 1].
+            self.conv1, self.conv2 = nn.Conv1d(width, inner, 1), nn.Conv1d(inner, width, 1)
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.dropout = nn.Dropout(config.dropout)
+
+        def forward(self, tokens: "Tensor") -> "Tensor":
+            tokens = self.norm1(tokens + self.dropout(self.attention(tokens)))
+            inner = nn.functional.linear(tokens, self.conv1.weight[:, :, 0], self.conv1.bias)
+            inner = self.dropout(nn.functional.gelu(inner))
+            fed = nn.functional.linear(inner, self.conv2.weight[:, :, 0], self.conv2.bias)
+            return self.norm2(tokens + self.dropout(fed))  # type: ignore[no-any-return]
+
+    class Encoder(nn.Module):
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            self.attn_layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+            self.norm = nn.LayerNorm(config.width)
+
+        def forward(self, tokens: "Tensor") -> "Tensor":
+            for layer in self.attn_layers:
+                tokens = layer(tokens)
+            return self.norm(tokens)  # type: ignore[no-any-return]
+
+    class ITransformer(nn.Module):
+        """series [batch, context_length, channels], with `time_marks` also [batch, context_length, 4]
+        -> forecast [batch, horizon, channels]."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            self.channels, self.use_norm = config.channels, config.use_norm
+            self.enc_embedding = Embedding(config)
+            self.encoder = Encoder(config)
+            self.projector = nn.Linear(config.width, config.horizon)
+
+        def normalise(self, series: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+            """Return the series in units of its window, and mean and deviation [batch, 1, channels]."""
+            mean = series.mean(dim=1, keepdim=True)
+            centred = series - mean
+            deviation = torch.sqrt((centred * centred).mean(dim=1, keepdim=True) + NORM_EPSILON)
+            return centred / deviation, mean, deviation
+
+        def forecast(self, series: "Tensor", marks: "Tensor | None") -> "Tensor":
+            seen = series if marks is None else torch.cat([series, marks], dim=2)
+            tokens: Tensor = self.encoder(self.enc_embedding(seen.transpose(1, 2)))
+            future: Tensor = self.projector(tokens[:, : self.channels])  # [batch, channels, horizon]
+            return future.transpose(1, 2)
+
+        def forward(self, series: "Tensor", time_marks: "Tensor | None" = None) -> "Tensor":
+            if not self.use_norm:
+                return self.forecast(series, time_marks)
+            normalised, mean, deviation = self.normalise(series)
+            return self.forecast(normalised, time_marks) * deviation + mean
+
+    return ITransformer
+
+
+def build(config: Config) -> "nn.Module":
+    """Return the model with freshly initialised weights, in training mode."""
+    return network()(config)

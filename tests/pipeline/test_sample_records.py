@@ -1,0 +1,76 @@
+"""What samples hand to the judges: the metric, and the quantile levels of the model's configuration."""
+
+import numpy as np
+import pytest
+
+from tsexport.data import open_calibration, open_evaluation, plan_data
+from tsexport.errors import UsageError
+from tsexport.models.sources import identify
+from tsexport.options import BuildOptions
+from tsexport.quantize.evaluation import evaluate
+from tsexport.samples import Samples, SamplesRecord
+from tsexport.targets import parse_target
+from tsexport.types import ModelSpec, TensorSpec
+
+
+def samples(task, config):
+    spec = ModelSpec(
+        "some",
+        "transformer",
+        task,
+        (TensorSpec("x", "float32", ("batch", 2)),),
+        (TensorSpec("quantiles", "float32", ("batch", 2, 3)),),
+        config=config,
+    )
+    record = SamplesRecord(spec, "digest", (), (), None, None, None, has_real=True)
+    answers = {"quantiles": np.zeros((4, 2, 3), dtype=np.float32)}
+    return Samples("key", record, {"x": np.ones((4, 2), dtype=np.float32)}, answers, np.ones((4, 2), dtype=np.float32))
+
+
+class Answers:
+    """A session that answers every window with one constant."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def run(self, feeds):
+        return {"quantiles": np.full((len(feeds["x"]), 2, 3), self.value, dtype=np.float32)}
+
+
+@pytest.mark.parametrize("levels", [(0.1, 0.5, 0.9), [0.1, 0.5, 0.9]])
+def test_a_quantile_model_is_judged_by_the_levels_of_its_configuration(levels):
+    evaluation = samples("quantiles", {"quantiles": levels}).evaluation_set(None)
+    assert evaluation.metric == "pinball"
+    assert evaluation.quantiles == (0.1, 0.5, 0.9)
+    accuracy = evaluate(Answers(3.0), evaluation, artifact="a", runtime="r")
+    # target 1: the source's 0 lies below it, loss q; 3 lies above it by 2, loss 2 (1 - q)
+    assert accuracy.source_value == pytest.approx(np.mean(levels))
+    assert accuracy.value == pytest.approx(2 * (1 - np.mean(levels)))
+
+
+@pytest.mark.parametrize("config", [{}, {"quantiles": 3}, {"quantiles": "many"}, {"quantiles": ["low", "high"]}])
+def test_a_configuration_without_levels_has_none(config):
+    assert samples("forecast", config).evaluation_set(None).quantiles == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"), [("nhits", {}), ("itransformer", {}), ("itransformer", {"time_marks": True}), ("tft", {})]
+)
+def test_the_reference_series_feeds_every_input(model, settings, tmp_path):
+    identity = identify(model, settings=settings)
+    options = BuildOptions(model=model, target="cpu4-int8", output=tmp_path)
+    plan = plan_data(options, parse_target("cpu4-int8"), identity)
+    calibration = open_calibration(plan, identity, identity.inputs)
+    evaluation = open_evaluation(plan, identity, identity.inputs, calibration)
+    assert not set(calibration.ids) & set(evaluation.ids)
+    batch = next(evaluation.dataset.batches(2))
+    assert {name: array.shape for name, array in batch.feeds.items()} == {
+        spec.name: spec.with_batch(2) for spec in identity.inputs
+    }
+
+
+def test_int8_of_a_model_with_static_inputs_asks_for_data(tmp_path):
+    options = BuildOptions(model="tft", target="cpu4-int8", output=tmp_path)
+    identity = identify("tft", settings={"static_channels": 2})
+    with pytest.raises(UsageError, match="no reference series for tft"):
+        plan_data(options, parse_target("cpu4-int8"), identity)

@@ -1,0 +1,148 @@
+"""What a bundle selects from hand-made races."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.statistics import Ratio, summarize
+from tsexport.quantize.selection import UNDECIDED_FROM, order_by_speed, select, select_fp32, undecided
+from tsexport.types import Artifact
+
+BASELINE = ("fp32", "openvino")
+
+
+def entry(artifact, runtime, speedup, low=None, high=None, threads=1, calls=12):
+    times = (1.0 / speedup,) * calls
+    return RaceEntry(
+        name=f"{artifact} on {runtime}",
+        artifact=artifact,
+        runtime=runtime,
+        threads=threads,
+        blocks_ms=(times,),
+        summary=summarize(times),
+        speedup=Ratio(speedup, speedup - 0.02 if low is None else low, speedup + 0.02 if high is None else high, 0.95),
+        stable_warmup=True,
+        load_ms=1.0,
+        peak_memory_bytes=1,
+    )
+
+
+def race_of(*rivals):
+    entries = (entry(*BASELINE, 1.0, 1.0, 1.0), *rivals)
+    return RaceResult(1, "fp32 on openvino", 10, 1, 1.0, entries)
+
+
+def artifacts(**sizes):
+    return [
+        Artifact(name, Path(name), "onnx", "int8", (), (), (), "", size)
+        for name, size in {"fp32": 100, **sizes}.items()
+    ]
+
+
+def chosen(choice):
+    return choice.artifact, choice.runtime
+
+
+def test_the_fastest_candidate_is_selected():
+    result = race_of(entry("a", "onnxruntime", 1.3), entry("b", "onnxruntime", 1.6), entry("b", "openvino", 1.1))
+    choice = select(result, artifacts(a=30, b=40), BASELINE)
+    assert chosen(choice) == ("b", "onnxruntime")
+    assert "faster than the fastest fp32 artifact, fp32 on openvino" in choice.why
+    assert choice.measured == "1.60 times the speed of fp32 on openvino (1.58 to 1.62)"
+    assert not any(digit in choice.why.replace("fp32", "") for digit in "0123456789")
+
+
+def test_a_lead_within_the_noise_does_not_count():
+    noisy = entry("a", "onnxruntime", 1.5, low=0.99, high=2.1)
+    choice = select(race_of(noisy, entry("b", "onnxruntime", 1.2)), artifacts(a=30, b=30), BASELINE)
+    assert chosen(choice) == ("b", "onnxruntime")
+    alone = select(race_of(noisy), artifacts(a=30), BASELINE)
+    assert chosen(alone) == BASELINE
+    assert "beyond the measuring noise: fp32 is selected" in alone.why
+    assert (
+        alone.measured == "the nearest, a on onnxruntime, had 1.50 times the speed of fp32 on openvino (0.99 to 2.10)"
+    )
+
+
+def test_an_interval_that_touches_one_does_not_count():
+    choice = select(race_of(entry("a", "onnxruntime", 1.2, low=1.0)), artifacts(a=30), BASELINE)
+    assert chosen(choice) == BASELINE
+
+
+def test_slower_candidates_leave_fp32():
+    choice = select(race_of(entry("a", "onnxruntime", 0.4), entry("b", "openvino", 0.9)), artifacts(a=1, b=1), BASELINE)
+    assert chosen(choice) == BASELINE
+    assert choice.measured.startswith("the nearest, b on openvino, had 0.90")
+
+
+@pytest.mark.parametrize("objective", ["latency", "size"])
+def test_nothing_eligible(objective):
+    choice = select(race_of(), artifacts(), BASELINE, objective)
+    assert chosen(choice) == BASELINE
+    assert choice.why == "no candidate held the accuracy budget: fp32 is selected"
+    assert choice.measured == "nothing to compare"
+
+
+def test_for_size_the_smallest_that_is_no_slower():
+    result = race_of(
+        entry("large", "onnxruntime", 2.0),
+        entry("small", "onnxruntime", 0.99, high=1.01),
+        entry("small", "openvino", 1.05),
+        entry("tiny but slow", "onnxruntime", 0.8),
+        entry("as large", "onnxruntime", 1.5),
+    )
+    sizes = {"large": 60, "small": 30, "tiny but slow": 5, "as large": 100}
+    choice = select(result, artifacts(**sizes), BASELINE, "size")
+    assert chosen(choice) == ("small", "openvino")  # of equal files the faster runtime
+    assert choice.why.startswith("the smallest candidate")
+    assert chosen(select(result, artifacts(**sizes), BASELINE)) == ("large", "onnxruntime")
+
+
+def test_for_size_nothing_smaller():
+    choice = select(race_of(entry("a", "onnxruntime", 1.5)), artifacts(a=100), BASELINE, "size")
+    assert chosen(choice) == BASELINE
+
+
+@pytest.mark.parametrize(
+    ("rivals", "name"),
+    [
+        ((), None),
+        ((entry("a", "onnxruntime", 1.3),), None),  # decided: ahead
+        ((entry("a", "onnxruntime", 0.9),), None),  # decided: behind
+        ((entry("a", "onnxruntime", 1.2, low=0.9),), "a on onnxruntime"),
+        ((entry("a", "onnxruntime", 1.2, low=0.9), entry("b", "openvino", 1.3, low=0.8)), "b on openvino"),
+        ((entry("a", "onnxruntime", 1.2, low=0.9), entry("b", "openvino", 1.1, low=1.01)), None),
+        ((entry("a", "onnxruntime", UNDECIDED_FROM - 0.01, low=0.9),), None),  # not worth another race
+    ],
+)
+def test_undecided(rivals, name):
+    assert undecided(race_of(*rivals), BASELINE) == name
+
+
+def test_a_race_too_short_for_an_interval():
+    """Few rounds: no upper end, and nothing that says the candidate is ahead."""
+    short = replace(entry("a", "onnxruntime", 1.5), speedup=Ratio(1.5, 0.0, None, 0.95))
+    choice = select(race_of(short), artifacts(a=30), BASELINE)
+    assert chosen(choice) == BASELINE
+    assert choice.measured.endswith("1.50 times the speed of fp32 on openvino (too few rounds for an interval)")
+    assert chosen(select(race_of(short), artifacts(a=30), BASELINE, "size")) == ("a", "onnxruntime")
+    assert undecided(race_of(short), BASELINE) == "a on onnxruntime"
+
+
+def test_fp32_by_speed():
+    result = race_of(
+        entry("onnx", "onnxruntime", 1.2), entry("onnx", "tract", 0.5), entry("onnx", "onnxruntime", 1.9, threads=2)
+    )
+    assert order_by_speed(result, 1) == (("onnx", "onnxruntime"), BASELINE, ("onnx", "tract"))
+    assert order_by_speed(result, 2) == (("onnx", "onnxruntime"),)
+    choice = select_fp32(result, 1)
+    assert chosen(choice) == ("onnx", "onnxruntime")
+    assert choice.measured == "0.833 ms median at batch 1"
+    assert select_fp32(result, 2).measured == "0.526 ms median at batch 1"
+
+
+def test_the_fastest_may_have_been_called_a_few_times_only():
+    result = race_of(entry("onnx", "onnxruntime", 2.0, threads=2, calls=3))
+    assert select_fp32(result, 2).measured == "0.500 ms median at batch 1"
