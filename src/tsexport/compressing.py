@@ -71,10 +71,10 @@ def build_recipe(
 ) -> tuple[Artifact | None, str, bool]:
     """Return a recipe's artifact (or None and the reason), and whether it came from the cache."""
     onnx, openvino = exports.of("onnx"), exports.of("openvino")
+    source = exports.of(recipe.format)
     inputs = {
         "recipe": recipe,
-        "onnx": onnx.sha256 if onnx else "",
-        "openvino": openvino.sha256 if openvino else "",
+        "source": source.sha256 if source else "",
         "samples": samples.key,
     }
 

@@ -32,7 +32,7 @@ def digests(folder):
 def command(output: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "tsexport", "build", "patchtst-cpu", "--target", "cpu4-int8", "-o", str(output),
-        *SMALL_OPTIONS, "--seconds", "0.4", "--batch", "1", *more,
+        *SMALL_OPTIONS, "--seconds", "0.4", "--batch", "1", "--formats", "onnx", *more,
     ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_an_interrupt_while_measuring(built, old):
     assert hidden(old.parent) == []
 
 
-def test_a_kill_while_measuring_leaves_no_process_and_the_next_build_succeeds(built, tmp_path):
+def test_a_kill_while_measuring_leaves_no_process_and_the_next_build_succeeds(built, tmp_path, one_selection):
     output = tmp_path / "dist"
     with running(built, output) as process:
         wait_for_step(process, "accuracy")
@@ -118,15 +118,15 @@ def test_a_kill_while_measuring_leaves_no_process_and_the_next_build_succeeds(bu
         process.wait()
     assert not psutil.wait_procs(workers, timeout=20)[1], "measuring processes end with their parent"
     assert not (output / NAME).exists()
-    with running(built, output, "--selection", str(built.selection)) as process:
+    with running(built, output, "--selection", str(one_selection())) as process:
         process.communicate(timeout=120)
     assert process.returncode == 0
     assert open_bundle(output / NAME).verify()
 
 
-def test_a_kill_while_packing_leaves_a_dot_folder_and_the_next_build_removes_it(built, old):
+def test_a_kill_while_packing_leaves_a_dot_folder_and_the_next_build_removes_it(built, old, one_selection):
     before = digests(old)
-    selection = ("--force", "--selection", str(built.selection))
+    selection = ("--force", "--selection", str(one_selection()))
     for _ in range(5):  # packing takes a tenth of a second: it may be missed
         with running(built, old.parent, *selection) as process:
             if wait_for(lambda: hidden(old.parent), process):
@@ -149,22 +149,23 @@ def test_a_kill_while_packing_leaves_a_dot_folder_and_the_next_build_removes_it(
 
 
 @pytest.mark.usefixtures("use_cache")
-def test_a_build_that_fails_leaves_the_old_bundle(built, old, small_build):
+def test_a_build_that_fails_leaves_the_old_bundle(old, small_build):
     before = digests(old)
     for options, error in (
         ({"atol": 0.0, "rtol": 0.0}, ParityError),
         ({"selection": old / "nothing.json"}, UsageError),
         ({"evaluation": old / "manifest.json"}, UsageError),
     ):
-        given = {"selection": built.selection, **options}
         with pytest.raises(error):
-            small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=old.parent, force=True, **given)
+            small_build(
+                "patchtst-cpu", "cpu4-int8", set=SMALL, output=old.parent, force=True, formats=["onnx"], **options
+            )
         assert digests(old) == before
         assert hidden(old.parent) == []
 
 
 @pytest.mark.usefixtures("use_cache")
-def test_an_existing_bundle_is_refused_before_any_work(built, old, small_build):
+def test_an_existing_bundle_is_refused_before_any_work(old, small_build):
     before = digests(old)
     began = time.perf_counter()
     with pytest.raises(UsageError, match=f"{NAME} is there already") as caught:
@@ -175,10 +176,9 @@ def test_an_existing_bundle_is_refused_before_any_work(built, old, small_build):
 
 
 @pytest.mark.usefixtures("use_cache")
-def test_force_replaces_the_old_bundle(built, old, small_build):
+def test_force_replaces_the_old_bundle(old, small_build):
     (old / "artifacts" / "extra.bin").write_text("not of the new one")
-    bundle = small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=old.parent, force=True,
-                         selection=built.selection)  # fmt: skip
+    bundle = small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=old.parent, force=True, formats=["onnx"])
     assert bundle.path == old.resolve()
     assert not (old / "artifacts" / "extra.bin").exists()
     assert bundle.verify()
@@ -186,10 +186,10 @@ def test_force_replaces_the_old_bundle(built, old, small_build):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 192 KiB, less than a bundle takes."""
+    """A file system of 64 KiB, less than a bundle takes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here (needs root)")
     yield folder
@@ -197,9 +197,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.usefixtures("use_cache")
-def test_a_full_disk_for_the_bundle(built, small_build, small_disk):
+def test_a_full_disk_for_the_bundle(small_build, small_disk):
     with pytest.raises(UsageError, match=rf"the bundle {NAME} could not be written to .*: no space left") as caught:
-        small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=small_disk, selection=built.selection)
+        small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=small_disk, formats=["onnx"])
     assert caught.value.next_step.startswith("free some space or name another folder with -o")
     assert list(small_disk.iterdir()) == []
 

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -311,51 +314,40 @@ def repeated(small_build, built, **options):
     return small_build("patchtst-cpu", "cpu4-int8", set=settings, **given)
 
 
-def test_the_same_inputs_and_selection_give_the_same_bytes(built, small_build, tmp_path, monkeypatch):
+def test_the_same_inputs_and_selection_give_the_same_bytes(built, nncf_bundle, small_build, tmp_path, monkeypatch):
     """In another folder, with an empty cache, in another process; with an INT8 artifact that NNCF calibrated."""
-    candidate = next(one for one in built.bundle.manifest.candidates if one.name.startswith("nncf"))
-    selection = edited(built, tmp_path, artifact=candidate.artifact, runtime=candidate.runtime)
-    found = []
-    for cache in (built.cache, tmp_path / "empty"):
-        monkeypatch.setenv("TSEXPORT_CACHE", str(cache))
-        bundle = repeated(small_build, built, selection=selection, output=tmp_path / f"dist-of-{cache.name}")
-        assert candidate.artifact in {entry.name for entry in bundle.manifest.artifacts}
-        found.append(digests(bundle.path))
-    assert found[0] == found[1]
+    monkeypatch.setenv("TSEXPORT_CACHE", str(tmp_path / "empty"))
+    again = repeated(small_build, built, selection=nncf_bundle.path / "selection.json")
+    assert {entry.precision for entry in again.manifest.artifacts} == {"fp32", "int8"}
+    assert digests(again.path) == digests(nncf_bundle.path)
 
 
-@pytest.mark.usefixtures("use_cache")
-def test_a_repeated_build_reuses_every_stage(built, small_build, capsys):
-    again = repeated(small_build, built, quiet=False)
-    lines = capsys.readouterr().err.splitlines()
+REPEAT = """
+import sys
+import tsexport
+tsexport.build("patchtst-cpu", "cpu4-int8", output=sys.argv[1], selection=sys.argv[2], seconds=0.1, batch=[1, 3],
+               set={"width": 16, "layers": 1, "feed_forward": 32, "heads": 2}, quiet=False)
+print([name for name in ("torch", "onnx", "nncf", "openvino", "onnxruntime") if name in sys.modules])
+"""
+
+
+def test_a_repeated_build_reuses_every_stage_and_imports_nothing_heavy_for_it(built, tmp_path):
+    """torch alone takes seconds to import; a build whose stages are cached must not pay for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPEAT, str(tmp_path), str(built.selection)],
+        env={**os.environ, "TSEXPORT_CACHE": str(built.cache)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+    lines = done.stderr.splitlines()
     steps = {re.sub(r"^\[[ \d/]+\] ([^:]+):.*", r"\1", line): line for line in lines if line.startswith("[")}
     assert list(steps) == [*CACHED_STAGES, "measure batch sizes", "pack"]
     for stage in CACHED_STAGES:
         assert ": reused" in steps[stage]
     assert "left" not in lines[-1]
-    assert digests(again.path) == digests(built.path)
-
-
-@pytest.mark.usefixtures("use_cache")
-def test_a_repeated_build_imports_no_torch_for_its_cached_stages(built, tmp_path):
-    """torch alone takes seconds to import; a build whose stages are cached must not pay for it."""
-    import os
-    import subprocess
-    import sys
-
-    program = """
-import sys
-from pathlib import Path
-import tsexport
-tsexport.build("patchtst-cpu", "cpu4-int8", output=sys.argv[1], selection=sys.argv[2], seconds=0.1, batch=[1],
-               set={"width": 16, "layers": 1, "feed_forward": 32, "heads": 2})
-print([name for name in ("torch", "onnx", "nncf", "openvino", "onnxruntime") if name in sys.modules])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), str(built.selection)],
-        env={**os.environ, "TSEXPORT_CACHE": str(built.cache)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert digests(tmp_path / built.path.name) == digests(built.path)
 
 
 @pytest.mark.usefixtures("use_cache")
@@ -363,8 +355,9 @@ def test_a_budget_of_nothing_rejects_what_is_worse_and_selects_fp32(built, small
     """Some candidates happen to be better than their source on the reference series; those stay in the race."""
     candidates = {(one.name, one.runtime): one for one in built.bundle.manifest.candidates}
     worse = {key for key, one in candidates.items() if one.accuracy is None or one.accuracy.degradation > 0}
-    bundle = repeated(small_build, built, max_degradation=0.0, selection=None, races=True, runtime="onnxruntime")
+    bundle = repeated(small_build, built, max_degradation=0.0, selection=None, races=True, formats=["onnx"])
     found = {(one.name, one.runtime): one for one in bundle.manifest.candidates}
+    worse &= {key for key, one in found.items() if one.status != "failed"}
     assert worse
     for key in worse:
         assert found[key].status == "rejected"
@@ -392,10 +385,10 @@ def test_a_metric_by_which_every_candidate_is_worse_selects_fp32_and_says_why(sm
 
 @pytest.mark.usefixtures("use_cache")
 def test_runtime_limits_the_selection(small_build, built):
-    bundle = repeated(small_build, built, selection=None, races=True, runtime="tract", batch=[1])
+    bundle = repeated(small_build, built, selection=None, races=True, runtime="tract", batch=[1], formats=["onnx"])
     assert bundle.manifest.selected.runtime == "tract"
     assert bundle.manifest.selected.why == "no candidate within the accuracy budget runs on tract: fp32 is selected"
-    assert {entry.format for entry in bundle.manifest.artifacts} == set(FORMATS), "the bundle holds them all the same"
+    assert "onnxruntime" in bundle.manifest.artifact("onnx-fp32").runtimes, "the bundle is made for all the same"
 
 
 # --- selections that cannot be repeated ------------------------------------------------------------------------------
@@ -440,22 +433,48 @@ def test_a_selection_that_is_not_there(small_build, built, tmp_path, use_cache):
 # --- the selected INT8 candidate -------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("use_cache")
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_selected_candidate_is_in_the_bundle_and_holds_its_golden_bound(small_build, built, tmp_path, runtime):
+def int8_bundle(built, small_build, tmp_path, runtime, prefix, **options):
     good = [one for one in built.bundle.manifest.candidates if one.status in ("selected", "eligible")]
-    chosen = next(one for one in good if one.runtime == runtime)
-    path = edited(built, tmp_path, artifact=chosen.artifact, runtime=runtime)
-    bundle = repeated(small_build, built, selection=path)
+    chosen = next(one for one in good if one.runtime == runtime and one.name.startswith(prefix))
+    path = edited(built, tmp_path, artifact=chosen.artifact, runtime=runtime, order=[])
+    return chosen, repeated(small_build, built, selection=path, **options)
+
+
+@pytest.fixture(scope="module")
+def nncf_bundle(built, tmp_path_factory):
+    """What NNCF calibrated, selected and packed, from the session's cache."""
+    folder = tmp_path_factory.mktemp("nncf")
+
+    def build(model, target, *, races=False, **options):
+        return tsexport.build(model, target, output=folder / "dist", seconds=0.1, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TSEXPORT_CACHE", str(built.cache))
+        return int8_bundle(built, build, folder, "openvino", "nncf")[1]
+
+
+def check_int8(bundle, chosen, tmp_path):
+    """The selected candidate is packed, marked, and holds its golden bound, here and in another folder."""
     entry = bundle.manifest.artifact(chosen.artifact)
-    assert (entry.precision, entry.runtimes) == ("int8", (runtime,))
+    assert (entry.precision, entry.runtimes) == ("int8", (chosen.runtime,))
     assert entry.batch_dependent == (chosen.recipe["activations"] == "dynamic")
     assert entry.golden_tolerance.max_relative_rms > 0
     (candidate,) = (one for one in bundle.manifest.candidates if one.status == "selected")
-    assert (candidate.artifact, candidate.runtime) == (chosen.artifact, runtime)
-    assert bundle.verify()
+    assert (candidate.artifact, candidate.runtime) == (chosen.artifact, chosen.runtime)
     with tsexport.load(bundle, precision="int8") as session:
         assert session.outputs == entry.outputs
     copy = tmp_path / "copy"
     shutil.copytree(bundle.path, copy)
     assert open_bundle(copy).verify(), "a bundle does not depend on where it was built"
+
+
+def test_a_selected_candidate_of_nncf(built, nncf_bundle, tmp_path):
+    chosen = next(one for one in built.bundle.manifest.candidates if one.name.startswith("nncf"))
+    check_int8(nncf_bundle, chosen, tmp_path)
+
+
+@pytest.mark.usefixtures("use_cache")
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_selected_candidate_of_onnx_runtime(small_build, built, tmp_path, kind):
+    chosen, bundle = int8_bundle(built, small_build, tmp_path, "onnxruntime", kind, formats=["onnx"], batch=[1])
+    check_int8(bundle, chosen, tmp_path)
