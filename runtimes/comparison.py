@@ -27,9 +27,10 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
             ),
             Tolerance(
                 "fp32-export",
-                1e-5,
+                3e-5,
                 1e-4,
-                "fused and reordered fp32 kernels; four runtimes stayed within 4e-6 of eager on PatchTST",
+                "fused and reordered fp32 kernels; eight convolutions of up to 128 channels put eager itself 1.3e-5 "
+                "from float64 and two runtimes as far from eager; PatchTST stays within 4e-6",
             ),
             Tolerance("golden", 1e-4, 1e-3, "fp32 on another machine, whose vector width orders every sum otherwise"),
         )
