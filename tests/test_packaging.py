@@ -111,7 +111,9 @@ def test_every_data_file_of_a_room_is_installed():
         path
         for folder in FOLDERS.values()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc") and not {"suites", "training", "results"} & set(path.parts)
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc")
+        and not {"suites", "training", "results"} & set(path.parts)
         if not any(part.endswith(".egg-info") for part in path.parts)
     }
     assert lying == listed
