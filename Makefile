@@ -34,5 +34,5 @@ lint: $(BIN)/tsexport
 
 types: $(BIN)/tsexport  ## mypy reads the package through a git-ignored link tree
 	rm -rf .typing && mkdir -p .typing/tsexport
-	ln -sfn $(addprefix ../../,$(wildcard src/tsexport/*) $(ROOTS)) .typing/tsexport/
+	@ln -sfn $(addprefix ../../,$(wildcard src/tsexport/*) $(ROOTS)) .typing/tsexport/
 	$(BIN)/mypy

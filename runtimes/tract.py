@@ -35,8 +35,11 @@ class TractSession(BatchSpecialised):
             return self._compile_dynamic()
         try:
             return self._load(bound_to=batch)
-        except tract.TractError:
-            return self._load(fixed_at=batch)
+        except tract.TractError as refusal:
+            try:
+                return self._load(fixed_at=batch)
+            except tract.TractError:  # what is wrong with the file as it is says more
+                raise refusal from None
 
     def _compile_dynamic(self) -> Infer:
         """Return a model for any batch; one that answers to a single batch only is loaded anew for each call."""

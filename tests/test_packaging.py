@@ -96,7 +96,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
         "tsexport/models/checkpoints/patchtst-cpu.safetensors",
         "tsexport/exporters/rewrites/encoder.py",
     } <= found
-    assert not [name for name in found if {"suites", "training", "tests"} & set(Path(name).parts)]
+    assert not [name for name in found if {"suites", "training", "results", "tests"} & set(Path(name).parts)]
 
 
 def test_every_data_file_of_a_room_is_installed():
@@ -111,7 +111,9 @@ def test_every_data_file_of_a_room_is_installed():
         path
         for folder in FOLDERS.values()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc") and not {"suites", "training"} & set(path.parts)
+        if path.is_file()
+        and path.suffix not in (".py", ".pyc")
+        and not {"suites", "training", "results"} & set(path.parts)
         if not any(part.endswith(".egg-info") for part in path.parts)
     }
     assert lying == listed

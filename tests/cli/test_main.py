@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -185,7 +186,15 @@ def test_exit_codes(kind, code):
     assert run("fail", kind).exit_code == code
 
 
-@pytest.mark.usefixtures("probes")
+@pytest.fixture
+def interruptible():
+    """A shell starts what runs in the background with SIGINT ignored, and tests may run there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("probes", "interruptible")
 def test_an_interrupt_is_one_line_and_130():
     result = run("fail", "interrupt")
     assert result.exit_code == 130
