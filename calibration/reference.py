@@ -1,6 +1,7 @@
 """The series that a registered model is calibrated and judged on where the user gives no data.
 
-`patchtst-cpu` has the market series its reference checkpoint was trained on.  Any other forecasting model that calls
+`patchtst-cpu` has the market series its reference checkpoint was trained on, and `migt-tvdt` market days (see
+`calibration.market_days`).  Any other forecasting model that calls
 its sizes `context_length`, `horizon` and `channels` gets a seeded multi-channel series, with the calendar of its hourly
 rows where the model takes one: as `time_marks` of the past, or as `known_channels` of past and future, when the target
 is the first channel.  A classifier (`context_length`, `channels`, `classes`) gets a series with a class at each row.
@@ -27,11 +28,13 @@ from tsexport.calibration.market import (
     TRAINING_FRACTION,
     reference_table,
 )
+from tsexport.calibration.market_days import has_reference_days, reference_days
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
 from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.windows import windows_of
 
+MARKET_DAYS_MODEL = "migt-tvdt"
 CHANNELS_ROWS = 4_000
 FORECAST_SIZES = ("context_length", "horizon", "channels")
 CLASSIFIER_SIZES = ("context_length", "channels", "classes")
@@ -47,6 +50,8 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
 
     There is none with static inputs, nor with known ones of another number than the calendar has.
     """
+    if model == MARKET_DAYS_MODEL:
+        return has_reference_days(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
     return _has_sizes(config, FORECAST_SIZES) or _has_sizes(config, CLASSIFIER_SIZES)
@@ -60,8 +65,10 @@ def reference_windows(
     Args:
         model, config, seed: as `reference_series` takes them.
         split: which windows.
-        names: the model's inputs: one, or two where it takes a calendar.
+        names: the model's inputs: one, two where it takes a calendar, or three for market days.
     """
+    if model == MARKET_DAYS_MODEL:
+        return reference_days(config, seed, split, names)
     table, series = reference_series(model, config, seed)
     windows = windows_of(table, series, split, name=names[0])
     if not _takes_marks(config):

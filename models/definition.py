@@ -39,7 +39,11 @@ class ModelConfig(Protocol):
 
 
 class Definition(Protocol):
-    """A model's module: `tsexport.models.<file>`, or a third party's."""
+    """A model's module: `tsexport.models.<file>`, or a third party's.
+
+    It may also have `misfit_hint(config, misfit) -> str`: what to do about a checkpoint that does not fit (a
+    `models.loading.Misfit`), where the model knows better than its settings; "" where it does not.
+    """
 
     Config: type[ModelConfig]
 

@@ -162,6 +162,15 @@ _TABLE = (
         module="tsexport.models.nhits",
         parameters=2_105_928,
     ),
+    ModelEntry(
+        name="migt-tvdt",
+        family="transformer",
+        task="quantiles",
+        summary="7 quantiles at 5 horizons from 288 bars of 24 market variables, padding masked",
+        source="MIGT-TVDT document; feed-forward, gate and horizons are this project's",
+        module="tsexport.models.migt_tvdt",
+        parameters=4_786_251,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 
