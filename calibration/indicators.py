@@ -174,4 +174,4 @@ def spread_proxy(high: Values, low: Values) -> Values:
 def _windows(values: Values, bars: int) -> Values:
     # Rows before the first are NaN, and left out of each mean.
     padded = np.concatenate((np.full(bars - 1, np.nan), values))
-    return np.lib.stride_tricks.sliding_window_view(padded, bars)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, bars))

@@ -83,7 +83,7 @@ def market_days(features: Array, time: NDArray[np.datetime64], bars_per_day: int
 
 def has_reference_days(config: Mapping[str, Any]) -> bool:
     """Return whether `reference_days` can serve a configuration of `migt-tvdt`."""
-    return config["context_length"] <= BARS_PER_DAY and config["n_variables"] <= len(MIGT_FEATURES)
+    return bool(config["context_length"] <= BARS_PER_DAY and config["n_variables"] <= len(MIGT_FEATURES))
 
 
 def reference_days(

@@ -1,11 +1,11 @@
 """The series that a registered model is calibrated and judged on where the user gives no data.
 
 `patchtst-cpu` has the market series its reference checkpoint was trained on, and `migt-tvdt` market days (see
-`calibration.market_days`).  Any other forecasting model that calls
-its sizes `context_length`, `horizon` and `channels` gets a seeded multi-channel series, with the calendar of its hourly
-rows where the model takes one: as `time_marks` of the past, or as `known_channels` of past and future, when the target
-is the first channel.  A classifier (`context_length`, `channels`, `classes`) gets a series with a class at each row.
-What a model answers there says nothing about its accuracy on real data.
+`calibration.market_days`).  Any other forecasting model that calls its sizes `context_length`, `horizon` and `channels`
+gets a seeded multi-channel series, with the calendar of its hourly rows where the model takes one: as `time_marks` of
+the past, or as `known_channels` of past and future, when the target is the first channel.  A classifier
+(`context_length`, `channels`, `classes`) gets a series with a class at each row.  What a model answers there says
+nothing about its accuracy on real data.
 
 The class of a window is that of the first channel's move over the MOVE_ROWS rows behind it: moves are cut at the
 quantiles 1/n, 2/n, ... of the training rows' moves into n classes, 0 the furthest down, so that all are about as

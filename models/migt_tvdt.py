@@ -137,15 +137,26 @@ def network() -> "type[nn.Module]":
         def forward(self, rows: "Tensor") -> "Tensor":
             return rows * torch.sigmoid(self.linear(rows))
 
+    class VariableEmbedding(nn.Module):
+        """Values [batch, variables, bars, 1] -> [batch, variables, bars, width], each variable by a map of its own."""
+
+        def __init__(self, variables: int, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(variables, 1, width))
+            self.bias = nn.Parameter(torch.randn(variables, 1, width))
+
+        def forward(self, values: "Tensor") -> "Tensor":
+            return values * self.weight + self.bias
+
     class Time2Vec(nn.Module):
         """Values [.., 1] in 0..1 -> [.., size]: w_0 x + p_0, then sin(w_i x + p_i)."""
 
         def __init__(self, size: int) -> None:
             super().__init__()
-            # Integer harmonics of the period to begin with; they are learned.
-            self.frequency = nn.Parameter(2 * torch.pi * torch.arange(size, dtype=torch.float32))
+            frequency = 2 * torch.pi * torch.arange(size, dtype=torch.float32)  # harmonics to begin with
+            frequency[0] = 1
+            self.frequency = nn.Parameter(frequency)
             self.phase = nn.Parameter(torch.empty(size).uniform_(-torch.pi, torch.pi))
-            nn.init.ones_(self.frequency.data[:1])
 
         def forward(self, values: "Tensor") -> "Tensor":
             angles = values * self.frequency + self.phase
@@ -244,9 +255,7 @@ def network() -> "type[nn.Module]":
             self.by_variable = (-1, variables, steps, width)
             self.flat, self.all_tokens = (-1, 1, steps * variables), (-1, steps * variables, width)
             self.gate = Gate(variables)
-            self.embedding = nn.Module()
-            self.embedding.weight = nn.Parameter(torch.randn(variables, 1, width))
-            self.embedding.bias = nn.Parameter(torch.randn(variables, 1, width))
+            self.embedding = VariableEmbedding(variables, width)
             self.position = Position(config)
             self.dropout = nn.Dropout(config.dropout)
             self.temporal = nn.ModuleList(Layer(config, variables, steps) for _ in range(config.temporal_layers))
@@ -267,7 +276,7 @@ def network() -> "type[nn.Module]":
             gated = self.gate((centred / deviation).reshape(-1, self.variables)).reshape(self.by_bar)
 
             columns = gated.transpose(1, 2).unsqueeze(3)  # [batch, variables, bars, 1]
-            tokens = columns * self.embedding.weight + self.embedding.bias + self.position(calendar)
+            tokens = self.embedding(columns) + self.position(calendar)
             rows = self.dropout(tokens).reshape(self.rows)
             bars_mask = mask.transpose(1, 2).unsqueeze(1)  # [batch, 1, 1, bars]
             for layer in self.temporal:

@@ -85,6 +85,15 @@ def bars(steps: int = 60, channels: int = 16, count: int = SAMPLES, *, offset: i
     return {"bars": np.stack([series[s : s + steps] for s in range(0, count * 37, 37)])}
 
 
+def market_days() -> Feeds:
+    """Return reference days as `migt-tvdt` takes them, in small: 24 bars of 6 variables, some of them padded."""
+    from tsexport.calibration.market_days import reference_days
+
+    sizes = {"context_length": 24, "n_variables": 6, "target_variable": 3, "horizons": (1, 3, 6, 12, 24)}
+    days, _ = reference_days(sizes, 0, "test", ("bars", "valid", "calendar"))
+    return next(days.batches(SAMPLES)).feeds
+
+
 def bars_and_asset() -> Feeds:
     """Return the feeds of the factory with two inputs."""
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
@@ -112,6 +121,15 @@ CASES = (
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
     Case("lstm", f"{FACTORIES}:lstm", bars),
     Case("cnn", f"{FACTORIES}:cnn", bars),
+    Case(
+        "migt-tvdt",
+        "migt-tvdt",
+        market_days,
+        {
+            **{"context_length": 24, "n_variables": 6, "width": 32, "heads": 4, "feed_forward": 48},
+            **{"temporal_layers": 2, "variable_layers": 1},
+        },
+    ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
     Case("dlinear-etth1", "dlinear", hourly_windows, checkpoint="dlinear_etth1_336_96.pth"),
