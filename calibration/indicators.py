@@ -168,10 +168,10 @@ def spread_proxy(high: Values, low: Values) -> Values:
     both = np.log(np.maximum(high, high_before) / np.minimum(low, low_before)) ** 2
     k = 3 - 2 * np.sqrt(2)
     alpha = (np.sqrt(2 * (own + before)) - np.sqrt(own + before)) / k - np.sqrt(both / k)
-    return np.maximum(2 * np.tanh(alpha / 2), 0.0)  # (e^a - 1) / (e^a + 1) = tanh(a / 2)
+    return np.asarray(np.maximum(2 * np.tanh(alpha / 2), 0.0))  # (e^a - 1) / (e^a + 1) = tanh(a / 2)
 
 
 def _windows(values: Values, bars: int) -> Values:
     # Rows before the first are NaN, and left out of each mean.
     padded = np.concatenate((np.full(bars - 1, np.nan), values))
-    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, bars))
+    return np.lib.stride_tricks.sliding_window_view(padded, bars)

@@ -114,7 +114,8 @@ def reference_days(
     counts[::3] = steps
     days = _padded(features, calendar_of(bars.time), first, counts, steps)
     target = features[(first + counts - 1)[:, None] + horizons, config["target_variable"]]
-    feeds = dict(zip(names, (days.bars, days.valid, days.calendar), strict=True))
+    arrays: tuple[Array, ...] = (days.bars, days.valid, days.calendar)
+    feeds = dict(zip(names, arrays, strict=True))
     return ArrayDataset(feeds, target), REFERENCE_SOURCE
 
 
