@@ -1,10 +1,10 @@
 """The series that a registered model is calibrated and judged on where the user gives no data.
 
-`patchtst-cpu` has the market series its reference checkpoint was trained on.  Any other forecasting model that calls
-its sizes `context_length`, `horizon` and `channels` gets a seeded multi-channel series, with the calendar of its hourly
-rows where the model takes one: as `time_marks` of the past, or as `known_channels` of past and future, when the target
-is the first channel.  A classifier (`context_length`, `channels`, `classes`) gets a series with a class at each row.
-What a model answers there says nothing about its accuracy on real data.
+`patchtst-cpu` has the market series its reference checkpoint was trained on, `hrm-27m` trading days.  Any other
+forecasting model that calls its sizes `context_length`, `horizon` and `channels` gets a seeded multi-channel series,
+with the calendar of its hourly rows where the model takes one: as `time_marks` of the past, or as `known_channels` of
+past and future, when the target is the first channel.  A classifier (`context_length`, `channels`, `classes`) gets a
+series with a class at each row.  What a model answers there says nothing about its accuracy on real data.
 
 The class of a window is that of the first channel's move over the MOVE_ROWS rows behind it: moves are cut at the
 quantiles 1/n, 2/n, ... of the training rows' moves into n classes, 0 the furthest down, so that all are about as
@@ -30,8 +30,10 @@ from tsexport.calibration.market import (
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
 from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
+from tsexport.calibration.trading_days import has_trading_days, trading_days
 from tsexport.calibration.windows import windows_of
 
+DAYS_MODEL = "hrm-27m"
 CHANNELS_ROWS = 4_000
 FORECAST_SIZES = ("context_length", "horizon", "channels")
 CLASSIFIER_SIZES = ("context_length", "channels", "classes")
@@ -47,6 +49,8 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
 
     There is none with static inputs, nor with known ones of another number than the calendar has.
     """
+    if model == DAYS_MODEL:
+        return has_trading_days(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
     return _has_sizes(config, FORECAST_SIZES) or _has_sizes(config, CLASSIFIER_SIZES)
@@ -62,6 +66,8 @@ def reference_windows(
         split: which windows.
         names: the model's inputs: one, or two where it takes a calendar.
     """
+    if model == DAYS_MODEL:
+        return trading_days(config["days"], config["minutes"], split), "the reference trading days"
     table, series = reference_series(model, config, seed)
     windows = windows_of(table, series, split, name=names[0])
     if not _takes_marks(config):
