@@ -171,6 +171,16 @@ _TABLE = (
         module="tsexport.models.migt_tvdt",
         parameters=4_786_251,
     ),
+    ModelEntry(
+        name="hrm-27m",
+        family="hrm",
+        task="forecast",
+        summary="3 values for each of a day's 390 minutes, read under the state of the 64 days before",
+        source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
+        module="tsexport.models.hrm_27m",
+        parameters=28_135_877,
+        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

@@ -8,12 +8,13 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from tsexport.types import Feeds
+from tsexport.models.sources import identify
+from tsexport.types import Feeds, random_feeds
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("TSEXPORT_SHARED", ROOT.parent / "shared"))
@@ -38,6 +39,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     checkpoint: str = ""
     tolerance: str = ""
+    component: str | None = None
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -99,6 +101,21 @@ def bars_and_asset() -> Feeds:
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
 
 
+HRM = {
+    **{"days": 6, "daily_features": 4, "minutes": 22, "minute_features": 5, "h_width": 24, "h_layers": 2, "h_heads": 2},
+    **{"h_feed_forward": 24, "l_width": 40, "l_layers": 2, "l_heads": 2, "l_feed_forward": 160},
+}
+"""hrm-27m, small; 22 minutes are no multiple of a window of 8."""
+STREAM = {**HRM, "causal": True, "stream_minutes": 2}
+
+
+def hrm_feeds(component: str | None = None, **settings: object) -> Feeds:
+    """Return feeds of hrm-27m or of a part of it, of unit scale; every sample of a stream stands at another minute."""
+    identity = identify("hrm-27m", settings={**HRM, **settings}, component=component)
+    feeds = random_feeds(identity.inputs, SAMPLES, seed=11)
+    return {**feeds, "position": np.arange(SAMPLES) * 2} if "position" in feeds else feeds
+
+
 CASES = (
     Case("patchtst-cpu", "patchtst-cpu", market_windows),
     Case("patchtst-cpu-positional", "patchtst-cpu", market_windows, {"positional_encoding": True}),
@@ -118,6 +135,24 @@ CASES = (
     Case("dlinear-individual", "dlinear", hourly_windows, {"individual": True}),
     Case("linear", "linear", hourly_windows),
     Case("linear-individual", "linear", hourly_windows, {"individual": True}),
+    Case("hrm-27m", "hrm-27m", hrm_feeds, HRM),
+    Case("hrm-27m-causal", "hrm-27m", hrm_feeds, {**HRM, "causal": True}),
+    Case("hrm-27m-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8}),
+    Case("hrm-27m-causal-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8, "causal": True}),
+    Case("hrm-27m-cross", "hrm-27m", hrm_feeds, {**HRM, "cross_attention": True}),
+    Case("hrm-27m-segments", "hrm-27m", hrm_feeds, {**HRM, "segments": 4}),
+    *(
+        Case(f"hrm-27m-{part}", "hrm-27m", partial(hrm_feeds, part), HRM, component=part)
+        for part in ("h-module", "l-module", "conditioning-heads")
+    ),
+    *(
+        Case(f"hrm-27m-{name}", "hrm-27m", partial(hrm_feeds, "stream-step", **more), more, component="stream-step")
+        for name, more in (
+            ("stream-step", STREAM),
+            ("stream-step-windows", {**STREAM, "l_window": 8}),
+            ("stream-step-cross", {**STREAM, "cross_attention": True}),
+        )
+    ),
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
     Case("lstm", f"{FACTORIES}:lstm", bars),
     Case("cnn", f"{FACTORIES}:cnn", bars),
