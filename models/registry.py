@@ -22,8 +22,9 @@ class ModelEntry:
     """A registered model.
 
     `module` is the dotted name of the file that defines it (see `tsexport.models.definition`), imported on first use.
-    `parameters` is their number in the default configuration.  `checkpoint` is the reference checkpoint that comes with
-    the model, or None: then weights are initialised from a seed.
+    `parameters` is their number in the default configuration; `published_parameters` is the number that the source
+    claims, where it claims one and it is not ours, and `published_note` says why they differ.  `checkpoint` is the
+    reference checkpoint that comes with the model, or None: then weights are initialised from a seed.
     """
 
     name: str
@@ -35,6 +36,8 @@ class ModelEntry:
     parameters: int
     checkpoint: Path | None = None
     caveats: tuple[str, ...] = ()
+    published_parameters: int | None = None
+    published_note: str = ""
 
     def definition(self) -> Definition:
         """Import and return the model's module: its `Config` and `build`."""

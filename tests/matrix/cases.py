@@ -28,6 +28,7 @@ SAMPLES = 8
 class Case:
     """One model.  `real` gives windows as the model would meet them, [samples, ...] by input name.
 
+    `calibration` gives those that INT8 candidates are calibrated on, by default the same few.
     `checkpoint` is a file of the shared folder; "" stands for the model's own: the reference checkpoint where the
     settings are the default ones, else weights from a seed.  `tolerance` is a name of `TOLERANCES`, "" for the one that
     the format is held to.
@@ -40,6 +41,7 @@ class Case:
     checkpoint: str = ""
     tolerance: str = ""
     component: str | None = None
+    calibration: Callable[[], Feeds] | None = None
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -116,8 +118,51 @@ def hrm_feeds(component: str | None = None, **settings: object) -> Feeds:
     return {**feeds, "position": np.arange(SAMPLES) * 2} if "position" in feeds else feeds
 
 
+def windows(name: str, steps: int, channels: int) -> Callable[[], Feeds]:
+    """Return what gives windows [samples, steps, channels] of a series under an input's name."""
+    return lambda: {name: bars(steps, channels)["bars"]}
+
+
+def calendar(steps: int) -> np.ndarray:
+    """Return hour, weekday, day of month and day of year of hourly windows, each -0.5..0.5: [samples, steps, 4]."""
+    hours = (np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)).astype(np.float64)  # [samples, steps]
+    periods = (24, 24 * 7, 24 * 30, 24 * 365)
+    return np.stack([np.floor(hours % period) / (period - 1) - 0.5 for period in periods], axis=-1).astype(np.float32)
+
+
+def series_and_marks() -> Feeds:
+    """Return the feeds of an itransformer of 32 steps and 5 channels with time marks."""
+    return {"series": bars(32, 5)["bars"], "time_marks": calendar(32)}
+
+
+def observed_and_known() -> Feeds:
+    """Return the feeds of a tft of 24 observed steps and 6 to forecast."""
+    return {"observed": bars(24, 5)["bars"], "known": calendar(30)}
+
+
+def observed_known_and_static() -> Feeds:
+    """Return the same with two values that do not change."""
+    static = np.random.default_rng(4).standard_normal((SAMPLES, 2)).astype(np.float32)
+    return {**observed_and_known(), "static": static}
+
+
+@cache
+def fields(channels: int, latitudes: int, longitudes: int) -> Feeds:
+    """Return smooth standardised fields [samples, channels, latitudes, longitudes]: sums of five plane waves each."""
+    random = np.random.default_rng(6)
+    rows, columns = np.arange(latitudes) / latitudes, np.arange(longitudes) / longitudes
+    waves = random.integers(-3, 4, (5, 2, SAMPLES, channels, 1, 1))
+    phases, sizes = (
+        random.uniform(0, 2 * np.pi, (5, SAMPLES, channels, 1, 1)),
+        random.random((5, SAMPLES, channels, 1, 1)),
+    )
+    angles = 2 * np.pi * (waves[:, 0] * rows[:, None] + waves[:, 1] * columns) + phases
+    field = (sizes * np.cos(angles)).sum(axis=0)
+    return {"state": (field / field.std()).astype(np.float32)}
+
+
 CASES = (
-    Case("patchtst-cpu", "patchtst-cpu", market_windows),
+    Case("patchtst-cpu", "patchtst-cpu", market_windows, calibration=lambda: market_windows(128, training=True)),
     Case("patchtst-cpu-positional", "patchtst-cpu", market_windows, {"positional_encoding": True}),
     Case(
         "patchtst-cpu-small",
@@ -154,8 +199,6 @@ CASES = (
         )
     ),
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
-    Case("lstm", f"{FACTORIES}:lstm", bars),
-    Case("cnn", f"{FACTORIES}:cnn", bars),
     Case(
         "migt-tvdt",
         "migt-tvdt",
@@ -164,6 +207,68 @@ CASES = (
             **{"context_length": 24, "n_variables": 6, "width": 32, "heads": 4, "feed_forward": 48},
             **{"temporal_layers": 2, "variable_layers": 1},
         },
+    ),
+    Case("lstm", f"{FACTORIES}:lstm", bars, calibration=lambda: bars(count=128)),
+    Case("cnn", f"{FACTORIES}:cnn", bars, calibration=lambda: bars(count=128)),
+    Case("lstm-small", "lstm", windows("features", 20, 6), {"context_length": 20, "channels": 6, "hidden": 24}),
+    Case("gru-small", "gru", windows("features", 20, 6), {"context_length": 20, "channels": 6, "hidden": 24}),
+    Case(
+        "tcn-small",
+        "tcn",
+        windows("features", 20, 6),
+        {"context_length": 20, "channels": 6, "filters": 16, "dilations": (1, 2, 4)},
+    ),
+    Case(
+        "inception-time-small",
+        "inception-time",
+        windows("features", 20, 5),
+        {"context_length": 20, "filters": 8, "blocks": 4, "kernels": (9, 5, 3), "bottleneck": 8},
+    ),
+    Case(
+        "inception-time-five-branches",
+        "inception-time",
+        windows("features", 24, 5),
+        {"context_length": 24, "filters": 8, "blocks": 2, "kernels": (3, 5, 8, 11, 23), "pooling": False},
+    ),
+    Case(
+        "resnet1d-small",
+        "resnet1d",
+        windows("features", 20, 5),
+        {"context_length": 20, "filters": (16, 24, 24)},
+    ),
+    Case(
+        "unet-small",
+        "unet",
+        lambda: fields(5, 16, 8),
+        {"channels": 5, "latitudes": 16, "longitudes": 8, "widths": (8, 16, 24)},
+    ),
+    Case(
+        "itransformer-small",
+        "itransformer",
+        windows("series", 32, 5),
+        {"context_length": 32, "horizon": 8, "channels": 5, "layers": 1, "width": 32, "heads": 4, "feed_forward": 48},
+    ),
+    Case(
+        "itransformer-marks",
+        "itransformer",
+        series_and_marks,
+        {
+            **{"context_length": 32, "horizon": 8, "channels": 5, "layers": 1, "width": 32, "heads": 4},
+            **{"feed_forward": 48, "time_marks": True},
+        },
+    ),
+    Case("tft-small", "tft", observed_and_known, {"context_length": 24, "horizon": 6, "width": 16, "heads": 2}),
+    Case(
+        "tft-static",
+        "tft",
+        observed_known_and_static,
+        {"context_length": 24, "horizon": 6, "width": 16, "heads": 2, "static_channels": 2},
+    ),
+    Case(
+        "nhits-small",
+        "nhits",
+        windows("series", 40, 5),
+        {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
     ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
