@@ -24,10 +24,11 @@ _SEED = 29
 
 @dataclass(frozen=True)
 class Converted:
-    """An exported artifact, and what was rewritten on the way to it."""
+    """An exported artifact, what was rewritten on the way to it, and its nodes, where it is a graph that has any."""
 
     artifact: Artifact
     rewrites: "tuple[Applied, ...]" = ()
+    nodes: int = 0
 
 
 def probes(spec: ModelSpec, real: Feeds | None) -> tuple[Feeds, ...]:
@@ -82,7 +83,7 @@ class OnnxConverter:
         if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
             # Nothing is computed from shapes, so a session of its own for a batch size would gain nothing.
             artifact = replace(artifact, options=((FIX_BATCH, "no"),))
-        return Converted(artifact, done)
+        return Converted(artifact, done, len(model.graph.node))
 
     def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, bytes, tuple[Applied, ...]]":
         """Return what is exported before any rewrite of the graph, its bytes, and the rewrites of the module."""
@@ -91,7 +92,8 @@ class OnnxConverter:
         from tsexport.exporters.rewrites.modules import rewrite_module
         from tsexport.exporters.rewrites.order import MODULE_REWRITES
 
-        feeds, done, module = probes(self.spec, self.real), (), self.module
+        feeds, module = probes(self.spec, self.real), self.module
+        done: tuple[Applied, ...] = ()
         if module is not None:
             module, done = rewrite_module(module, feeds, MODULE_REWRITES, without)
         key = frozenset(one.name for one in done if one.kept)
