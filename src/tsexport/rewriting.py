@@ -82,9 +82,7 @@ def choose_rewrites(variants: Variants, runtime: str, compare: Compare) -> Rewri
     while True:
         untried = [one for one in base.rewrites if one.kept and one.name in variants.speed - verdicts.keys()]
         rivals = {one.name: variants.try_to_make(without | {one.name}) for one in untried}
-        contestants = [base, *(one for one in rivals.values() if one is not None), *([plain] if plain else [])]
-        ratios = compare([one.artifact for one in contestants], runtime)
-        speeds = {id(one): ratio for one, ratio in zip(contestants, ratios, strict=True)}
+        speeds = _speeds([base, *rivals.values(), plain], runtime, compare)
         if speeds[id(base)] is None:  # the runtime cannot run it; parity says why
             return RewriteChoice(runtime, False, ())
         ahead = plain is not None and _is_ahead(speeds[id(plain)])
@@ -99,6 +97,15 @@ def choose_rewrites(variants: Variants, runtime: str, compare: Compare) -> Rewri
             kept = (RewriteVerdict(name, True, "the export needs it where others are left out") for name in dropped)
             return RewriteChoice(runtime, ahead, (*(v for v in verdicts.values() if v.applied), *kept))
         base = narrower
+
+
+def _speeds(made: "Sequence[Converted | None]", runtime: str, compare: Compare) -> "Mapping[int, Ratio | None]":
+    """Return the speed of each against the first, by id; one that stands there twice is measured once."""
+    different = list({id(one): one for one in made if one is not None}.values())
+    if len(different) == 1:
+        return {id(different[0]): Ratio(1.0, 1.0, 1.0, 0.95)}
+    ratios = compare([one.artifact for one in different], runtime)
+    return {id(one): ratio for one, ratio in zip(different, ratios, strict=True)}
 
 
 def _is_ahead(speed: Ratio | None) -> bool:
