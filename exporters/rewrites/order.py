@@ -8,11 +8,12 @@ from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
+from tsexport.exporters.rewrites.message_passing import GatherMessages
 from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
 from tsexport.exporters.rewrites.shapes import ConstantShapes
 
-MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(),)
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), GatherMessages())
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
