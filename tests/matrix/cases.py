@@ -269,6 +269,14 @@ CASES = (
         "nhits",
         windows("series", 40, 5),
         {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
+    Case("lstm", f"{FACTORIES}:lstm", bars),
+    Case("cnn", f"{FACTORIES}:cnn", bars),
+    # Few mesh points, and a grid whose poles send many edges to one of them.
+    Case(
+        "weather-gnn-small",
+        "weather-gnn",
+        lambda: fields(3, 6, 12),
+        {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
     ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
