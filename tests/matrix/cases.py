@@ -269,8 +269,7 @@ CASES = (
         "nhits",
         windows("series", 40, 5),
         {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
-    Case("lstm", f"{FACTORIES}:lstm", bars),
-    Case("cnn", f"{FACTORIES}:cnn", bars),
+    ),
     # Few mesh points, and a grid whose poles send many edges to one of them.
     Case(
         "weather-gnn-small",
