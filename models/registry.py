@@ -165,6 +165,34 @@ _TABLE = (
         module="tsexport.models.nhits",
         parameters=2_105_928,
     ),
+    ModelEntry(
+        name="migt-tvdt",
+        family="transformer",
+        task="quantiles",
+        summary="7 quantiles at 5 horizons from 288 bars of 24 market variables, padding masked",
+        source="MIGT-TVDT document; feed-forward, gate and horizons are this project's",
+        module="tsexport.models.migt_tvdt",
+        parameters=4_786_251,
+    ),
+    ModelEntry(
+        name="hrm-27m",
+        family="hrm",
+        task="forecast",
+        summary="3 values for each of a day's 390 minutes, read under the state of the 64 days before",
+        source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
+        module="tsexport.models.hrm_27m",
+        parameters=28_135_877,
+        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
+    ),
+    ModelEntry(
+        name="weather-gnn",
+        family="gnn",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on a global 32x64 grid, by messages on an icosahedral mesh",
+        source="Lam et al. 2023, GraphCast; sizes are this project's",
+        module="tsexport.models.weather_gnn",
+        parameters=316_493,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

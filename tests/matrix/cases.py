@@ -8,12 +8,13 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from tsexport.types import Feeds
+from tsexport.models.sources import identify
+from tsexport.types import Feeds, random_feeds
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("TSEXPORT_SHARED", ROOT.parent / "shared"))
@@ -39,6 +40,7 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     checkpoint: str = ""
     tolerance: str = ""
+    component: str | None = None
     calibration: Callable[[], Feeds] | None = None
 
     @property
@@ -87,9 +89,33 @@ def bars(steps: int = 60, channels: int = 16, count: int = SAMPLES, *, offset: i
     return {"bars": np.stack([series[s : s + steps] for s in range(0, count * 37, 37)])}
 
 
+def market_days() -> Feeds:
+    """Return reference days as `migt-tvdt` takes them, in small: 24 bars of 6 variables, some of them padded."""
+    from tsexport.calibration.market_days import reference_days
+
+    sizes = {"context_length": 24, "n_variables": 6, "target_variable": 3, "horizons": (1, 3, 6, 12, 24)}
+    days, _ = reference_days(sizes, 0, "test", ("bars", "valid", "calendar"))
+    return next(days.batches(SAMPLES)).feeds
+
+
 def bars_and_asset() -> Feeds:
     """Return the feeds of the factory with two inputs."""
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
+
+
+HRM = {
+    **{"days": 6, "daily_features": 4, "minutes": 22, "minute_features": 5, "h_width": 24, "h_layers": 2, "h_heads": 2},
+    **{"h_feed_forward": 24, "l_width": 40, "l_layers": 2, "l_heads": 2, "l_feed_forward": 160},
+}
+"""hrm-27m, small; 22 minutes are no multiple of a window of 8."""
+STREAM = {**HRM, "causal": True, "stream_minutes": 2}
+
+
+def hrm_feeds(component: str | None = None, **settings: object) -> Feeds:
+    """Return feeds of hrm-27m or of a part of it, of unit scale; every sample of a stream stands at another minute."""
+    identity = identify("hrm-27m", settings={**HRM, **settings}, component=component)
+    feeds = random_feeds(identity.inputs, SAMPLES, seed=11)
+    return {**feeds, "position": np.arange(SAMPLES) * 2} if "position" in feeds else feeds
 
 
 def windows(name: str, steps: int, channels: int) -> Callable[[], Feeds]:
@@ -154,7 +180,34 @@ CASES = (
     Case("dlinear-individual", "dlinear", hourly_windows, {"individual": True}),
     Case("linear", "linear", hourly_windows),
     Case("linear-individual", "linear", hourly_windows, {"individual": True}),
+    Case("hrm-27m", "hrm-27m", hrm_feeds, HRM),
+    Case("hrm-27m-causal", "hrm-27m", hrm_feeds, {**HRM, "causal": True}),
+    Case("hrm-27m-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8}),
+    Case("hrm-27m-causal-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8, "causal": True}),
+    Case("hrm-27m-cross", "hrm-27m", hrm_feeds, {**HRM, "cross_attention": True}),
+    Case("hrm-27m-segments", "hrm-27m", hrm_feeds, {**HRM, "segments": 4}),
+    *(
+        Case(f"hrm-27m-{part}", "hrm-27m", partial(hrm_feeds, part), HRM, component=part)
+        for part in ("h-module", "l-module", "conditioning-heads")
+    ),
+    *(
+        Case(f"hrm-27m-{name}", "hrm-27m", partial(hrm_feeds, "stream-step", **more), more, component="stream-step")
+        for name, more in (
+            ("stream-step", STREAM),
+            ("stream-step-windows", {**STREAM, "l_window": 8}),
+            ("stream-step-cross", {**STREAM, "cross_attention": True}),
+        )
+    ),
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
+    Case(
+        "migt-tvdt",
+        "migt-tvdt",
+        market_days,
+        {
+            **{"context_length": 24, "n_variables": 6, "width": 32, "heads": 4, "feed_forward": 48},
+            **{"temporal_layers": 2, "variable_layers": 1},
+        },
+    ),
     Case("lstm", f"{FACTORIES}:lstm", bars, calibration=lambda: bars(count=128)),
     Case("cnn", f"{FACTORIES}:cnn", bars, calibration=lambda: bars(count=128)),
     Case("lstm-small", "lstm", windows("features", 20, 6), {"context_length": 20, "channels": 6, "hidden": 24}),
@@ -216,6 +269,13 @@ CASES = (
         "nhits",
         windows("series", 40, 5),
         {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
+    ),
+    # Few mesh points, and a grid whose poles send many edges to one of them.
+    Case(
+        "weather-gnn-small",
+        "weather-gnn",
+        lambda: fields(3, 6, 12),
+        {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
     ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),

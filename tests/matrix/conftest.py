@@ -53,7 +53,9 @@ def exported(tmp_path_factory) -> Callable[[str], Exported]:
         if case.missing:
             pytest.skip(case.missing)
         folder = tmp_path_factory.mktemp(name)
-        source = open_source(identify(case.model, checkpoint=case.checkpoint_path, settings=case.settings))
+        source = open_source(
+            identify(case.model, checkpoint=case.checkpoint_path, settings=case.settings, component=case.component)
+        )
         real = case.real()
         onnx = convert_to_onnx(source.module, None, source.spec, real, folder / file_name("onnx"))
         converted: dict[Format, Converted] = {
