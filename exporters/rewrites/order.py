@@ -8,6 +8,7 @@ from tsexport.exporters.rewrites.affine import AffineAsProduct
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
+from tsexport.exporters.rewrites.flat_convolutions import FlatConvolutions
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
 from tsexport.exporters.rewrites.message_passing import GatherMessages
 from tsexport.exporters.rewrites.modules import ModuleRewrite
@@ -23,6 +24,7 @@ REWRITES: tuple[GraphRewrite, ...] = (
     BatchNormAsAffine(),
     FoldScale(),
     FuseParallelLinears(),
+    FlatConvolutions(),
     DropNoOps(),
 )
 SPEED: frozenset[str] = frozenset(
