@@ -111,7 +111,7 @@ class Config:
 
 def misfit_hint(config: Config, misfit: "Misfit") -> str:
     """Return what to do about a checkpoint of another number of variables, "" where that is not what is wrong."""
-    taken = next((file[0] for name, _, file in misfit.reshaped if name.endswith("embedding.weight")), None)
+    taken = next((file[0] for name, _, file in misfit.reshaped if name == "embedding.weight"), None)
     if taken is None or taken == config.n_variables:
         return ""
     return (
