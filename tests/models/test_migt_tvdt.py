@@ -93,6 +93,17 @@ def test_rows_do_not_touch_each_other():
 # the mask: True takes part
 
 
+def test_torch_takes_part_where_a_boolean_mask_is_true():
+    """The document has it the other way round."""
+    q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+    valid = torch.tensor([True, True, False, True, False])
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(q, k[:, :, valid], v[:, :, valid])
+    torch.testing.assert_close(attend(q, k, v, valid.expand(5, 5)), expected, atol=ATOL, rtol=0)
+    added = (~valid).expand(5, 5) * migt_tvdt.MASKED
+    torch.testing.assert_close(attend(q, k, v, added), expected, atol=ATOL, rtol=0)
+
+
 def test_padding_changes_nothing_and_valid_bars_do():
     module, feeds = make(), feeds_of(SMALL, 4)
     before = answer(module, feeds)
