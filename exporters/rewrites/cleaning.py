@@ -19,7 +19,6 @@ from onnxscript.rewriter.rules import common as rules
 
 from tsexport.types import Array, Feeds
 
-
 LARGEST_GROWN = 16_384
 """Elements of a folded constant that may be larger than what it was computed from: 64 KiB in fp32."""
 
