@@ -1,7 +1,10 @@
 """Module rewrite: a step of message passing on a fixed graph without scattering.
 
 The first linear layer of the edge MLP is split by what it is applied to,
-W [e, x_s, y_r] = W_e e + (W_x x)_s + (W_y y)_r, so that nodes are projected once each and then gathered, not gathered and projected for every edge; the node MLP's is
+
+    W [e, x_s, y_r] = W_e e + (W_x x)_s + (W_y y)_r,
+
+so that nodes are projected once each and then gathered, not gathered and projected for every edge; the node MLP's is
 split likewise.  The sum over the edges into a receiver gathers each receiver's messages side by side, by constant
 indices, and sums them.  Receivers of unlike degree go into buckets, each padded to its own largest degree, so that a
 few with very many neighbours cost no padding of the others; padded places count as zero.  Only plain operators come out
