@@ -47,7 +47,9 @@ def models(name: str | None, as_json: bool) -> None:
         print_json({"models": [_document(one) for one in found]})
     elif name is None:
         _print_list(found)
-        say("published: latency budgets at batch 1; all of them, and all about a model: `tsexport models MODEL`")
+        say(
+            "published: latency of the whole model at batch 1; all rows, and all about a model: `tsexport models MODEL`"
+        )
         say("build one: `tsexport build MODEL --target cpu4-int8 -o dist`; MODEL may also be module:factory or a file")
     else:
         _print_one(found[0])
@@ -98,7 +100,7 @@ def _print_list(found: Sequence[_Model]) -> None:
         (
             one.entry.name,
             one.entry.family,
-            _parameters(one.entry),
+            _parameters(one.entry, "\n({})"),
             _tensors(one.inputs),
             _tensors(one.outputs),
             "\n".join(_headline(budget) for budget in one.budgets if _is_headline(budget)) or "-",
@@ -117,7 +119,7 @@ def _print_one(one: _Model) -> None:
         ("source", entry.source),
         (
             "parameters",
-            _parameters(entry).replace("\n", ", ") + (f": {entry.published_note}" * bool(entry.published_note)),
+            _parameters(entry, ", published {}") + (f": {entry.published_note}" * bool(entry.published_note)),
         ),
         ("sizes", ", ".join(one.sizes) or "-"),
         ("weights", "a reference checkpoint comes with it" if entry.checkpoint else "initialised from --seed"),
@@ -150,9 +152,10 @@ def _budget_cells(budget: "Budget", asked: str) -> tuple[str, ...]:
     )
 
 
-def _parameters(entry: "ModelEntry") -> str:
+def _parameters(entry: "ModelEntry", published: str) -> str:
+    """Return our count, and the published one where it is another, set into the text `published`."""
     own = f"{entry.parameters:,}"
-    return own if entry.published_parameters is None else f"{own}\npublished {entry.published_parameters:,}"
+    return own if entry.published_parameters is None else own + published.format(f"{entry.published_parameters:,}")
 
 
 def _tensors(specs: "Sequence[TensorSpec]") -> str:
@@ -169,9 +172,10 @@ def _tensor(spec: "TensorSpec") -> str:
 
 
 def _is_headline(budget: "Budget") -> bool:
-    return budget.kind == "latency" and budget.batch == 1 and budget.via is None and not budget.formula
+    whole = budget.component in (None, "total")
+    return budget.kind == "latency" and budget.batch == 1 and whole and budget.via is None and not budget.formula
 
 
 def _headline(budget: "Budget") -> str:
-    limit = f"{budget.max_ms:g} ms" if budget.max_ms is not None else f"claims {budget.min_ms:g} ms"
-    return f"{budget.device}{f' {budget.component}' if budget.component else ''} {limit}"
+    limit = f"<= {budget.max_ms:g} ms" if budget.max_ms is not None else f">= {budget.min_ms:g} ms"
+    return f"{budget.device} {limit}"
