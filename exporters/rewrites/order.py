@@ -4,23 +4,28 @@ The graph rewrites that only clean (`speed` is False) are applied wherever they 
 all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.rewriting`).
 """
 
+from tsexport.exporters.rewrites.attention import SeparateProjections
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
+from tsexport.exporters.rewrites.masks import MaskAsAddition
 from tsexport.exporters.rewrites.message_passing import GatherMessages
 from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
+from tsexport.exporters.rewrites.rows import RowProducts
 from tsexport.exporters.rewrites.shapes import ConstantShapes
 
-MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), GatherMessages())
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), SeparateProjections(), GatherMessages())
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
     GemmAsMatMul(),
     BatchNormAsAffine(),
+    MaskAsAddition(),
     FoldScale(),
     FuseParallelLinears(),
+    RowProducts(),
     DropNoOps(),
 )
 SPEED: frozenset[str] = frozenset(
