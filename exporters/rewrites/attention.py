@@ -100,7 +100,7 @@ class SeparateProjections:
     torchscript = False  # torch's own packed attention is made for it
 
     def _attentions(self, module: nn.Module) -> dict[str, nn.MultiheadAttention]:
-        return {name: part for name, part in module.named_modules() if name and _fits(part)}  # type: ignore[misc]
+        return {name: part for name, part in module.named_modules() if name and _fits(part)}
 
     def requires(self, module: nn.Module) -> bool:
         return bool(self._attentions(module))

@@ -4,6 +4,7 @@ The graph rewrites that only clean (`speed` is False) are applied wherever they 
 all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.rewriting`).
 """
 
+from tsexport.exporters.rewrites.affine import AffineAsProduct
 from tsexport.exporters.rewrites.attention import SeparateProjections
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
@@ -21,6 +22,7 @@ REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
     GemmAsMatMul(),
+    AffineAsProduct(),
     BatchNormAsAffine(),
     MaskAsAddition(),
     FoldScale(),
