@@ -9,6 +9,7 @@ from tsexport.exporters.rewrites.attention import SeparateProjections
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
+from tsexport.exporters.rewrites.flat_convolutions import FlatConvolutions
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
 from tsexport.exporters.rewrites.masks import MaskAsAddition
 from tsexport.exporters.rewrites.message_passing import GatherMessages
@@ -28,6 +29,7 @@ REWRITES: tuple[GraphRewrite, ...] = (
     FoldScale(),
     FuseParallelLinears(),
     RowProducts(),
+    FlatConvolutions(),
     DropNoOps(),
 )
 SPEED: frozenset[str] = frozenset(
