@@ -1,7 +1,7 @@
 """From a source model to its fp32 artifacts: rewritten where that helps, exported, checked.
 
 The module is rewritten before it is exported, the ONNX graph after it; both prove themselves (see `rewrites.proofs`).
-TorchScript keeps the module as it is: torch's own fused encoder layer is faster there than plain matrix products.
+TorchScript keeps an encoder as it is: torch's own fused layer is faster there than plain matrix products.
 """
 
 from dataclasses import dataclass, replace
@@ -61,11 +61,14 @@ def convert_to_onnx(
     from tsexport.exporters.rewrites.encoder import rewrite_encoders
     from tsexport.exporters.rewrites.order import REWRITES
     from tsexport.exporters.rewrites.proofs import rewrite_graph
+    from tsexport.exporters.rewrites.spectral import rewrite_spectral
 
     feeds = probes(spec, real)
     done: tuple[Applied, ...] = ()
     if module is not None:
         module, done = rewrite_encoders(module, feeds)
+        module, spectral = rewrite_spectral(module, feeds)
+        done = (*done, *spectral)
         plain = export_onnx(module, spec, feeds[1 % len(feeds)], path)
     else:
         assert onnx_path is not None
@@ -85,11 +88,15 @@ def convert_to_onnx(
 
 
 def convert_to_torchscript(module: "nn.Module", spec: ModelSpec, real: Feeds | None, path: Path) -> Converted:
-    """Trace a module (see `exporters.torchscript`)."""
+    """Trace a module (see `exporters.torchscript`), its spectral layers as matrix products."""
+    from tsexport.exporters.rewrites.spectral import rewrite_spectral
     from tsexport.exporters.torchscript import export_torchscript
 
     feeds = probes(spec, real)
-    return Converted(export_torchscript(module, spec, feeds[1 % len(feeds)], path))
+    module, done = rewrite_spectral(module, feeds)
+    artifact = export_torchscript(module, spec, feeds[1 % len(feeds)], path)
+    steps = (*artifact.provenance, *(str(one) for one in done))
+    return Converted(replace(artifact, provenance=steps), done)
 
 
 def convert_to_openvino(onnx: Artifact, path: Path) -> Converted:

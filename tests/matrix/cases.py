@@ -90,6 +90,20 @@ def bars_and_asset() -> Feeds:
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
 
 
+@cache
+def states(latitudes: int = 64, longitudes: int = 64, channels: int = 13, count: int = SAMPLES) -> Feeds:
+    """Return states [count, channels, latitudes, longitudes] with a weather field's spectrum, standardised.
+
+    Amplitudes fall with the wave number to the power -1.5, as those of height and temperature do about the synoptic
+    scale, so that neighbours are alike.
+    """
+    generator = np.random.default_rng(11)
+    spectrum = np.fft.rfft2(generator.standard_normal((count, channels, latitudes, longitudes)))
+    waves = np.hypot(np.fft.fftfreq(latitudes)[:, None] * latitudes, np.arange(longitudes // 2 + 1)[None, :])
+    fields = np.fft.irfft2(spectrum / np.maximum(waves, 1) ** 1.5, s=(latitudes, longitudes))
+    return {"state": (fields / fields.std(axis=(2, 3), keepdims=True)).astype(np.float32)}
+
+
 CASES = (
     Case("patchtst-cpu", "patchtst-cpu", market_windows),
     Case("patchtst-cpu-positional", "patchtst-cpu", market_windows, {"positional_encoding": True}),
@@ -112,6 +126,17 @@ CASES = (
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
     Case("lstm", f"{FACTORIES}:lstm", bars),
     Case("cnn", f"{FACTORIES}:cnn", bars),
+    Case("sfno-edge-test", "sfno-edge", states, {"size": "test"}),
+    # sfno-hybrid but for its size: two blocks a level, and a grid with other modes in each direction
+    Case(
+        "sfno-hybrid-small",
+        "sfno-hybrid",
+        lambda: states(64, 32, 7),
+        {
+            **{"channels": 7, "latitudes": 64, "longitudes": 32, "widths": "8,16,32", "modes": 12},
+            **{"layers": 3, "heads": 4, "feed_forward": 48},
+        },
+    ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
     Case("dlinear-etth1", "dlinear", hourly_windows, checkpoint="dlinear_etth1_336_96.pth"),
