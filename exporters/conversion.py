@@ -53,10 +53,9 @@ def convert_to_onnx(
         ExportError: no valid opset 17 graph can be made of it.
         ParityError: the export answers otherwise than the module.
     """
-    import onnx
-
     from tsexport.exporters.onnx import export_onnx
     from tsexport.exporters.onnx_adopt import adopt_onnx
+    from tsexport.exporters.onnx_external import open_model
     from tsexport.exporters.onnx_file import OPSET, finish_onnx
     from tsexport.exporters.rewrites.encoder import rewrite_encoders
     from tsexport.exporters.rewrites.order import REWRITES
@@ -75,7 +74,7 @@ def convert_to_onnx(
         plain = adopt_onnx(onnx_path, spec, path)
     if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
         return Converted(plain)
-    model, more = rewrite_graph(onnx.load(plain.path), feeds, REWRITES)
+    model, more = rewrite_graph(open_model(plain.path), feeds, REWRITES)
     done = (*done, *more)
     # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
     del model.graph.value_info[:]

@@ -10,8 +10,8 @@ product with a matrix of that many rows.  For x [batch, channels, H, W] with par
     back              G^T, then F^T, in which kx > 0 counts twice: it stands for -kx as well
 
 Both large products keep [.., H, W] where it is: the first from the right, the second from the left.  Each of the four
-transforms is unitary (factors 1 / sqrt(W) and 1 / sqrt(H)), so that values keep their size from stage to stage; unscaled,
-the zero frequency is a sum over the grid and overflows in fp16.
+transforms is unitary (factors 1 / sqrt(W) and 1 / sqrt(H)), so that values keep their size from stage to stage.
+Unscaled, the zero frequency is the sum over the grid and overflows in fp16; unitary it is the mean times sqrt(H W).
 
 Why: no exporter takes `torch.fft` to ONNX opset 17, runtimes' own DFT is slower (`bench/suites/spectral_layer.py`), and
 tract and TensorRT have none.  A trace of `torch.fft` is slower than the products as well.
@@ -83,12 +83,12 @@ class MatrixSpectralConv(nn.Module):
     def mix(self, spectrum: Tensor, weight: Tensor, frequencies: int) -> Tensor:
         """[frequencies, part, others, channels] -> the same, by one product for all frequencies."""
         products = spectrum.reshape(frequencies, -1, self.channels) @ weight
-        products = products.reshape(frequencies, 2, -1, 2, self.channels)  # [.., part of x, others, part of w, channels]
+        products = products.reshape(frequencies, 2, -1, 2, self.channels)  # parts of x, and of the weight
         real, imaginary = products[:, 0], products[:, 1]
         return torch.stack([real[:, :, 0] - imaginary[:, :, 1], real[:, :, 1] + imaginary[:, :, 0]], dim=1)
 
     def forward(self, field: Tensor) -> Tensor:
-        channels, height, width, rows, columns = self.channels, self.height, self.width, self.rows, self.columns
+        channels, height, rows, columns = self.channels, self.height, self.rows, self.columns
         along = field @ self.along  # type: ignore[operator]  # [batch, channels, row, (part, kx)]
         spectrum = self.down @ along.reshape(-1, channels, 2 * height, columns)  # type: ignore[operator]
         spectrum = spectrum.reshape(-1, channels, rows, 2, columns).permute(2, 3, 0, 4, 1)  # [ky, part, batch, kx, C]
