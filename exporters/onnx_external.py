@@ -56,7 +56,7 @@ def external_tensors(model: onnx.ModelProto) -> tuple[TensorProto, ...]:
 
 def is_large(model: onnx.ModelProto) -> bool:
     """Return whether a model, together with its weights in other files, is too large for one file."""
-    return model.ByteSize() + sum(_length(tensor) for tensor in external_tensors(model)) > THRESHOLD_BYTES
+    return int(model.ByteSize()) + sum(_length(tensor) for tensor in external_tensors(model)) > THRESHOLD_BYTES
 
 
 def externalize(model: onnx.ModelProto, path: Path) -> None:

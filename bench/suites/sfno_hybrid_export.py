@@ -125,7 +125,7 @@ def answer_source(job: Job) -> Stage:
     started = time.perf_counter()
     answers = source.run(feeds)
     seconds = time.perf_counter() - started
-    np.savez(job.folder / "answers.npz", **answers)
+    np.savez(job.folder / "answers.npz", **answers)  # type: ignore[arg-type]  # numpy's own keyword is a bool
     return Stage("source", 0.0, 0, (f"{source.spec.parameters:,} parameters",), call_seconds=seconds)
 
 

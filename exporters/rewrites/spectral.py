@@ -97,7 +97,7 @@ class MatrixSpectralConv(nn.Module):
         mixed = self.mix(mixed, self.longitude_weight, columns)
         mixed = mixed.reshape(columns, 2, -1, rows, channels).permute(2, 4, 3, 1, 0)  # [batch, C, ky, part, kx]
         up = self.up @ mixed.reshape(-1, channels, 2 * rows, columns)  # type: ignore[operator]
-        return up.reshape(-1, channels, height, 2 * columns) @ self.back  # type: ignore[operator,no-any-return]
+        return up.reshape(-1, channels, height, 2 * columns) @ self.back  # type: ignore[operator]
 
 
 def spectral_layers(module: nn.Module) -> dict[str, SpectralConv]:
