@@ -10,7 +10,7 @@
 The DFT graph is the layer's definition, operation by operation: half a spectrum along longitude, all of it along
 latitude, then the cut to what is kept, and back.  "Cut early" cuts the columns before the second transform, and so
 does a quarter of its work; the definition does not.  The mixing is the same products in all.  Opset 17 has no inverse
-for half a spectrum, so the last transform is of a whole one, with columns kx > 0 doubled and those of -kx left zero, and
+for half a spectrum, so the last transform is of a whole one: columns kx > 0 are doubled, those of -kx left zero, and
 its real part taken.
 
 Goal: in ONNX Runtime at least 10 times faster than with DFT, as the layer is defined.  Ratios are medians over rounds
