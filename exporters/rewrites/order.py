@@ -17,8 +17,14 @@ from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
 from tsexport.exporters.rewrites.rows import RowProducts
 from tsexport.exporters.rewrites.shapes import ConstantShapes
+from tsexport.exporters.rewrites.spectral import SpectralAsMatrixProducts
 
-MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), SeparateProjections(), GatherMessages())
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (
+    EncoderAsMatrixProducts(),
+    SeparateProjections(),
+    SpectralAsMatrixProducts(),
+    GatherMessages(),
+)
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
