@@ -162,6 +162,15 @@ _TABLE = (
         module="tsexport.models.nhits",
         parameters=2_105_928,
     ),
+    ModelEntry(
+        name="weather-gnn",
+        family="gnn",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on a global 32x64 grid, by message passing on an icosahedral mesh",
+        source="Lam et al. 2023, GraphCast; sizes are this project's",
+        module="tsexport.models.weather_gnn",
+        parameters=316_493,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

@@ -85,6 +85,17 @@ def bars(steps: int = 60, channels: int = 16, count: int = SAMPLES, *, offset: i
     return {"bars": np.stack([series[s : s + steps] for s in range(0, count * 37, 37)])}
 
 
+@cache
+def weather(channels: int, latitudes: int, longitudes: int) -> Feeds:
+    """Return states [8, channels, latitudes, longitudes]: waves around the globe that differ by channel and time."""
+    latitude = np.linspace(np.pi / 2, -np.pi / 2, latitudes + 2)[1:-1, None]
+    longitude = np.arange(longitudes) * 2 * np.pi / longitudes
+    phases = np.arange(SAMPLES)[:, None] * 0.3 + np.arange(channels)
+    waves = np.cos(latitude) * np.sin(2 * longitude + phases[:, :, None, None])
+    zonal = np.sin((1 + np.arange(channels))[:, None, None] * latitude)  # [channels, latitudes, 1]
+    return {"state": (waves + zonal).astype(np.float32)}
+
+
 def bars_and_asset() -> Feeds:
     """Return the feeds of the factory with two inputs."""
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
@@ -112,6 +123,13 @@ CASES = (
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
     Case("lstm", f"{FACTORIES}:lstm", bars),
     Case("cnn", f"{FACTORIES}:cnn", bars),
+    # Few mesh points, and a grid whose poles send many edges to one of them.
+    Case(
+        "weather-gnn-small",
+        "weather-gnn",
+        lambda: weather(channels=3, latitudes=6, longitudes=12),
+        {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
+    ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
     Case("dlinear-etth1", "dlinear", hourly_windows, checkpoint="dlinear_etth1_336_96.pth"),
