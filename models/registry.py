@@ -171,6 +171,30 @@ _TABLE = (
         module="tsexport.models.weather_gnn",
         parameters=316_493,
     ),
+    ModelEntry(
+        name="sfno-hybrid",
+        family="spectral",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on 256x256, by a spectral U-Net with a transformer at its bottom",
+        source="SFNO-Hybrid document; Li et al. 2021, Fourier Neural Operator",
+        module="tsexport.models.sfno_hybrid",
+        parameters=481_657_101,
+        caveats=(
+            "the document claims 487,523,597 parameters; its published code cannot run, and its layers sum to "
+            "7,985,230,093",
+            "the Fourier transform of a regional patch is flat and periodic, not spherical",
+        ),
+    ),
+    ModelEntry(
+        name="sfno-edge",
+        family="spectral",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on 256x256, by a small spectral U-Net",
+        source="named in the SFNO-Hybrid document as the Lightweight Edge Model; its sizes are this project's",
+        module="tsexport.models.sfno_edge",
+        parameters=3_072_621,
+        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 
