@@ -108,19 +108,17 @@ def amplitudes(channels: int) -> NDArray[np.complex128]:
     zonal, meridional = modes()
     scale_squared = zonal**2 + (meridional / 2) ** 2
     spread = scale_squared**-0.5
-    spread *= np.sqrt(
-        2 / np.square(spread).sum()
-    )  # over the grid a mode's mean square is half its amplitude's variance
+    # Over the grid the mean square of a mode is half its amplitude's variance.
+    spread *= np.sqrt(2 / np.square(spread).sum())
     kept = np.exp(-DAMPING * scale_squared)
     step = kept * np.exp(-2j * np.pi * SHIFT * zonal)
     mixing = mixing_matrix(mixing_numbers, channels)
     drawn = numbers.standard_normal((HOURS, 2, channels, len(zonal)))
     noise = spread * (drawn[:, 0] + 1j * drawn[:, 1])
     noise[1:] *= np.sqrt(1 - kept**2)
-    result = np.empty_like(noise)
-    result[0] = noise[0]
+    result = noise.astype(np.complex128)
     for hour in range(1, HOURS):
-        result[hour] = step * (mixing @ result[hour - 1]) + noise[hour]
+        result[hour] += step * (mixing @ result[hour - 1])
     return result
 
 
