@@ -133,7 +133,7 @@ def _edges(senders: Array, receivers: Array, sending: Array, receiving: Array, u
 
 
 def _local_frames(points: Array) -> Array:
-    """Return [points, 3, 3]: the unit vectors to the east, the north and up; at a pole, north is along longitude 180."""
+    """Return [points, 3, 3]: the unit vectors to the east, the north and up; at a pole, east is that of longitude 0."""
     longitude = np.arctan2(points[:, 1], points[:, 0])
     east = np.stack([-np.sin(longitude), np.cos(longitude), np.zeros_like(longitude)], axis=1)
     return np.stack([east, np.cross(points, east), points], axis=1)

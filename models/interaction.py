@@ -37,29 +37,25 @@ def interaction() -> "type[nn.Module]":
             self.width = width
             self.register_buffer("senders", torch.from_numpy(edges.senders), persistent=False)
             self.register_buffer("receivers", torch.from_numpy(edges.receivers), persistent=False)
-            self.edge_mlp = mlp()(3 * width, width)
-            self.node_mlp = mlp()(2 * width, width)
+            self.edge_mlp = mlp(3 * width, width)
+            self.node_mlp = mlp(2 * width, width)
 
         def forward(self, source: "Tensor", target: "Tensor", edges: "Tensor") -> "tuple[Tensor, Tensor]":
             sent = source.index_select(1, self.senders)
             seen = target.index_select(1, self.receivers)
-            edges, sent, seen = torch.broadcast_tensors(edges, sent, seen)
-            message = self.edge_mlp(torch.cat([edges, sent, seen], dim=-1))  # [batch, edges, width]
+            edges, sent, seen = torch.broadcast_tensors(edges, sent, seen)  # type: ignore[no-untyped-call]
+            message: Tensor = self.edge_mlp(torch.cat([edges, sent, seen], dim=-1))  # [batch, edges, width]
             heard = message.new_zeros(message.shape[0], target.shape[1], self.width)
-            heard = heard.index_add(1, self.receivers, message)  # [batch, receivers, width]
+            # Not index_add: torch's exporter to ONNX drops its sum, and the last edge into a receiver would win.
+            heard = heard.scatter_add(1, self.receivers[None, :, None].expand_as(message), message)
             target = target.expand_as(heard)
             return target + self.node_mlp(torch.cat([target, heard], dim=-1)), edges + message
 
     return Interaction
 
 
-@cache
-def mlp() -> "type[nn.Sequential]":
-    """Return the class MLP: [..., inputs] -> [..., width]."""
+def mlp(inputs: int, width: int) -> "nn.Sequential":
+    """Return [..., inputs] -> [..., width]: Linear, SiLU, Linear, LayerNorm."""
     from torch import nn
 
-    class MLP(nn.Sequential):
-        def __init__(self, inputs: int, width: int) -> None:
-            super().__init__(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width))
-
-    return MLP
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width))

@@ -97,10 +97,10 @@ def network() -> "type[nn.Module]":
             }
             for name, array in constants.items():
                 self.register_buffer(name, torch.from_numpy(array)[None], persistent=False)  # [1, points or edges, n]
-            self.embed_state = mlp()(config.channels, width)
+            self.embed_state = mlp(config.channels, width)
             self.embed_grid = nn.Linear(3, width)
-            self.embed_mesh = mlp()(3, width)
-            self.embed_up, self.embed_across, self.embed_down = (mlp()(4, width) for _ in range(3))
+            self.embed_mesh = mlp(3, width)
+            self.embed_up, self.embed_across, self.embed_down = (mlp(4, width) for _ in range(3))
             self.encode = interaction()(width, up)
             self.process = nn.ModuleList(interaction()(width, across) for _ in range(config.steps))
             self.decode = interaction()(width, down)

@@ -53,6 +53,7 @@ class FoldConstants:
     """Evaluate what depends on constants alone; drop Identity and dead nodes."""
 
     name = "fold-constants"
+    speed = False
 
     def requires(self, model: ir.Model) -> bool:
         return count_nodes(model) > 0
@@ -67,6 +68,7 @@ class DropNoOps:
     """Remove casts, transposes and reshapes that cancel each other or do nothing."""
 
     name = "drop-no-ops"
+    speed = False
     _types = frozenset(
         {"Cast", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Add", "Sub", "Mul", "Div", "Flatten"}
     )
@@ -100,6 +102,7 @@ class GemmAsMatMul:
     """Write Gemm (alpha = beta = 1, constant weight) as MatMul and Add over a weight stored [inputs, outputs]."""
 
     name = "gemm-as-matmul"
+    speed = False
 
     def requires(self, model: ir.Model) -> bool:
         return any(self._fits(node) for node in model.graph)

@@ -89,6 +89,7 @@ class ConstantShapes:
     """Replace shape operands that only the batch can change by constants."""
 
     name = "constant-shapes"
+    speed = False
 
     def requires(self, model: ir.Model) -> bool:
         return any(node.op_type in _ORIGINS for node in model.graph)
