@@ -75,14 +75,14 @@ class Recipe:
 
 
 RECIPES = {
-    "lstm": Recipe(steps=400, batch=64, learning_rate=2e-3),
-    "gru": Recipe(steps=400, batch=64, learning_rate=2e-3),
-    "tcn": Recipe(steps=400, batch=64, learning_rate=1e-3),
+    "lstm": Recipe(steps=250, batch=64, learning_rate=2e-3),
+    "gru": Recipe(steps=250, batch=64, learning_rate=2e-3),
+    "tcn": Recipe(steps=250, batch=64, learning_rate=1e-3),
     "inception-time": Recipe(steps=400, batch=64, learning_rate=2e-3),
-    "resnet1d": Recipe(steps=300, batch=64, learning_rate=1e-3),
+    "resnet1d": Recipe(steps=200, batch=64, learning_rate=1e-3),
     "unet": Recipe(steps=600, batch=4, learning_rate=2e-3),
-    "sfno-edge": Recipe(steps=800, batch=4, learning_rate=2e-3),
-    "weather-gnn": Recipe(steps=300, batch=4, learning_rate=2e-3),
+    "sfno-edge": Recipe(steps=500, batch=4, learning_rate=2e-3),
+    "weather-gnn": Recipe(steps=200, batch=4, learning_rate=2e-3),
 }
 
 

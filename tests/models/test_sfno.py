@@ -59,8 +59,8 @@ def test_the_count_is_that_of_the_first_trial_to_3_percent(name):
 
 def test_the_test_size_is_small():
     assert abs(count(TEST) / 400_000 - 1) < COUNT_TOLERANCE
-    assert TEST == sfno_edge.Config(
-        latitudes=64, longitudes=64, widths=(16, 32, 64), modes=8, layers=2, feed_forward=256
+    assert (
+        sfno_edge.Config(latitudes=64, longitudes=64, widths=(16, 32, 64), modes=8, layers=2, feed_forward=256) == TEST
     )
 
 
