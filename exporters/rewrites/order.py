@@ -4,6 +4,7 @@ The graph rewrites that only clean (`speed` is False) are applied wherever they 
 all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.rewriting`).
 """
 
+from tsexport.exporters.rewrites.affine import AffineAsProduct
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
@@ -17,6 +18,7 @@ REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
     GemmAsMatMul(),
+    AffineAsProduct(),
     BatchNormAsAffine(),
     FoldScale(),
     FuseParallelLinears(),
