@@ -82,7 +82,7 @@ RECIPES = {
     "resnet1d": Recipe(steps=200, batch=64, learning_rate=1e-3),
     "unet": Recipe(steps=600, batch=4, learning_rate=2e-3),
     "sfno-edge": Recipe(steps=500, batch=4, learning_rate=2e-3),
-    "weather-gnn": Recipe(steps=200, batch=4, learning_rate=2e-3),
+    "weather-gnn": Recipe(steps=800, batch=1, learning_rate=2e-3),
 }
 
 
@@ -176,17 +176,17 @@ def train(name: str, output: Path) -> None:
     entry, recipe = get_entry(name), RECIPES[name]
     module, dataset, source = begin(entry)
     first: list[float] = []
-    started = time.monotonic()
+    started = time.process_time()
     for step, loss in enumerate(losses(module, dataset, recipe, classifies=entry.task == "classification"), start=1):
         if step <= FIRST_STEPS:
             first.append(round(loss, 6))
         if step % 50 == 0:
-            left = (time.monotonic() - started) / step * (recipe.steps - step)
-            print(f"{name}: step {step} of {recipe.steps}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr)
-    seconds = time.monotonic() - started
+            left = (time.process_time() - started) / step * (recipe.steps - step)
+            print(f"{name}: step {step} of {recipe.steps}, loss {loss:.4f}, {left:.0f} s of CPU left", file=sys.stderr)
+    seconds = time.process_time() - started
     scores = judge(module, entry)
     kept = "persistence" if scores.metric == "mse" else "majority"
-    print(f"{name}: test {scores.metric} {scores.reached:.4f}, {kept} {scores.baseline:.4f}, {seconds:.0f} s")
+    print(f"{name}: test {scores.metric} {scores.reached:.4f}, {kept} {scores.baseline:.4f}, {seconds:.0f} s of CPU")
     if not scores.is_clear:
         sys.exit(f"{name} does not beat its baseline by the margin: nothing was written")
     metadata = {
