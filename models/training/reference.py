@@ -62,7 +62,7 @@ FIRST_LOSSES_TOLERANCE = 0.01
 EVALUATION_BATCH = 32
 
 ACCURACY_MARGIN = 0.15
-ERROR_FACTOR = 0.5
+ERROR_FACTOR = 0.6
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ RECIPES = {
     "inception-time": Recipe(steps=400, batch=64, learning_rate=2e-3),
     "resnet1d": Recipe(steps=200, batch=64, learning_rate=1e-3),
     "unet": Recipe(steps=600, batch=4, learning_rate=2e-3),
-    "sfno-edge": Recipe(steps=500, batch=4, learning_rate=2e-3),
+    "sfno-edge": Recipe(steps=1200, batch=1, learning_rate=6e-3),
     "weather-gnn": Recipe(steps=800, batch=1, learning_rate=2e-3),
 }
 
