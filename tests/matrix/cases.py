@@ -291,8 +291,6 @@ CASES = (
         lambda: fields(3, 6, 12),
         {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
     ),
-    Case("lstm", f"{FACTORIES}:lstm", bars),
-    Case("cnn", f"{FACTORIES}:cnn", bars),
     Case("sfno-edge-test", "sfno-edge", states, {"size": "test"}),
     # sfno-hybrid but for its size: two blocks a level, and a grid with other modes in each direction
     Case(
