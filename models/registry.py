@@ -182,7 +182,8 @@ _TABLE = (
         source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
         module="tsexport.models.hrm_27m",
         parameters=28_135_877,
-        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
+        published_parameters=27_300_000,
+        published_note="that is H and L alone, here 27.5 M; FiLM and heads add 0.6 M",
     ),
     ModelEntry(
         name="weather-gnn",
