@@ -198,7 +198,7 @@ _TABLE = (
         module="tsexport.models.hrm_27m",
         parameters=28_135_877,
         published_parameters=27_300_000,
-        published_note="H and L alone; FiLM and heads add 0.6 M",
+        published_note="that is H and L alone, here 27.5 M; FiLM and heads add 0.6 M",
     ),
     ModelEntry(
         name="weather-gnn",

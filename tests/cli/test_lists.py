@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -143,6 +144,16 @@ def test_models_table_fits_a_terminal_of_100_columns():
     for part in ("features 60x26", "state 13x64x64", "known 192x4", "cpu4 100 ms", "cpu claims 500 ms"):
         assert part in result.stdout
     assert "module:factory" in result.stderr
+
+
+def test_the_components_of_a_model():
+    (row,) = read_json("models", "hrm-27m")["models"]
+    names = [part["name"] for part in row["components"]]
+    assert names == ["h-module", "l-module", "conditioning-heads", "stream-step"]
+    out = run("models", "hrm-27m").stdout
+    assert re.search(r"component +h-module: the days before, as a history\n", out)
+    assert "28,135,877, published 27,300,000: that is H and L alone" in out
+    assert read_json("models", "linear")["models"][0]["components"] == []
 
 
 def test_all_about_one_model():
