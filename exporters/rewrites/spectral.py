@@ -19,20 +19,18 @@ Limits: the class named above; each layer is called with the grid that it was ma
 Source: the definition of the discrete Fourier transform, written as a matrix.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexport.exporters.rewrites.proofs import REWRITE_TOLERANCE, Applied, worst_difference
+from tsexport.exporters.rewrites.modules import run_plainly
 from tsexport.models.spectral import SpectralConv
 from tsexport.types import Array, Feeds
-
-NAME = "spectral-as-matrix-products"
 
 
 def longitude_matrix(points: int, frequencies: int) -> Array:
@@ -105,38 +103,38 @@ def spectral_layers(module: nn.Module) -> dict[str, SpectralConv]:
     return {name: part for name, part in module.named_modules() if type(part) is SpectralConv}
 
 
-def rewrite_spectral(module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, tuple[Applied, ...]]:
-    """Return the module with its spectral layers replaced, and what was done; `module` is left untouched.
-
-    Args:
-        module: in evaluation mode; takes the tensors of a probe in order.
-        probes: feeds of at least two batch sizes, by which the replacement proves itself.
-    """
+def _on_their_grid(module: nn.Module, feeds: Feeds) -> dict[str, SpectralConv]:
+    """Run once and return the spectral layers that are called with the grid that they were made for, and no other."""
     layers = spectral_layers(module)
-    if not layers:
-        return module, ()
-    # The copy shares every tensor: such a model may have gigabytes of them.
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    rewritten = copy.deepcopy(module, shared)
-    for name, layer in layers.items():
-        product = MatrixSpectralConv(layer).eval()
-        if name:
-            rewritten.set_submodule(name, product)
-        else:
-            rewritten = product
-    expected = [_answers(module, feeds) for feeds in probes]
+    grids: dict[str, set[torch.Size]] = {}
+
+    def watch(name: str) -> Any:
+        return lambda _, args: grids.setdefault(name, set()).add(args[0].shape[2:])
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
-        answers = [_answers(rewritten, feeds) for feeds in probes]
-    except RuntimeError as error:  # torch's, where a layer is called with another grid
-        largest, reason = math.inf, f"the result does not run: {str(error).splitlines()[0]}"
-    else:
-        largest, reason = worst_difference(expected, answers, REWRITE_TOLERANCE)
-    applied = Applied(NAME, len(layers), not reason, largest, reason)
-    return (module if reason else rewritten), (applied,)
+        run_plainly(module, feeds)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: layer for name, layer in layers.items() if grids.get(name) == {(layer.latitudes, layer.longitudes)}}
 
 
-def _answers(module: nn.Module, feeds: Feeds) -> dict[str, Array]:
-    with torch.no_grad():
-        result = module(*(torch.from_numpy(array) for array in feeds.values()))
-    outputs = result if isinstance(result, tuple) else (result,)
-    return {f"output {index}": output.numpy() for index, output in enumerate(outputs)}
+class SpectralAsMatrixProducts:
+    """Replace the spectral layers of a module."""
+
+    name = "spectral-as-matrix-products"
+    torchscript = True
+
+    def requires(self, module: nn.Module) -> bool:
+        return bool(spectral_layers(module))
+
+    def call(self, module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, int]:
+        layers = _on_their_grid(module, probes[0])
+        for name, layer in layers.items():
+            product = MatrixSpectralConv(layer).eval()
+            if name:
+                module.set_submodule(name, product)
+            else:
+                module = product
+        return module, len(layers)

@@ -70,7 +70,7 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
 
     Raises:
         UsageError: an int8 target without calibration data for a user's own model or checkpoint, or for a registered
-            model that has no reference series.
+            model, or a component of one, that has no reference series.
         DataError: a file that is not there.
         ConfigurationError: a series configuration that cannot be used.
     """
@@ -84,10 +84,12 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
             f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
             next_step="give --calibration FILE: .npz of arrays named as the inputs, or csv or parquet with [series]",
         )
-    has_own_reference = not own and has_reference(identity.name, model_config(identity))
+    part = identity.component
+    has_own_reference = not own and part is None and has_reference(identity.name, model_config(identity))
     if target.precision == "int8" and options.calibration is None and not own and not has_own_reference:
         raise UsageError(
-            f"{target.name} calibrates on data, and tsexport has no reference series for {options.model}",
+            f"{target.name} calibrates on data, and tsexport has no reference series for "
+            f"{f'the component {part.name} of ' if part else ''}{options.model}",
             next_step="give --calibration FILE: .npz of arrays named as the inputs "
             f"({', '.join(map(str, identity.inputs))})",
         )
