@@ -14,7 +14,6 @@ from tsexport.runtimes.options import FIX_BATCH
 from tsexport.types import Artifact, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
     from torch import nn
 
     from tsexport.exporters.rewrites.proofs import Applied
@@ -45,7 +44,7 @@ class OnnxConverter:
     """Makes the ONNX artifact of one source, with all rewrites or without some.
 
     What torch exports is kept for each choice of module rewrites, so that another choice of graph rewrites costs no
-    other export; but not where the weights are so many that they stand in a second file.
+    other export.
 
     `module` is in evaluation mode, or None where the source is `onnx_path`.  `real` are a few samples that rewrites are
     proven on too.
@@ -64,15 +63,16 @@ class OnnxConverter:
             ExportError: no valid opset 17 graph can be made of it.
             ParityError: the export answers otherwise than the module.
         """
+        from tsexport.exporters.onnx_external import open_model
         from tsexport.exporters.onnx_file import OPSET, finish_onnx
         from tsexport.exporters.rewrites.order import REWRITES
         from tsexport.exporters.rewrites.proofs import rewrite_graph
 
-        plain, model, done = self._export(path, without)
+        plain, done = self._export(path, without)
         if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
             return Converted(plain)
         feeds = probes(self.spec, self.real)
-        model, more = rewrite_graph(model, feeds, REWRITES, without=without)
+        model, more = rewrite_graph(open_model(path), feeds, REWRITES, without=without)
         done = (*done, *more)
         # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
         del model.graph.value_info[:]
@@ -83,11 +83,11 @@ class OnnxConverter:
             artifact = replace(artifact, options=((FIX_BATCH, "no"),))
         return Converted(artifact, done, len(model.graph.node))
 
-    def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, ModelProto, tuple[Applied, ...]]":
+    def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, tuple[Applied, ...]]":
         """Write what is exported before any rewrite of the graph; return it, and the rewrites of the module."""
+        from tsexport.exporters.artifacts import write_atomically
         from tsexport.exporters.onnx import export_onnx
         from tsexport.exporters.onnx_adopt import adopt_onnx
-        from tsexport.exporters.onnx_external import open_model
         from tsexport.exporters.rewrites.modules import rewrite_module
         from tsexport.exporters.rewrites.order import MODULE_REWRITES
 
@@ -98,16 +98,16 @@ class OnnxConverter:
         key = frozenset(one.name for one in done if one.kept)
         if key in self._exported:
             plain, data = self._exported[key]
-            path.write_bytes(data)
-            plain = replace(plain, path=path, files=(path,))
-        elif module is not None:
+            write_atomically(path, data)
+            return replace(plain, path=path, files=(path,)), done
+        if module is not None:
             plain = export_onnx(module, self.spec, feeds[1 % len(feeds)], path)
         else:
             assert self.onnx_path is not None
             plain = adopt_onnx(self.onnx_path, self.spec, path)
-        if len(plain.files) == 1:
+        if len(plain.files) == 1:  # a large one, with its weights in a second file, is not worth the memory
             self._exported[key] = plain, path.read_bytes()
-        return plain, open_model(path), done
+        return plain, done
 
 
 def convert_to_onnx(

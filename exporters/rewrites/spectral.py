@@ -22,13 +22,11 @@ Source: the definition of the discrete Fourier transform, written as a matrix.
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexport.exporters.rewrites.modules import run_plainly
 from tsexport.models.spectral import SpectralConv
 from tsexport.types import Array, Feeds
 
@@ -103,25 +101,8 @@ def spectral_layers(module: nn.Module) -> dict[str, SpectralConv]:
     return {name: part for name, part in module.named_modules() if type(part) is SpectralConv}
 
 
-def _on_their_grid(module: nn.Module, feeds: Feeds) -> dict[str, SpectralConv]:
-    """Run once and return the spectral layers that are called with the grid that they were made for, and no other."""
-    layers = spectral_layers(module)
-    grids: dict[str, set[torch.Size]] = {}
-
-    def watch(name: str) -> Any:
-        return lambda _, args: grids.setdefault(name, set()).add(args[0].shape[2:])
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        run_plainly(module, feeds)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: layer for name, layer in layers.items() if grids.get(name) == {(layer.latitudes, layer.longitudes)}}
-
-
 class SpectralAsMatrixProducts:
-    """Replace the spectral layers of a module."""
+    """Replace every spectral layer by its products."""
 
     name = "spectral-as-matrix-products"
     torchscript = True
@@ -130,11 +111,10 @@ class SpectralAsMatrixProducts:
         return bool(spectral_layers(module))
 
     def call(self, module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, int]:
-        layers = _on_their_grid(module, probes[0])
+        layers = spectral_layers(module)
         for name, layer in layers.items():
             product = MatrixSpectralConv(layer).eval()
-            if name:
-                module.set_submodule(name, product)
-            else:
-                module = product
+            if not name:
+                return product, 1
+            module.set_submodule(name, product)
         return module, len(layers)
