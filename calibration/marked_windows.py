@@ -2,7 +2,8 @@
 
 Every model takes the channels as [context_length, channels].  One that uses the calendar for the past alone takes it as
 [context_length, marks]; one that uses it for the future too, where it is known as well, as [context_length + horizon,
-marks], and it answers the first channel.
+marks], and it answers the first channel.  A graph that makes the calendar itself takes the time of every row in place
+of marks.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
-from tsexport.calibration.datasets import Batch, digest_of, read_range
+from tsexport.calibration.datasets import Batch, digest_of, index_batches, read_range
 from tsexport.calibration.windows import SeriesWindows
+from tsexport.types import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +63,53 @@ class MarkedWindows:
             target = target[:, :, 0]
         feeds = dict(zip(self.names, map(np.ascontiguousarray, (values, marks)), strict=True))
         return Batch(feeds, np.ascontiguousarray(target), batch.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class TimedWindows:
+    """A dataset over `base`, whose rows are `minutes_per_row` apart, the first at `first_minute` since 1970.
+
+    `names` are the inputs for channels and times.  With `ahead`, times reach over the horizon too, and the target is
+    [horizon] of base's only target column.
+    """
+
+    base: SeriesWindows
+    names: tuple[str, ...]
+    first_minute: int
+    minutes_per_row: int
+    ahead: bool
+
+    @property
+    def count(self) -> int:
+        return self.base.count
+
+    @property
+    def has_target(self) -> bool:
+        return True
+
+    @cached_property
+    def digest(self) -> str:
+        clock = [self.first_minute, self.minutes_per_row]
+        return digest_of({"base": self.base.digest, "names": self.names, "clock": clock, "ahead": self.ahead})
+
+    def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
+        return self.base.ids(indices)
+
+    def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        parts = index_batches(indices, batch_size, self.count)
+        for part, batch in zip(parts, self.base.read(indices, batch_size), strict=True):
+            yield self._with_times(part, batch)
+
+    def batches(self, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        return read_range(self, batch_size, start, stop)
+
+    def _with_times(self, indices: Array, batch: Batch) -> Batch:
+        config = self.base.config
+        rows = np.arange(config.span if self.ahead else config.context_length)
+        starts = self.base.first_row + indices * config.stride
+        times = self.first_minute + self.minutes_per_row * (starts[:, None] + rows)
+        feeds = dict(zip(self.names, (batch.feeds[self.base.input_name], times), strict=True))
+        target = batch.target
+        if self.ahead and target is not None:
+            target = np.ascontiguousarray(target[:, :, 0])
+        return Batch(feeds, target, batch.ids)

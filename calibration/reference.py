@@ -12,13 +12,14 @@ frequent.  Daily and weekly seasons and the reversion of what departs from them 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.calibration.marked_windows import MarkedWindows
+from tsexport.calibration.marked_windows import MarkedWindows, TimedWindows
 from tsexport.calibration.market import (
     CLOSE,
     EVALUATION_FRACTION,
@@ -28,11 +29,12 @@ from tsexport.calibration.market import (
     reference_table,
 )
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
-from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_marks
+from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.windows import windows_of
 
 CHANNELS_ROWS = 4_000
+MINUTES_PER_ROW = 60
 FORECAST_SIZES = ("context_length", "horizon", "channels")
 CLASSIFIER_SIZES = ("context_length", "channels", "classes")
 CLASSES_ROWS = 12_000
@@ -69,6 +71,22 @@ def reference_windows(
     return MarkedWindows(windows, tuple(names), config["channels"], ahead="known_channels" in config), table.source
 
 
+def raw_reference_windows(
+    model: str, config: Mapping[str, Any], seed: int, split: SplitName, names: Sequence[str]
+) -> tuple[Dataset, str]:
+    """Return what `reference_windows` does, before scaling, and with the rows' times in minutes in place of marks."""
+    table, series = reference_series(model, config, seed)
+    series = replace(series, scaling="none")
+    if not _takes_marks(config):
+        return windows_of(table, series, split, name=names[0]), table.source
+    ahead = "known_channels" in config
+    columns = _channel_names(config["channels"])
+    series = replace(series, columns=columns, target_columns=columns[:1] if ahead else columns)
+    windows = windows_of(table, series, split, name=names[0])
+    first_minute = int(FIRST_BAR.astype(np.int64))
+    return TimedWindows(windows, tuple(names), first_minute, MINUTES_PER_ROW, ahead), table.source
+
+
 def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[Table, SeriesConfig]:
     """Return the reference series of a model and how windows are cut from it.
 
@@ -88,6 +106,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
             target_columns=(FEATURES[CLOSE],),
             scaling="minmax-window",
             target="point",
+            short_windows="zeros",
             split=_splits(),
         )
     names = _channel_names(config["channels"])

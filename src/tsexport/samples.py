@@ -14,6 +14,7 @@ import numpy as np
 from tsexport.cache import digest_of
 from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
+from tsexport.preparing import quantile_levels
 from tsexport.npz import read_arrays, write_arrays
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
 
@@ -78,7 +79,7 @@ class Samples:
         from tsexport.quantize.evaluation import EvaluationSet
 
         metric = metric or default_metric(self.spec.task)
-        return EvaluationSet(self.feeds, self.outputs, self.target, metric, _quantiles(self.spec))
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric, quantile_levels(self.spec))
 
     def require_fitting_target(self, metric: str | None) -> None:
         """Raise where the target cannot be held against the first output by the metric.
@@ -93,16 +94,6 @@ class Samples:
         if self.target is not None:
             first = next(iter(self.outputs.values()))
             accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
-
-
-def _quantiles(spec: ModelSpec) -> tuple[float, ...]:
-    """Return the levels that a model's configuration names as `quantiles`, or () where it names none.
-
-    The settings of a factory may hold anything under that name; what are no numbers are no levels.
-    """
-    levels = spec.config.get("quantiles", ())
-    numbers = isinstance(levels, tuple | list) and all(type(level) in (int, float) for level in levels)
-    return tuple(levels) if numbers else ()
 
 
 def _ranges(ids: Sequence[str]) -> str:
