@@ -2,9 +2,9 @@
 graph, in numpy and float64.
 
     fill       a missing value (NaN) is the last one before it in its column; where there is none yet in the window, the
-               column's first value.  A column without any value is 0.
+               column's first value.  A column without any value is 0 after scaling.
     short      rows before the first one that holds any value make a window short.  `short_windows` says what stands
-               for them: that first row, or zeros, which are then scaled with the others.
+               for them: each column's first value, or zeros, which are then scaled with the others.
     scale      as `calibration.scaling` says; a constant window is 0 under every scaling but "standard".
     calendar   minutes since 1970-01-01 00:00 on the series' own clock to what `TIME_MARKS` names, -0.5..0.5 each.
     scale back the first output, by the numbers that its columns were scaled with.
@@ -39,14 +39,17 @@ def raw_inputs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return (raw, *(TensorSpec(TIME_INPUT, "int64", (BATCH, *spec.shape[1:2])) for spec in marks))
 
 
-def fill_gaps(windows: Array, short_windows: ShortWindows) -> Array:
-    """Return windows [n, steps, columns] without NaN, as the module's `fill` and `short` say."""
+def fill_gaps(windows: Array, short_windows: ShortWindows, absent: Array | float = 0.0) -> Array:
+    """Return windows [n, steps, columns] without NaN, as the module's `fill` and `short` say.
+
+    `absent` stands for columns without any value: one number, or one a column.
+    """
     steps = np.arange(windows.shape[1])[:, None]
     there = ~np.isnan(windows)
     last = np.maximum.accumulate(np.where(there, steps, -1), axis=1)  # -1 before the first value
     first = np.where(there.any(axis=1, keepdims=True), there.argmax(axis=1)[:, None], 0)
     filled = np.take_along_axis(windows, np.where(last < 0, first, last), axis=1)
-    filled = np.where(np.isnan(filled), 0.0, filled)
+    filled = np.where(np.isnan(filled), absent, filled)
     if short_windows == "zeros":
         filled = np.where((last < 0).all(axis=2, keepdims=True), 0.0, filled)
     return filled
@@ -97,7 +100,8 @@ class Prepared:
 
 def prepare(preparation: Preparation, feeds: Feeds) -> Prepared:
     """Return what a model is fed for raw feeds, by their names."""
-    filled = fill_gaps(feeds[preparation.raw].astype(np.float64), preparation.short_windows)
+    absent = _row(preparation.mean) if preparation.scaling == "standard" else 0.0
+    filled = fill_gaps(feeds[preparation.raw].astype(np.float64), preparation.short_windows, absent)
     scale = scale_of(preparation, filled)
     scaled = scale.apply(filled).astype(np.float32)
     if preparation.time_input is None:

@@ -30,20 +30,24 @@ FIRST_DAY, LAST_DAY = (int(np.datetime64(day, "D").astype(np.int64)) for day in 
 
 
 class Filled(nn.Module):
-    """Windows [batch, steps, columns] with NaN -> without; see the module's `fill`."""
+    """Windows [batch, steps, columns] with NaN -> without; see the module's `fill`.
+
+    `padding` [columns] stands for the rows that a short window lacks; without it they repeat each column's first value.
+    """
 
     back: Tensor
     first: Tensor
     zero: Tensor
+    padding: Tensor | None
 
-    def __init__(self, steps: int, zeros: bool) -> None:
+    def __init__(self, steps: int, padding: Tensor | None) -> None:
         super().__init__()
         rows = torch.arange(steps)
-        self.zeros = zeros
         self.strides = tuple(1 << power for power in range((steps - 1).bit_length()))
         self.register_buffer("back", torch.stack([(rows - stride).clamp(min=0) for stride in (1, *self.strides)]))
         self.register_buffer("first", (rows == 0)[None, :, None])
         self.register_buffer("zero", torch.zeros(()))
+        self.register_buffer("padding", padding)
 
     def forward(self, windows: Tensor) -> Tensor:
         for at in range(len(self.strides)):
@@ -51,9 +55,9 @@ class Filled(nn.Module):
         missing = torch.isnan(windows)  # only before the first value, by now
         begins = ~missing & (missing.index_select(1, self.back[0]) | self.first)
         values = torch.where(begins, windows, self.zero).sum(dim=1, keepdim=True)  # [batch, 1, columns]
-        if self.zeros:
+        if self.padding is not None:
             short = missing.to(windows.dtype).amin(dim=2, keepdim=True)  # 1 in rows before the window begins
-            values = values * (1 - short)
+            values = torch.where(short > 0, self.padding, values)
         return torch.where(missing, values, windows)
 
 
@@ -102,10 +106,10 @@ class Before(nn.Module):
         super().__init__()
         self.scaling = preparation.scaling
         self.targets = list(preparation.targets)
-        self.filled = Filled(steps, preparation.short_windows == "zeros")
         self.calendar = calendar
-        mean = np.array(preparation.mean)
+        mean = np.array(preparation.mean or [0.0] * len(preparation.columns))
         high = mean.astype(np.float32)
+        self.filled = Filled(steps, torch.from_numpy(-high) if preparation.short_windows == "zeros" else None)
         self.register_buffer("high", torch.from_numpy(high))
         self.register_buffer("low", torch.from_numpy((mean - high).astype(np.float32)))
         self.register_buffer("std", torch.tensor(preparation.std))

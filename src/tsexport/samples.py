@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tsexport.quantize.evaluation import EvaluationSet
 
 GOLDEN_SAMPLES = 16
+REAL_SAMPLES = 8
+DAMAGED_SAMPLES = 8
+"""Windows with gaps, where the graph repairs them; half of the golden and of the real ones are then such."""
 SOURCE_BATCH = 64
 RANDOM_WINDOWS = 64
 NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
@@ -46,7 +49,8 @@ class SamplesRecord:
 class Samples:
     """The record with its arrays: evaluation windows, the source's answers to them, and the target.
 
-    `key` names all of it for caches: model, inputs, data, seed.
+    `key` names all of it for caches: model, inputs, data, seed.  `damaged` are windows with gaps and the source's
+    answers, where the graph repairs them; accuracy is not judged on them.
     """
 
     key: str
@@ -54,6 +58,7 @@ class Samples:
     feeds: Feeds
     outputs: Feeds
     target: Array | None
+    damaged: tuple[Feeds, Feeds] | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -62,15 +67,22 @@ class Samples:
     @property
     def real(self) -> Feeds | None:
         """A few real windows, or None where there is no data."""
-        return {name: array[:8] for name, array in self.feeds.items()} if self.record.has_real else None
+        return self._first(REAL_SAMPLES)[0] if self.record.has_real else None
 
     @property
     def golden(self) -> tuple[Feeds, Feeds]:
         """The first windows and the source's answers to them."""
-        first = slice(0, GOLDEN_SAMPLES)
+        return self._first(GOLDEN_SAMPLES)
+
+    def _first(self, count: int) -> tuple[Feeds, Feeds]:
+        """Return the first windows and the source's answers; half are damaged ones where there are such."""
+        if self.damaged is None:
+            return _rows(self.feeds, count), _rows(self.outputs, count)
+        feeds, outputs = self.damaged
+        sound = count // 2
         return (
-            {name: array[first] for name, array in self.feeds.items()},
-            {name: array[first] for name, array in self.outputs.items()},
+            {name: np.concatenate([self.feeds[name][:sound], array[:sound]]) for name, array in feeds.items()},
+            {name: np.concatenate([self.outputs[name][:sound], array[:sound]]) for name, array in outputs.items()},
         )
 
     def evaluation_set(self, metric: str | None) -> "EvaluationSet":
@@ -94,6 +106,10 @@ class Samples:
         if self.target is not None:
             first = next(iter(self.outputs.values()))
             accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
+
+
+def _rows(arrays: Feeds, count: int) -> Feeds:
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def _ranges(ids: Sequence[str]) -> str:
@@ -152,6 +168,10 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         caveats.append(NO_REAL_DATA)
     write_arrays(folder / "feeds.npz", feeds)
     write_arrays(folder / "outputs.npz", _answers(context, feeds))
+    if context.plan.raw:
+        damaged = _damaged(feeds, source.spec.inputs[0].name)
+        write_arrays(folder / "damaged-feeds.npz", damaged)
+        write_arrays(folder / "damaged-outputs.npz", _answers(context, damaged))
     if target is not None:
         write_arrays(folder / "target.npz", {"target": target})
     opened = [one for one in (calibration, evaluation) if one is not None]
@@ -165,6 +185,14 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         evaluation=_data_record(evaluation),
         has_real=evaluation is not None,
     )
+
+
+def _damaged(feeds: Feeds, raw: str) -> dict[str, Array]:
+    """Return the first windows with gaps in the raw input."""
+    from tsexport.calibration.preparation import damage
+
+    first = _rows(feeds, DAMAGED_SAMPLES)
+    return {**first, raw: damage(first[raw])}
 
 
 def take_samples(context: Context) -> tuple[Samples, bool]:
@@ -191,6 +219,9 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
         read_arrays(cached.folder / "feeds.npz"),
         read_arrays(cached.folder / "outputs.npz"),
         read_arrays(target)["target"] if target.exists() else None,
+        (read_arrays(cached.folder / "damaged-feeds.npz"), read_arrays(cached.folder / "damaged-outputs.npz"))
+        if context.plan.raw
+        else None,
     )
     samples.require_fitting_target(context.options.metric)
     return samples, cached.reused
