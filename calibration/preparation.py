@@ -11,8 +11,8 @@ graph, in numpy and float64.
     sort       quantiles in ascending order.
 
 A window without gaps comes out as `calibration.windows` cuts it.  Limits: raw values are float32, so a column at 1e9
-is known to 64 units only; infinities are not repaired; times outside 1901-01-01..2100-02-28 count as the nearest that is
-inside (in that span every fourth year is a leap year).
+is known to 64 units only; infinities are not repaired; times outside 1901-01-01 to 2100-02-28 00:00 count as the
+nearest that is inside (in that span every fourth year is a leap year).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from tsexport.types import BATCH, Array, Feeds, Preparation, ShortWindows, Tenso
 RAW_PREFIX = "raw_"
 TIME_INPUT = "time_minutes"
 FIRST_MINUTE, LAST_MINUTE = (
-    int(np.datetime64(moment, "m").astype(np.int64)) for moment in ("1901-01-01T00:00", "2100-02-28T23:59")
+    int(np.datetime64(moment, "m").astype(np.int64)) for moment in ("1901-01-01T00:00", "2100-02-28T00:00")
 )
 DAMAGES = 4
 
@@ -122,10 +122,10 @@ def finish(preparation: Preparation, output: Array, scale: WindowScale) -> Array
 
 
 def damage(windows: Array) -> Array:
-    """Return raw windows [n, steps, columns] as serving may send them: one in four each with
+    """Return raw windows [n, steps, columns] as serving may send them, a quarter of each kind.
 
-    gaps in every column and some whole rows missing; a short history (NaN first); every column constant; the last column
-    without any value, and gaps at the first column's start.
+    Gaps in every column, and some rows missing; a short history, missing rows first; every column constant; the last
+    column without any value, and the first without one at its start.
     """
     damaged = windows.copy()
     steps, columns = windows.shape[1:]

@@ -4,14 +4,15 @@ It says in tensors what `calibration.preparation` says in numpy; the build holds
 plain operators of fixed shapes are used, so that every runtime has them:
 
     fill       log2(steps) rounds: where a value is missing, take that 1, 2, 4, ... rows before it
-    calendar   minutes are split into days and minutes of the day, and both are looked up: weekdays and leap years repeat
-               after 28 years, 10227 days, from 1901 to February 2100
+    calendar   minutes are split into days and minutes of the day, and both are looked up: weekdays and leap years
+               repeat after 28 years, 10227 days, from 1901 to February 2100
     sort       Batcher's odd-even merge sort: one gather, minimum, maximum and selection a layer.
                Source: Batcher 1968, "Sorting networks and their applications"
 
 float32 keeps 24 bits.  Training means are therefore subtracted first, and what a mean loses in float32 a second time:
 (x - high) - low.  The fill stands between the two, since OpenVINO would otherwise join them, or multiply before it
-subtracts.  Some runtimes divide integers as float32 does; so a quotient is corrected by its own remainder.
+subtracts.  It also divides integers as float32 does; so a quotient is corrected by its own remainder, and the bounds of
+times are midnights, which float32 holds.
 
 The two parts bear the names BEFORE and BEHIND, and so do the nodes that are exported from them: quantizers leave those
 alone.
@@ -33,14 +34,16 @@ class Filled(nn.Module):
     """Windows [batch, steps, columns] with NaN -> without; see the module's `fill`.
 
     `padding` [columns] stands for the rows that a short window lacks; without it they repeat each column's first value.
+    `absent` [columns] stands for columns without any value; without it they are 0.
     """
 
     back: Tensor
     first: Tensor
     zero: Tensor
     padding: Tensor | None
+    absent: Tensor | None
 
-    def __init__(self, steps: int, padding: Tensor | None) -> None:
+    def __init__(self, steps: int, padding: Tensor | None = None, absent: Tensor | None = None) -> None:
         super().__init__()
         rows = torch.arange(steps)
         self.strides = tuple(1 << power for power in range((steps - 1).bit_length()))
@@ -48,6 +51,7 @@ class Filled(nn.Module):
         self.register_buffer("first", (rows == 0)[None, :, None])
         self.register_buffer("zero", torch.zeros(()))
         self.register_buffer("padding", padding)
+        self.register_buffer("absent", absent)
 
     def forward(self, windows: Tensor) -> Tensor:
         for at in range(len(self.strides)):
@@ -55,6 +59,8 @@ class Filled(nn.Module):
         missing = torch.isnan(windows)  # only before the first value, by now
         begins = ~missing & (missing.index_select(1, self.back[0]) | self.first)
         values = torch.where(begins, windows, self.zero).sum(dim=1, keepdim=True)  # [batch, 1, columns]
+        if self.absent is not None:
+            values = torch.where(missing[:, -1:], self.absent, values)
         if self.padding is not None:
             short = missing.to(windows.dtype).amin(dim=2, keepdim=True)  # 1 in rows before the window begins
             values = torch.where(short > 0, self.padding, values)
@@ -76,7 +82,7 @@ class Calendar(nn.Module):
         self.register_buffer("days", torch.from_numpy(days))
 
     def forward(self, minutes: Tensor) -> Tensor:
-        inside = minutes.clamp(FIRST_DAY * MINUTES_A_DAY, (LAST_DAY + 1) * MINUTES_A_DAY - 1)
+        inside = minutes.clamp(FIRST_DAY * MINUTES_A_DAY, LAST_DAY * MINUTES_A_DAY)
         # whole cycles are added, so that integers are positive, and every way to round a quotient is the same
         day, minute = split(inside + 3 * DAYS_A_CYCLE * MINUTES_A_DAY, MINUTES_A_DAY)
         _, place = split(day, DAYS_A_CYCLE)
@@ -108,10 +114,15 @@ class Before(nn.Module):
         self.targets = list(preparation.targets)
         self.calendar = calendar
         mean = np.array(preparation.mean or [0.0] * len(preparation.columns))
-        high = mean.astype(np.float32)
-        self.filled = Filled(steps, torch.from_numpy(-high) if preparation.short_windows == "zeros" else None)
-        self.register_buffer("high", torch.from_numpy(high))
-        self.register_buffer("low", torch.from_numpy((mean - high).astype(np.float32)))
+        high = torch.from_numpy(mean.astype(np.float32))
+        low = torch.from_numpy((mean - mean.astype(np.float32)).astype(np.float32))
+        self.filled = Filled(
+            steps,
+            padding=-high if preparation.short_windows == "zeros" else None,
+            absent=low if preparation.scaling == "standard" else None,
+        )
+        self.register_buffer("high", high)
+        self.register_buffer("low", low)
         self.register_buffer("std", torch.tensor(preparation.std))
         self.register_buffer("target_offset", torch.tensor(preparation.target_mean)[None, None])
         self.register_buffer("target_span", torch.tensor(preparation.target_std)[None, None])

@@ -95,10 +95,10 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
         )
     has_own_reference = not own and has_series
     if target.precision == "int8" and options.calibration is None and not own and not has_own_reference:
+        inputs = raw_inputs(identity.inputs) if options.include_preprocessing else identity.inputs
         raise UsageError(
             f"{target.name} calibrates on data, and tsexport has no reference series for {options.model}",
-            next_step="give --calibration FILE: .npz of arrays named as the inputs "
-            f"({', '.join(map(str, raw_inputs(identity.inputs) if options.include_preprocessing else identity.inputs))})",
+            next_step=f"give --calibration FILE: .npz of arrays named as the inputs ({', '.join(map(str, inputs))})",
         )
     for path in (options.calibration, options.evaluation):
         if path is not None and not path.is_file():

@@ -132,7 +132,8 @@ def preparation_of(known: Known, spec: ModelSpec) -> Preparation:
     if series.scaling == "standard":
         assert known.table is not None  # `known_series` saw to it
         scales = windows_of(known.table, replace(series, columns=columns, target_columns=targets), "train")
-        assert scales.scale is not None and scales.target_scale is not None
+        assert scales.scale is not None
+        assert scales.target_scale is not None
         preparation = replace(preparation, mean=_numbers(scales.scale.mean), std=_numbers(scales.scale.std))
         if scales_back:
             preparation = replace(
@@ -164,8 +165,8 @@ def _takes_calendar(spec: ModelSpec) -> bool:
     calendar = marks and (bool(spec.config.get("time_marks")) or "known_channels" in spec.config)
     if not windows or (others and not calendar):
         raise ConfigurationError(
-            f"{OPTION} prepares windows float32[batch, context_length, channels], with a calendar beside them where the "
-            f"model has one; {spec.name} takes {', '.join(map(str, spec.inputs))}",
+            f"{OPTION} prepares windows float32[batch, context_length, channels], and a calendar where a registered "
+            f"model takes one; {spec.name} takes {', '.join(map(str, spec.inputs))}",
             next_step="prepare its inputs before the model, and build without the option",
         )
     return calendar
@@ -220,7 +221,7 @@ def prepared_source(source: "OpenedSource", plan: "DataPlan", identity: "SourceI
 
 
 def with_preparation(source: "OpenedSource", preparation: Preparation) -> "OpenedSource":
-    """Return a source model that takes raw feeds: it answers along the Python path, and its module is what is exported."""
+    """Return a source model that takes raw feeds: it answers along the Python path, its module is the one to export."""
     from tsexport.calibration.preparation import finish, prepare, raw_inputs
 
     assert source.module is not None  # `require_series` refuses the only kind without
@@ -253,7 +254,8 @@ def _module(module: "nn.Module", spec: ModelSpec, preparation: Preparation) -> "
     from tsexport.exporters.preprocessing import Calendar, PreparedModel
 
     steps, values = spec.inputs[0].shape[1], spec.outputs[0].shape[-1]
-    assert isinstance(steps, int) and isinstance(values, int)
+    assert isinstance(steps, int)
+    assert isinstance(values, int)
     calendar = Calendar(*calendar_tables()) if preparation.time_input else None
     return PreparedModel(module, preparation, steps, values, calendar).eval().requires_grad_(False)
 
@@ -278,8 +280,8 @@ def _notes(inputs: tuple[TensorSpec, ...], preparation: Preparation) -> tuple[st
     parts += ["the order of quantiles"] if preparation.sorts_quantiles else []
     units = "; forecasts and errors are in the series' own units" if preparation.targets else ""
     notes = [
-        f"preparation in the graph: gaps{''.join(f', {part}' for part in parts)}. {inputs[0].name} takes {names} as they "
-        f"are, NaN where a value is missing{units}"
+        f"preparation in the graph: gaps{''.join(f', {part}' for part in parts)}. {inputs[0].name} takes {names} as "
+        f"they are, NaN where a value is missing{units}"
     ]
     if preparation.time_input:
         notes.append(f"{preparation.time_input} takes minutes since 1970-01-01 00:00 on the series' own clock")

@@ -14,8 +14,8 @@ import numpy as np
 from tsexport.cache import digest_of
 from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
-from tsexport.preparing import quantile_levels
 from tsexport.npz import read_arrays, write_arrays
+from tsexport.preparing import quantile_levels
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
