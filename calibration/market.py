@@ -21,7 +21,8 @@ feature, a zero range counting as 1.
 import numpy as np
 from numpy.typing import NDArray
 
-from tsexport.calibration.synthetic import Bars, market_ohlcv, recurse
+from tsexport.calibration.indicators import log_returns, macd, momentum, relative_strength, rolling_std
+from tsexport.calibration.synthetic import Bars, market_ohlcv
 from tsexport.errors import DataError
 from tsexport.types import Array
 
@@ -51,6 +52,27 @@ def market_features(bars: Bars) -> NDArray[np.float32]:
     Raises:
         DataError: no bars, a price that is not positive, or a value that is not finite.
     """
+    require_bars(bars)
+    close = np.asarray(bars.close, dtype=np.float64)
+    table = (
+        close,
+        bars.high,
+        bars.low,
+        bars.volume,
+        rolling_std(log_returns(close), VOLATILITY_BARS),
+        relative_strength(close, RSI_BARS),
+        macd(close, MACD_FAST_BARS, MACD_SLOW_BARS),
+        momentum(close, MOMENTUM_BARS),
+    )
+    return np.stack(table, axis=1).astype(np.float32)
+
+
+def require_bars(bars: Bars) -> None:
+    """Raise where indicators cannot be computed.
+
+    Raises:
+        DataError: no bars, a close that is not positive, or a value that is not finite.
+    """
     if not len(bars):
         raise DataError("there are no bars to compute features from")
     for name in ("open", "high", "low", "close", "volume"):
@@ -58,42 +80,6 @@ def market_features(bars: Bars) -> NDArray[np.float32]:
             raise DataError(f"the bars' {name} has values that are not finite", next_step="Remove or fill those bars.")
     if (bars.close <= 0).any():
         raise DataError("a close is zero or negative; logarithmic returns need positive prices")
-    close = np.asarray(bars.close, dtype=np.float64)
-    table = (
-        close,
-        bars.high,
-        bars.low,
-        bars.volume,
-        rolling_std(np.diff(np.log(close), prepend=np.log(close[0])), VOLATILITY_BARS),
-        relative_strength(close, RSI_BARS),
-        exponential_average(close, MACD_FAST_BARS) - exponential_average(close, MACD_SLOW_BARS),
-        close - np.concatenate((np.full(min(MOMENTUM_BARS, len(close)), close[0]), close[:-MOMENTUM_BARS])),
-    )
-    return np.stack(table, axis=1).astype(np.float32)
-
-
-def rolling_std(values: NDArray[np.float64], bars: int) -> NDArray[np.float64]:
-    """Return the population standard deviation of the last `bars` values at each row, of fewer at the start."""
-    # Rows before the first are NaN and left out of each mean; two passes, since E[x^2] - E[x]^2 cancels.
-    padded = np.concatenate((np.full(bars - 1, np.nan), values))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, bars)
-    return np.asarray(np.nanstd(windows, axis=1))
-
-
-def relative_strength(close: NDArray[np.float64], bars: int) -> NDArray[np.float64]:
-    """Return Wilder's RSI [rows], 0 to 100; 50 where the price has not moved yet."""
-    change = np.diff(close, prepend=close[0])
-    gain, loss = (recurse(1 - 1 / bars, np.maximum(part, 0) / bars) for part in (change, -change))
-    total = gain + loss
-    return np.where(total > 0, 100 * gain / np.where(total > 0, total, 1), 50.0)
-
-
-def exponential_average(values: NDArray[np.float64], bars: int) -> NDArray[np.float64]:
-    """Return the exponential moving average [rows] with weight 2 / (bars + 1), starting at the first value."""
-    weight = 2 / (bars + 1)
-    inputs = weight * values
-    inputs[0] = values[0]
-    return recurse(1 - weight, inputs)
 
 
 def last_window(features: Array, bars: int = CONTEXT_BARS) -> Array:

@@ -1,18 +1,19 @@
 """The series that a registered model is calibrated and judged on where the user gives no data.
 
-`patchtst-cpu` has the market series its reference checkpoint was trained on.  Any other forecasting model that calls
-its sizes `context_length`, `horizon` and `channels` gets a seeded multi-channel series, with the calendar of its hourly
-rows where the model takes one: as `time_marks` of the past, or as `known_channels` of past and future, when the target
-is the first channel.  A classifier (`context_length`, `channels`, `classes`) gets a series with a class at each row.
-What a model answers there says nothing about its accuracy on real data.
+`patchtst-cpu` has the market series its reference checkpoint was trained on; models that are fed more than one series
+have data of their own (`OWN_DATA`).  Any other forecasting model that calls its sizes `context_length`, `horizon` and
+`channels` gets a seeded multi-channel series, with the calendar of its hourly rows where the model takes one: as
+`time_marks` of the past, or as `known_channels` of past and future, when the target is the first channel.  A classifier
+(`context_length`, `channels`, `classes`) gets a series with a class at each row.  What a model answers there says
+nothing about its accuracy on real data.
 
 The class of a window is that of the first channel's move over the MOVE_ROWS rows behind it: moves are cut at the
 quantiles 1/n, 2/n, ... of the training rows' moves into n classes, 0 the furthest down, so that all are about as
 frequent.  Daily and weekly seasons and the reversion of what departs from them make the move predictable in part.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,29 @@ from tsexport.calibration.market import (
     TRAINING_FRACTION,
     reference_table,
 )
+from tsexport.calibration.market_days import has_reference_days, reference_days
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
 from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
+from tsexport.calibration.trading_days import has_trading_days, reference_trading_days
 from tsexport.calibration.windows import windows_of
 
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a model is fed that no single series gives.
+
+    `exists` says whether there is any for a configuration; `windows` takes (configuration, seed, split, input names).
+    """
+
+    exists: Callable[[Mapping[str, Any]], bool]
+    windows: Callable[[Mapping[str, Any], int, SplitName, Sequence[str]], tuple[Dataset, str]]
+
+
+OWN_DATA = {
+    "migt-tvdt": OwnData(has_reference_days, reference_days),
+    "hrm-27m": OwnData(has_trading_days, reference_trading_days),
+}
 CHANNELS_ROWS = 4_000
 MINUTES_PER_ROW = 60
 FORECAST_SIZES = ("context_length", "horizon", "channels")
@@ -49,9 +68,16 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
 
     There is none with static inputs, nor with known ones of another number than the calendar has.
     """
+    if model in OWN_DATA:
+        return OWN_DATA[model].exists(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
     return _has_sizes(config, FORECAST_SIZES) or _has_sizes(config, CLASSIFIER_SIZES)
+
+
+def has_reference_series(model: str, config: Mapping[str, Any]) -> bool:
+    """Return whether `reference_series` can be asked: the model is fed a single series, and has a reference for it."""
+    return model not in OWN_DATA and has_reference(model, config)
 
 
 def reference_windows(
@@ -62,8 +88,10 @@ def reference_windows(
     Args:
         model, config, seed: as `reference_series` takes them.
         split: which windows.
-        names: the model's inputs: one, or two where it takes a calendar.
+        names: the model's inputs: one, two where it takes a calendar, or those of its own data.
     """
+    if model in OWN_DATA:
+        return OWN_DATA[model].windows(config, seed, split, names)
     table, series = reference_series(model, config, seed)
     windows = windows_of(table, series, split, name=names[0])
     if not _takes_marks(config):

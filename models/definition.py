@@ -6,12 +6,16 @@ takes and gives, and `build(config)`, which returns the `nn.Module`.
 Configurations are read far more often than models are built (listing, `--set`, cache keys), and importing torch takes
 seconds.  So a model's file does not import torch at its top: the `nn.Module` classes stand in a function named
 `network`, which imports torch and is cached, and `build` calls it.
+
+A model that can be built in parts has a third name, `COMPONENTS`: one `Component` for each part.  A part's weights are
+those of the whole model, which is built and loaded first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from tsexport.errors import ConfigurationError
+from tsexport.errors import ConfigurationError, UsageError, did_you_mean
 from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -38,13 +42,66 @@ class ModelConfig(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """What a model, or a part of one, takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a model that `--component` builds alone.
+
+    `tensors` takes the model's configuration, and raises ConfigurationError where that has no such part.  `take` takes
+    the whole model and returns the part, which shares the whole's weights.
+    """
+
+    name: str
+    summary: str
+    tensors: Callable[[Any], Tensors]
+    take: Callable[[Any], "nn.Module"]
+
+
 class Definition(Protocol):
-    """A model's module: `tsexport.models.<file>`, or a third party's."""
+    """A model's module: `tsexport.models.<file>`, or a third party's.
+
+    Two more names may be there.  `COMPONENTS` are the parts that can be built alone.  `misfit_hint(config, misfit) ->
+    str` says what to do about a checkpoint that does not fit (a `models.loading.Misfit`), where the model knows better
+    than its settings; "" where it does not.
+    """
 
     Config: type[ModelConfig]
 
     @staticmethod
     def build(config: Any) -> "nn.Module": ...
+
+
+def components_of(definition: Definition) -> tuple[Component, ...]:
+    """Return the parts that a model can be built in, () where it has none."""
+    components: tuple[Component, ...] = getattr(definition, "COMPONENTS", ())
+    return components
+
+
+def component_of(definition: Definition, name: str, *, model: str) -> Component:
+    """Return the part of a model that bears `name`.
+
+    Raises:
+        UsageError: the model has no such part, or none at all.
+    """
+    components = {component.name: component for component in components_of(definition)}
+    if not components:
+        raise UsageError(
+            f"--component {name} does not apply to {model}: it is built whole, it has no components",
+            next_step="Leave --component out.",
+        )
+    if name not in components:
+        raise UsageError(
+            f"{model} has no component {name!r}{did_you_mean(name, components)}; it has {', '.join(components)}",
+            next_step=f"Write for example --component {next(iter(components))}, or leave it out for the whole model.",
+        )
+    return components[name]
 
 
 def sizes_of(config_type: type[ModelConfig]) -> Sizes:

@@ -69,7 +69,9 @@ def load_strictly(
     state, wrapping = _rewrap(checkpoint, wanted)
     misfit = compare(wanted, {name: tuple(value.shape) for name, value in state.items()})
     if misfit:
-        hint = explain(definition, config, state, misfit) if definition and config else ""
+        hint = ""
+        if definition and config:
+            hint = _own_hint(definition, config, misfit) or explain(definition, config, state, misfit)
         raise CheckpointError(
             f"{checkpoint.path} does not fit {model}: {misfit}",
             next_step=hint or "Use the model and the settings that the checkpoint was trained with.",
@@ -121,6 +123,12 @@ def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Te
     if suspects and found.keys() & shapes_of(config).keys():
         return f"Settings that look wrong: {', '.join(suspects)}. Give the checkpoint's own with --set key=value."
     return "No setting explains it: the checkpoint seems to be of another model."
+
+
+def _own_hint(definition: Definition, config: ModelConfig, misfit: Misfit) -> str:
+    """Return what the model's own file says about a misfit, "" where it says nothing."""
+    own: Callable[[ModelConfig, Misfit], str] | None = getattr(definition, "misfit_hint", None)
+    return own(config, misfit) if own else ""
 
 
 def _list(names: tuple[str, ...]) -> str:

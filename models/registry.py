@@ -22,8 +22,9 @@ class ModelEntry:
     """A registered model.
 
     `module` is the dotted name of the file that defines it (see `tsexport.models.definition`), imported on first use.
-    `parameters` is their number in the default configuration.  `checkpoint` is the reference checkpoint that comes with
-    the model, or None: then weights are initialised from a seed.
+    `parameters` is their number in the default configuration; `published_parameters` is the number that the source
+    claims, where it claims one and it is not ours, and `published_note` says why they differ.  `checkpoint` is the
+    reference checkpoint that comes with the model, or None: then weights are initialised from a seed.
     """
 
     name: str
@@ -35,6 +36,8 @@ class ModelEntry:
     parameters: int
     checkpoint: Path | None = None
     caveats: tuple[str, ...] = ()
+    published_parameters: int | None = None
+    published_note: str = ""
 
     def definition(self) -> Definition:
         """Import and return the model's module: its `Config` and `build`."""
@@ -161,6 +164,25 @@ _TABLE = (
         source="Challu et al. 2023, N-HiTS",
         module="tsexport.models.nhits",
         parameters=2_105_928,
+    ),
+    ModelEntry(
+        name="migt-tvdt",
+        family="transformer",
+        task="quantiles",
+        summary="7 quantiles at 5 horizons from 288 bars of 24 market variables, padding masked",
+        source="MIGT-TVDT document; feed-forward, gate and horizons are this project's",
+        module="tsexport.models.migt_tvdt",
+        parameters=4_786_251,
+    ),
+    ModelEntry(
+        name="hrm-27m",
+        family="hrm",
+        task="forecast",
+        summary="3 values for each of a day's 390 minutes, read under the state of the 64 days before",
+        source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
+        module="tsexport.models.hrm_27m",
+        parameters=28_135_877,
+        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
     ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}

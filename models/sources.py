@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tsexport.errors import FeedError, UsageError
 from tsexport.models.checkpoints import check_file, read_checkpoint, torch_archive_kind
-from tsexport.models.definition import ModelConfig
+from tsexport.models.definition import Component, ModelConfig, Tensors, component_of
 from tsexport.models.factory import call_factory, declared_inputs, factory_digest, split_factory
 from tsexport.models.flat import flatten, probe, to_tensors
 from tsexport.models.loading import load_strictly
@@ -37,7 +37,8 @@ class SourceIdentity:
 
     `name` is the bundle's `<model>`.  `config` is set for registered models, `settings` for factories, `path` for
     files.  `checkpoint` is the user's, or the reference one (`is_reference`), or None: then weights are initialised
-    from `seed`.  The reference checkpoint belongs to the default configuration.  `digest` is None for a factory.
+    from `seed`.  The reference checkpoint belongs to the default configuration.  `component` is the part of a
+    registered model that is built, None for all of it.  `digest` is None for a factory.
     """
 
     model: str
@@ -46,6 +47,7 @@ class SourceIdentity:
     seed: int
     entry: ModelEntry | None = None
     config: ModelConfig | None = None
+    component: Component | None = None
     settings: tuple[tuple[str, object], ...] = ()
     path: Path | None = None
     checkpoint: Path | None = None
@@ -61,7 +63,15 @@ class SourceIdentity:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs where they are known before opening, else ()."""
-        return self.config.inputs if self.config else ()
+        return self.tensors.inputs if self.config else ()
+
+    @property
+    def tensors(self) -> Tensors:
+        """What a registered model, or its component, takes and gives."""
+        assert self.config is not None
+        if self.component is not None:
+            return self.component.tensors(self.config)
+        return Tensors(self.config.inputs, self.config.outputs)
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,17 @@ class OpenedSource:
 
 
 def identify(
-    model: str, *, checkpoint: Path | None = None, settings: Mapping[str, object] | None = None, seed: int = 0
+    model: str,
+    *,
+    checkpoint: Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    seed: int = 0,
+    component: str | None = None,
 ) -> SourceIdentity:
-    """Return what MODEL is.
+    """Return what MODEL, or a component of it, is.
 
     Raises:
-        UsageError: there is no such model, factory or file, or an option does not apply to it.
+        UsageError: there is no such model, component, factory or file, or an option does not apply to it.
         ConfigurationError: a setting is unknown or invalid.
         CheckpointError: the checkpoint is missing or no checkpoint.
     """
@@ -106,8 +121,13 @@ def identify(
     if checkpoint is not None:
         check_file(checkpoint)
     if is_registered(model):
-        return _identify_registered(get_entry(model), checkpoint, settings, seed)
+        return _identify_registered(get_entry(model), checkpoint, settings, seed, component)
     path = Path(model)
+    if component is not None and (path.is_file() or split_factory(model)):
+        raise UsageError(
+            f"--component {component} does not apply to {model}: only registered models have components",
+            next_step="Leave --component out.",
+        )
     if path.suffix in FILE_SUFFIXES or path.is_file():
         _refuse_options(model, checkpoint, settings)
         return _identify_file(model, path, seed)
@@ -145,10 +165,13 @@ def open_source(identity: SourceIdentity, inputs: tuple[TensorSpec, ...] = ()) -
 
 
 def _identify_registered(
-    entry: ModelEntry, checkpoint: Path | None, settings: Mapping[str, object], seed: int
+    entry: ModelEntry, checkpoint: Path | None, settings: Mapping[str, object], seed: int, component_name: str | None
 ) -> SourceIdentity:
     definition = entry.definition()
+    component = component_of(definition, component_name, model=entry.name) if component_name is not None else None
     config = configure(definition.Config, settings, model=entry.name)
+    if component is not None:
+        component.tensors(config)  # raises where the configuration has no such part
     is_reference = checkpoint is None and entry.checkpoint is not None and config == definition.Config()
     used = entry.checkpoint if is_reference else checkpoint
     sha256 = file_sha256(used) if used else None
@@ -157,6 +180,7 @@ def _identify_registered(
         "config": _config_values(config),
         "weights": sha256 or f"seed {seed}",
         "definition": [file_sha256(path) for path in source_files(definition)],
+        **({"component": component.name} if component else {}),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return SourceIdentity(
@@ -166,6 +190,7 @@ def _identify_registered(
         seed,
         entry=entry,
         config=config,
+        component=component,
         checkpoint=used,
         checkpoint_sha256=sha256,
         is_reference=is_reference,
@@ -235,13 +260,18 @@ def _open_registered(identity: SourceIdentity) -> OpenedSource:
         notes += _unwrapped(wrapping)
     else:
         notes.append(f"weights initialised from seed {identity.seed}: untrained, accuracy means nothing")
+    component = identity.component
+    if component is not None:
+        module = component.take(module)
+        notes.append(f"component {component.name} of {entry.name}: {component.summary}")
     caveats = (*entry.caveats, *(["untrained: accuracy means nothing"] if identity.is_untrained else []))
     spec = ModelSpec(
         name=entry.name,
         family=entry.family,
-        task=entry.task,
-        inputs=config.inputs,
-        outputs=config.outputs,
+        task="unknown" if component else entry.task,  # a part predicts nothing that has labels
+        inputs=identity.tensors.inputs,
+        outputs=identity.tensors.outputs,
+        component=component.name if component else None,
         config=_config_values(config),
         parameters=_count(module),
         source=entry.source,

@@ -38,11 +38,24 @@ class OpenVinoSession(BatchSpecialised):
         ports = [compiled.output(spec.name) for spec in self.outputs]
         lock = threading.Lock()  # a request runs one inference at a time
 
-        def infer(feeds: Mapping[str, Array]) -> Sequence[Array]:
+        def infer_dynamic(feeds: Mapping[str, Array]) -> Sequence[Array]:
             with lock:
                 # Inputs are read in place; outputs are copied out, since the request writes over them at the next call.
                 results = request.infer(dict(feeds), share_inputs=True, share_outputs=False)
                 return [results[port] for port in ports]
+
+        if any(port.get_partial_shape().is_dynamic for port in (*compiled.inputs, *compiled.outputs)):
+            return infer_dynamic
+        # Where every shape is fixed the request's own tensors stay: writing into them and copying out of them is half
+        # of a small model's call faster than what openvino's Python does to bring any kind of feeds into form.
+        filled = [(spec.name, request.get_tensor(compiled.input(spec.name)).data) for spec in self.inputs]
+
+        def infer(feeds: Mapping[str, Array]) -> Sequence[Array]:
+            with lock:
+                for name, view in filled:
+                    view[...] = feeds[name]
+                request.infer()
+                return [request.get_tensor(port).data.copy() for port in ports]
 
         return infer
 

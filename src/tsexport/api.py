@@ -24,6 +24,7 @@ def build(
     device: str | None = None,
     checkpoint: StrPath | None = None,
     set: Mapping[str, Any] | None = None,
+    component: str | None = None,
     config: StrPath | None = None,
     inputs: Sequence[TensorSpec] | None = None,
     calibration: StrPath | None = None,
@@ -54,6 +55,7 @@ def build(
         target: "cpu4-fp32" or "cpu4-int8".
         output: the folder that gets the bundle's folder.
         set: the model's configuration, as `--set`.
+        component: a part of a registered model, for example "h-module" of "hrm-27m".
         series: the table `[series]` of a configuration file.
         quiet: show no progress on stderr.
 
@@ -76,6 +78,7 @@ def build(
         "device": device,
         "checkpoint": _path(checkpoint),
         "settings": dict(set or {}),
+        "component": component,
         "inputs": tuple(inputs) if inputs else None,
         "calibration": _path(calibration),
         "evaluation": _path(evaluation),

@@ -85,7 +85,9 @@ def benchmark_bundle(
             progress=progress,
         )
     )
-    verdicts = judge(latency_budgets(manifest.model.name, manifest.model.family), measurements, machine=machine)
+    model = manifest.model
+    budgets = latency_budgets(model.name, model.family, model.component)
+    verdicts = judge(budgets, measurements, machine=machine)
     result = MachineRecord(machine, measurements, (), verdicts, ())
     if record is not None:
         write_record(result, record / manifest.name)

@@ -75,29 +75,31 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
 
     Raises:
         UsageError: an int8 target without calibration data for a user's own model or checkpoint, or for a registered
-            model that has no reference series.
+            model, or a component of one, that has no reference series.
         DataError: a file that is not there.
         ConfigurationError: a series configuration that cannot be used, or that is missing where windows are prepared.
     """
     from tsexport.calibration.opening import SERIES_SUFFIXES
     from tsexport.calibration.preparation import raw_inputs
-    from tsexport.calibration.reference import has_reference
+    from tsexport.calibration.reference import has_reference, has_reference_series
     from tsexport.calibration.series import series_config_from_mapping
 
     own = identity.kind != "registered" or (identity.checkpoint is not None and not identity.is_reference)
-    has_series = identity.kind == "registered" and has_reference(identity.name, model_config(identity))
     if options.include_preprocessing:
-        require_series(identity, has_series or options.series is not None)
+        known = identity.kind == "registered" and has_reference_series(identity.name, model_config(identity))
+        require_series(identity, known or options.series is not None)
     if target.precision == "int8" and options.calibration is None and own:
         raise UsageError(
             f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
             next_step="give --calibration FILE: .npz of arrays named as the inputs, or csv or parquet with [series]",
         )
-    has_own_reference = not own and has_series
+    part = identity.component
+    has_own_reference = not own and part is None and has_reference(identity.name, model_config(identity))
     if target.precision == "int8" and options.calibration is None and not own and not has_own_reference:
         inputs = raw_inputs(identity.inputs) if options.include_preprocessing else identity.inputs
         raise UsageError(
-            f"{target.name} calibrates on data, and tsexport has no reference series for {options.model}",
+            f"{target.name} calibrates on data, and tsexport has no reference series for "
+            f"{f'the component {part.name} of ' if part else ''}{options.model}",
             next_step=f"give --calibration FILE: .npz of arrays named as the inputs ({', '.join(map(str, inputs))})",
         )
     for path in (options.calibration, options.evaluation):

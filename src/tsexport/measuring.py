@@ -174,7 +174,7 @@ def _measure(
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:
     """Judge every published row of the model and its family."""
-    budgets = latency_budgets(samples.spec.name, samples.spec.family)
+    budgets = latency_budgets(samples.spec.name, samples.spec.family, samples.spec.component)
     return judge(budgets, measurements, machine=machine)
 
 

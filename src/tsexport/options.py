@@ -32,6 +32,7 @@ class BuildOptions:
         output: the folder that gets the bundle's folder.
         checkpoint: weights; None for the reference checkpoint or a seeded initialisation.
         settings: the model's configuration, by key.
+        component: the part of a registered model that is built; None for all of it.
         inputs: inputs of a model that does not say them itself.
         calibration, evaluation: files of data; None for the reference series or none.
         series: the `[series]` table, as given.
@@ -56,6 +57,7 @@ class BuildOptions:
     device: str = "host"
     checkpoint: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    component: str | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: Path | None = None
     evaluation: Path | None = None
@@ -206,7 +208,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "seed": (int,),
     "force": (bool,),
     "include_preprocessing": (bool,),
-    **dict.fromkeys(("model", "target", "device", "metric", "objective", "runtime", "name"), (str,)),
+    **dict.fromkeys(("model", "target", "device", "component", "metric", "objective", "runtime", "name"), (str,)),
 }
 
 

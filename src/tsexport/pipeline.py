@@ -72,9 +72,10 @@ class Plan:
     steps: tuple[tuple[str, float], ...]
 
 
-def bundle_name(model: str, target: str, device: str) -> str:
-    """Return `<model>-<target>[-<device>]`."""
-    return "-".join([model, target, *([device.replace("@", "-")] if device != "host" else [])])
+def bundle_name(model: str, target: str, device: str, component: str | None = None) -> str:
+    """Return `<model>[-<component>]-<target>[-<device>]`."""
+    parts = (model, component, target, device.replace("@", "-") if device != "host" else None)
+    return "-".join(part for part in parts if part)
 
 
 def plan_build(options: BuildOptions) -> Plan:
@@ -87,8 +88,14 @@ def plan_build(options: BuildOptions) -> Plan:
     """
     require("build", "building a bundle")
     target = parse_target(options.target, options.device)
-    identity = identify(options.model, checkpoint=options.checkpoint, settings=options.settings, seed=options.seed)
-    name = options.name or bundle_name(identity.name, options.target, options.device)
+    identity = identify(
+        options.model,
+        checkpoint=options.checkpoint,
+        settings=options.settings,
+        seed=options.seed,
+        component=options.component,
+    )
+    name = options.name or bundle_name(identity.name, options.target, options.device, options.component)
     destination = options.output / name
     check_folder(options.output)
     check_destination(destination, options.force)

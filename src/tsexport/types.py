@@ -47,13 +47,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a source model is: its name, what it predicts, and the tensors it takes and gives."""
+    """What a source model is: its name, what it predicts, and the tensors it takes and gives.
+
+    `component` names the part of the model that this is, None for all of it; the parameters are then the part's.
+    """
 
     name: str
     family: str
     task: Task
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    component: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     parameters: int = 0
     source: str = ""

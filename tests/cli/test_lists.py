@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import json
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from tsexport import cli
 from tsexport.cli.output import print_json
+from tsexport.models.registry import get_entry, list_entries
 from tsexport.runtimes.registry import RUNTIMES
 from tsexport.targets import host_cpu, target_names
 
@@ -19,6 +22,12 @@ def run(*arguments: str):
     result = CliRunner().invoke(cli.main, arguments, prog_name="tsexport")
     assert result.exit_code == 0, result.output
     return result
+
+
+def run_at_width(columns: int, *arguments: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tsexport.cli.output._PIPE_WIDTH", columns)
+        return run(*arguments)
 
 
 def read_json(*arguments: str):
@@ -92,17 +101,97 @@ def test_targets_do_not_run_where_no_runtime_is_installed(monkeypatch):
 
 
 def test_models_json():
-    rows = read_json("models")["models"]
-    assert {"patchtst-cpu", "patchtst", "dlinear", "linear"} <= {row["name"] for row in rows}
-    for row in rows:
-        assert set(row) == {"name", "family", "task", "summary", "source"}
+    rows = {row["name"]: row for row in read_json("models")["models"]}
+    assert list(rows) == [entry.name for entry in list_entries()]
+    for row in rows.values():
+        assert {"name", "family", "task", "summary", "source", "parameters", "published_parameters"} <= set(row)
         assert row["summary"]
+        assert row["parameters"] > 0
+        assert row["inputs"]
+        assert row["outputs"]
+    lstm = rows["lstm"]
+    assert lstm["parameters"] == 212_355
+    assert lstm["inputs"] == [{"name": "features", "dtype": "float32", "shape": ["batch", 60, 26]}]
+    assert lstm["outputs"][0]["shape"] == ["batch", 3]
+    assert lstm["sizes"] == ["small", "medium", "large"]
+    assert (lstm["checkpoint"], rows["patchtst-cpu"]["checkpoint"]) == (False, True)
 
 
-def test_models_table():
-    result = run("models")
-    assert "patchtst-cpu" in result.stdout
+def test_models_json_has_the_published_rows_of_model_and_family():
+    rows = {row["name"]: row for row in read_json("models")["models"]}
+    found = [(one["model"], one["device"], one["max_ms"]) for one in rows["patchtst-cpu"]["budgets"]]
+    assert found[0] == ("patchtst-cpu", "cpu4", 100.0)
+    assert ("family:transformer", "rtx4090", 50.0) in found
+    assert rows["nhits"]["budgets"] == []
+
+
+def test_one_model_as_json():
+    (row,) = read_json("models", "tft")["models"]
+    assert [one["name"] for one in row["inputs"]] == ["observed", "known"]
+
+
+def test_models_table_fits_a_terminal_of_100_columns():
+    result = run_at_width(100, "models")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    (row,) = [line for line in lines if line.strip().startswith("lstm ")]
+    assert "recurrent" in row
+    assert "212,355" in row
+    for part in ("features 60x26", "state 13x64x64", "known 192x4", "cpu4 100 ms", "cpu claims 500 ms"):
+        assert part in result.stdout
     assert "module:factory" in result.stderr
+
+
+def test_all_about_one_model():
+    out = run("models", "patchtst-cpu").stdout
+    for part in (
+        "one value from 128 bars",
+        "611,713",
+        "input",
+        "features float32[batch, 128, 8]",
+        "caveat",
+        "mean <= 100 ms",
+    ):
+        assert part in out
+    assert "family:transformer" in out
+    assert "no published budget" in run("models", "nhits").stderr
+
+
+def test_a_published_count_that_is_not_ours_stands_beside_it(monkeypatch):
+    entry = replace(get_entry("linear"), published_parameters=1_000, published_note="counts the weights of one step")
+    monkeypatch.setattr("tsexport.models.registry._BUILT_IN", {"linear": entry})
+    out = run("models", "linear").stdout
+    assert "32,352, published 1,000: counts the weights of one step" in out
+    assert read_json("models", "linear")["models"][0]["published_parameters"] == 1_000
+
+
+def test_components_have_rows_of_their_own(monkeypatch):
+    entry = replace(get_entry("linear"), name="hrm-27m", family="hrm")
+    monkeypatch.setattr("tsexport.models.registry._BUILT_IN", {"hrm-27m": entry})
+    (row,) = read_json("models", "hrm-27m")["models"]
+    assert [(one["component"], one["max_ms"]) for one in row["budgets"] if one["kind"] == "latency"] == [
+        ("total", 20.0),
+        ("h-module", 3.0),
+        ("l-module", 12.0),
+        ("conditioning-heads", 1.0),
+    ]
+
+
+def test_an_unknown_model_is_named():
+    result = CliRunner().invoke(cli.main, ["models", "lstn"], prog_name="tsexport")
+    assert result.exit_code == 2
+    assert "did you mean 'lstm'" in result.output
+
+
+def test_listing_models_imports_no_torch():
+    code = """
+import sys
+from tsexport.cli import main
+main(["models"], standalone_mode=False)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

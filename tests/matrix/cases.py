@@ -8,12 +8,13 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from tsexport.types import Feeds
+from tsexport.models.sources import identify
+from tsexport.types import Feeds, random_feeds
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("TSEXPORT_SHARED", ROOT.parent / "shared"))
@@ -27,6 +28,7 @@ SAMPLES = 8
 class Case:
     """One model.  `real` gives windows as the model would meet them, [samples, ...] by input name.
 
+    `calibration` gives those that INT8 candidates are calibrated on, by default the same few.
     `checkpoint` is a file of the shared folder; "" stands for the model's own: the reference checkpoint where the
     settings are the default ones, else weights from a seed.  `tolerance` is a name of `TOLERANCES`, "" for the one that
     the format is held to.
@@ -38,6 +40,8 @@ class Case:
     settings: Mapping[str, object] = field(default_factory=dict)
     checkpoint: str = ""
     tolerance: str = ""
+    component: str | None = None
+    calibration: Callable[[], Feeds] | None = None
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -85,13 +89,80 @@ def bars(steps: int = 60, channels: int = 16, count: int = SAMPLES, *, offset: i
     return {"bars": np.stack([series[s : s + steps] for s in range(0, count * 37, 37)])}
 
 
+def market_days() -> Feeds:
+    """Return reference days as `migt-tvdt` takes them, in small: 24 bars of 6 variables, some of them padded."""
+    from tsexport.calibration.market_days import reference_days
+
+    sizes = {"context_length": 24, "n_variables": 6, "target_variable": 3, "horizons": (1, 3, 6, 12, 24)}
+    days, _ = reference_days(sizes, 0, "test", ("bars", "valid", "calendar"))
+    return next(days.batches(SAMPLES)).feeds
+
+
 def bars_and_asset() -> Feeds:
     """Return the feeds of the factory with two inputs."""
     return {**bars(12, 4), "asset": np.arange(SAMPLES) % 5}
 
 
+HRM = {
+    **{"days": 6, "daily_features": 4, "minutes": 22, "minute_features": 5, "h_width": 24, "h_layers": 2, "h_heads": 2},
+    **{"h_feed_forward": 24, "l_width": 40, "l_layers": 2, "l_heads": 2, "l_feed_forward": 160},
+}
+"""hrm-27m, small; 22 minutes are no multiple of a window of 8."""
+STREAM = {**HRM, "causal": True, "stream_minutes": 2}
+
+
+def hrm_feeds(component: str | None = None, **settings: object) -> Feeds:
+    """Return feeds of hrm-27m or of a part of it, of unit scale; every sample of a stream stands at another minute."""
+    identity = identify("hrm-27m", settings={**HRM, **settings}, component=component)
+    feeds = random_feeds(identity.inputs, SAMPLES, seed=11)
+    return {**feeds, "position": np.arange(SAMPLES) * 2} if "position" in feeds else feeds
+
+
+def windows(name: str, steps: int, channels: int) -> Callable[[], Feeds]:
+    """Return what gives windows [samples, steps, channels] of a series under an input's name."""
+    return lambda: {name: bars(steps, channels)["bars"]}
+
+
+def calendar(steps: int) -> np.ndarray:
+    """Return hour, weekday, day of month and day of year of hourly windows, each -0.5..0.5: [samples, steps, 4]."""
+    hours = (np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)).astype(np.float64)  # [samples, steps]
+    periods = (24, 24 * 7, 24 * 30, 24 * 365)
+    return np.stack([np.floor(hours % period) / (period - 1) - 0.5 for period in periods], axis=-1).astype(np.float32)
+
+
+def series_and_marks() -> Feeds:
+    """Return the feeds of an itransformer of 32 steps and 5 channels with time marks."""
+    return {"series": bars(32, 5)["bars"], "time_marks": calendar(32)}
+
+
+def observed_and_known() -> Feeds:
+    """Return the feeds of a tft of 24 observed steps and 6 to forecast."""
+    return {"observed": bars(24, 5)["bars"], "known": calendar(30)}
+
+
+def observed_known_and_static() -> Feeds:
+    """Return the same with two values that do not change."""
+    static = np.random.default_rng(4).standard_normal((SAMPLES, 2)).astype(np.float32)
+    return {**observed_and_known(), "static": static}
+
+
+@cache
+def fields(channels: int, latitudes: int, longitudes: int) -> Feeds:
+    """Return smooth standardised fields [samples, channels, latitudes, longitudes]: sums of five plane waves each."""
+    random = np.random.default_rng(6)
+    rows, columns = np.arange(latitudes) / latitudes, np.arange(longitudes) / longitudes
+    waves = random.integers(-3, 4, (5, 2, SAMPLES, channels, 1, 1))
+    phases, sizes = (
+        random.uniform(0, 2 * np.pi, (5, SAMPLES, channels, 1, 1)),
+        random.random((5, SAMPLES, channels, 1, 1)),
+    )
+    angles = 2 * np.pi * (waves[:, 0] * rows[:, None] + waves[:, 1] * columns) + phases
+    field = (sizes * np.cos(angles)).sum(axis=0)
+    return {"state": (field / field.std()).astype(np.float32)}
+
+
 CASES = (
-    Case("patchtst-cpu", "patchtst-cpu", market_windows),
+    Case("patchtst-cpu", "patchtst-cpu", market_windows, calibration=lambda: market_windows(128, training=True)),
     Case("patchtst-cpu-positional", "patchtst-cpu", market_windows, {"positional_encoding": True}),
     Case(
         "patchtst-cpu-small",
@@ -109,9 +180,96 @@ CASES = (
     Case("dlinear-individual", "dlinear", hourly_windows, {"individual": True}),
     Case("linear", "linear", hourly_windows),
     Case("linear-individual", "linear", hourly_windows, {"individual": True}),
+    Case("hrm-27m", "hrm-27m", hrm_feeds, HRM),
+    Case("hrm-27m-causal", "hrm-27m", hrm_feeds, {**HRM, "causal": True}),
+    Case("hrm-27m-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8}),
+    Case("hrm-27m-causal-windows", "hrm-27m", hrm_feeds, {**HRM, "l_window": 8, "causal": True}),
+    Case("hrm-27m-cross", "hrm-27m", hrm_feeds, {**HRM, "cross_attention": True}),
+    Case("hrm-27m-segments", "hrm-27m", hrm_feeds, {**HRM, "segments": 4}),
+    *(
+        Case(f"hrm-27m-{part}", "hrm-27m", partial(hrm_feeds, part), HRM, component=part)
+        for part in ("h-module", "l-module", "conditioning-heads")
+    ),
+    *(
+        Case(f"hrm-27m-{name}", "hrm-27m", partial(hrm_feeds, "stream-step", **more), more, component="stream-step")
+        for name, more in (
+            ("stream-step", STREAM),
+            ("stream-step-windows", {**STREAM, "l_window": 8}),
+            ("stream-step-cross", {**STREAM, "cross_attention": True}),
+        )
+    ),
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
-    Case("lstm", f"{FACTORIES}:lstm", bars),
-    Case("cnn", f"{FACTORIES}:cnn", bars),
+    Case(
+        "migt-tvdt",
+        "migt-tvdt",
+        market_days,
+        {
+            **{"context_length": 24, "n_variables": 6, "width": 32, "heads": 4, "feed_forward": 48},
+            **{"temporal_layers": 2, "variable_layers": 1},
+        },
+    ),
+    Case("lstm", f"{FACTORIES}:lstm", bars, calibration=lambda: bars(count=128)),
+    Case("cnn", f"{FACTORIES}:cnn", bars, calibration=lambda: bars(count=128)),
+    Case("lstm-small", "lstm", windows("features", 20, 6), {"context_length": 20, "channels": 6, "hidden": 24}),
+    Case("gru-small", "gru", windows("features", 20, 6), {"context_length": 20, "channels": 6, "hidden": 24}),
+    Case(
+        "tcn-small",
+        "tcn",
+        windows("features", 20, 6),
+        {"context_length": 20, "channels": 6, "filters": 16, "dilations": (1, 2, 4)},
+    ),
+    Case(
+        "inception-time-small",
+        "inception-time",
+        windows("features", 20, 5),
+        {"context_length": 20, "filters": 8, "blocks": 4, "kernels": (9, 5, 3), "bottleneck": 8},
+    ),
+    Case(
+        "inception-time-five-branches",
+        "inception-time",
+        windows("features", 24, 5),
+        {"context_length": 24, "filters": 8, "blocks": 2, "kernels": (3, 5, 8, 11, 23), "pooling": False},
+    ),
+    Case(
+        "resnet1d-small",
+        "resnet1d",
+        windows("features", 20, 5),
+        {"context_length": 20, "filters": (16, 24, 24)},
+    ),
+    Case(
+        "unet-small",
+        "unet",
+        lambda: fields(5, 16, 8),
+        {"channels": 5, "latitudes": 16, "longitudes": 8, "widths": (8, 16, 24)},
+    ),
+    Case(
+        "itransformer-small",
+        "itransformer",
+        windows("series", 32, 5),
+        {"context_length": 32, "horizon": 8, "channels": 5, "layers": 1, "width": 32, "heads": 4, "feed_forward": 48},
+    ),
+    Case(
+        "itransformer-marks",
+        "itransformer",
+        series_and_marks,
+        {
+            **{"context_length": 32, "horizon": 8, "channels": 5, "layers": 1, "width": 32, "heads": 4},
+            **{"feed_forward": 48, "time_marks": True},
+        },
+    ),
+    Case("tft-small", "tft", observed_and_known, {"context_length": 24, "horizon": 6, "width": 16, "heads": 2}),
+    Case(
+        "tft-static",
+        "tft",
+        observed_known_and_static,
+        {"context_length": 24, "horizon": 6, "width": 16, "heads": 2, "static_channels": 2},
+    ),
+    Case(
+        "nhits-small",
+        "nhits",
+        windows("series", 40, 5),
+        {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
+    ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
     Case("dlinear-etth1", "dlinear", hourly_windows, checkpoint="dlinear_etth1_336_96.pth"),

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from cases import BY_NAME, Case, bars, market_windows
+from cases import BY_NAME, Case
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.conversion import (
@@ -20,8 +20,6 @@ from tsexport.models.sources import OpenedSource, identify, open_source
 from tsexport.quantize.candidates import Built, Fp32Sources, build_candidate
 from tsexport.quantize.recipes import Recipe
 from tsexport.types import Artifact, Feeds, Format
-
-CALIBRATION_WINDOWS = 128
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,9 @@ def exported(tmp_path_factory) -> Callable[[str], Exported]:
         if case.missing:
             pytest.skip(case.missing)
         folder = tmp_path_factory.mktemp(name)
-        source = open_source(identify(case.model, checkpoint=case.checkpoint_path, settings=case.settings))
+        source = open_source(
+            identify(case.model, checkpoint=case.checkpoint_path, settings=case.settings, component=case.component)
+        )
         real = case.real()
         onnx = convert_to_onnx(source.module, None, source.spec, real, folder / file_name("onnx"))
         converted: dict[Format, Converted] = {
@@ -76,11 +76,7 @@ def quantized(exported) -> Callable[[str, Recipe], Built]:
     def build(name: str, recipe: Recipe) -> Built:
         one = exported(name)
         sources = Fp32Sources(one.artifact("onnx"), one.artifact("openvino"))
-        windows = (
-            market_windows(CALIBRATION_WINDOWS, training=True)
-            if "features" in one.real
-            else bars(count=CALIBRATION_WINDOWS)
-        )
-        return build_candidate(recipe, sources, one.source.spec, ArrayDataset(windows), one.folder)
+        calibration = ArrayDataset((one.case.calibration or one.case.real)())
+        return build_candidate(recipe, sources, one.source.spec, calibration, one.folder)
 
     return build

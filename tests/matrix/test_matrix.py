@@ -3,9 +3,11 @@
 import onnx
 import pytest
 from cases import BY_NAME, CASES
+from exceptions import EVERY, EXCEPTIONS, reason_against
 
 from tsexport.exporters.checks import check_parity, feed_sets
 from tsexport.exporters.formats import EXPORT_FORMATS
+from tsexport.models.registry import list_entries
 from tsexport.runtimes.comparison import TOLERANCES
 from tsexport.runtimes.registry import RUNTIMES
 from tsexport.types import FORMATS
@@ -13,26 +15,25 @@ from tsexport.types import FORMATS
 BATCHES = (1, 2, 7)
 PLACES = [(row.name, artifact_format) for row in RUNTIMES for artifact_format in row.formats]
 
-# What a runtime cannot do, each with the reason.  A case that begins to pass is reported, so the lists stay short.
-EXCEPTIONS: dict[str, dict[str, str]] = {
-    "torchscript": {},
-    "onnxruntime": {},
-    "openvino": {},
-    "tract": {},
-}
-
 
 def parameters():
     for case in CASES:
         for runtime, artifact_format in PLACES:
-            reason = EXCEPTIONS[runtime].get(case.name)
-            marks = [pytest.mark.xfail(reason=reason)] if reason else []
+            reason = reason_against("fp32", runtime, case.name)
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
             yield pytest.param(case.name, runtime, artifact_format, marks=marks)
 
 
-def test_the_exceptions_name_cases():
-    assert EXCEPTIONS.keys() == {row.name for row in RUNTIMES}
-    assert all(name in BY_NAME for names in EXCEPTIONS.values() for name in names)
+def test_the_exceptions_name_cases_runtimes_and_reasons():
+    for one in EXCEPTIONS:
+        assert one.case in (*BY_NAME, EVERY), one
+        assert one.runtime in (*(row.name for row in RUNTIMES), "any"), one
+        assert one.precision in ("fp32", "int8"), one
+        assert one.reason, one
+
+
+def test_every_registered_model_has_a_case():
+    assert {entry.name for entry in list_entries()} <= {case.model for case in CASES}
 
 
 @pytest.mark.parametrize(("name", "runtime", "artifact_format"), list(parameters()))

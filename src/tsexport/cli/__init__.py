@@ -38,7 +38,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "bench": CommandEntry("tsexport.cli.bench:bench", "Measure bundles and judge them against the latency tables."),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
-    "models": CommandEntry("tsexport.cli.lists:models", "List the models that build knows by name."),
+    "models": CommandEntry("tsexport.cli.models:models", "List the models that build knows by name."),
     "targets": CommandEntry("tsexport.cli.lists:targets", "List the targets, and which of them this machine can run."),
     "runtimes": CommandEntry("tsexport.cli.lists:runtimes", "List the runtimes, and how to install what is missing."),
 }

@@ -55,6 +55,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--device", help="The target's device; by default this machine.")
 @click.option("--checkpoint", type=_FILE, help="Trained weights: .pth, .pt or .safetensors.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A field of the model's configuration.")
+@click.option("--component", help="Build this part of the model alone, for example h-module of hrm-27m.")
 @click.option("--config", type=_FILE, help="A TOML file of options; the command line overrides it.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=batch,60,16", help="An input, where the model says none."
@@ -80,7 +81,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
 @click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 8.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
-@click.option("--name", help="The bundle's name, in place of <model>-<target>.")
+@click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
@@ -139,6 +140,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         document = {
             "path": str(plan.destination),
             "model": context.identity.name,
+            "component": context.options.component,
             "target": context.target.name,
             "instruction_set": context.cpu.instruction_set,
             "threads": context.threads,
@@ -152,6 +154,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     rows = [
         ("bundle", str(plan.destination)),
         ("model", f"{context.identity.name} ({context.identity.kind})"),
+        *([("component", context.options.component)] if context.options.component else []),
         ("checkpoint", str(context.identity.checkpoint or "none: initialised from the seed")),
         ("target", f"{context.target.name} on {context.cpu.model} ({context.cpu.instruction_set})"),
         ("threads", str(context.threads)),

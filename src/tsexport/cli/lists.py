@@ -1,4 +1,4 @@
-"""`tsexport models`, `targets` and `runtimes`: what there is, what this machine can run, and what is missing."""
+"""`tsexport targets` and `runtimes`: what there is, what this machine can run, and what is missing."""
 
 import dataclasses
 import os
@@ -12,28 +12,6 @@ if TYPE_CHECKING:
     from tsexport.types import RuntimeStatus
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-
-
-@click.command()
-@json_option
-def models(as_json: bool) -> None:
-    """List the models that build knows by name.
-
-    MODEL may also be module:factory, or an .onnx, TorchScript or .pt2 file.
-    """
-    from tsexport.models.registry import list_entries
-
-    rows = [
-        {"name": e.name, "family": e.family, "task": e.task, "summary": e.summary, "source": e.source}
-        for e in list_entries()
-    ]
-    if as_json:
-        print_json({"models": rows})
-        return
-    print_table(
-        ("model", "family", "task", "summary"), [[r["name"], r["family"], r["task"], r["summary"]] for r in rows]
-    )
-    say("build one with `tsexport build MODEL --target cpu4-int8 -o dist`; MODEL may also be module:factory or a file")
 
 
 @click.command()

@@ -1,0 +1,177 @@
+"""`tsexport models`: what build knows by name, and what each model takes, gives, weighs and is held to."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tsexport.cli.lists import json_option
+from tsexport.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from tsexport.bench.tables import LatencyTables
+    from tsexport.models.registry import ModelEntry
+    from tsexport.types import Budget, TensorSpec
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A registered model in its default sizes, and the published rows that it is held to, its components' among
+    them."""
+
+    entry: "ModelEntry"
+    inputs: "tuple[TensorSpec, ...]"
+    outputs: "tuple[TensorSpec, ...]"
+    sizes: tuple[str, ...]
+    budgets: "tuple[Budget, ...]"
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def models(name: str | None, as_json: bool) -> None:
+    """List the models that build knows by name; with NAME, all about one of them.
+
+    Parameters and shapes are those of the default sizes.  For `build`, MODEL may also be module:factory, or an .onnx,
+    TorchScript or .pt2 file.
+    """
+    from tsexport.bench.tables import load_tables
+    from tsexport.models.registry import get_entry, list_entries
+
+    entries = list_entries() if name is None else (get_entry(name),)
+    tables = load_tables()
+    found = [_describe(entry, tables) for entry in entries]
+    if as_json:
+        print_json({"models": [_document(one) for one in found]})
+    elif name is None:
+        _print_list(found)
+        say("published: latency budgets at batch 1; all of them, and all about a model: `tsexport models MODEL`")
+        say("build one: `tsexport build MODEL --target cpu4-int8 -o dist`; MODEL may also be module:factory or a file")
+    else:
+        _print_one(found[0])
+
+
+def _describe(entry: "ModelEntry", tables: "LatencyTables") -> _Model:
+    from tsexport.bench.tables import latency_budgets
+    from tsexport.models.definition import sizes_of
+
+    config_type = entry.definition().Config
+    config = config_type()
+    rows = (*tables.latency, *tables.memory)
+    components = dict.fromkeys(row.component for row in rows if row.model == entry.name)
+    parts = [None, *(one for one in components if one not in (None, "total"))]
+    budgets = [latency_budgets(entry.name, entry.family, part, tables=tables) for part in parts]
+    return _Model(
+        entry=entry,
+        inputs=config.inputs,
+        outputs=config.outputs,
+        sizes=tuple(sizes_of(config_type)),
+        budgets=tuple(budget for rows in budgets for budget in rows),
+    )
+
+
+def _document(one: _Model) -> dict[str, Any]:
+    """Return one model as a JSON object."""
+    entry = one.entry
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "task": entry.task,
+        "summary": entry.summary,
+        "source": entry.source,
+        "parameters": entry.parameters,
+        "published_parameters": entry.published_parameters,
+        "published_note": entry.published_note,
+        "inputs": [dataclasses.asdict(spec) for spec in one.inputs],
+        "outputs": [dataclasses.asdict(spec) for spec in one.outputs],
+        "sizes": list(one.sizes),
+        "checkpoint": entry.checkpoint is not None,
+        "caveats": list(entry.caveats),
+        "budgets": [dataclasses.asdict(budget) for budget in one.budgets],
+    }
+
+
+def _print_list(found: Sequence[_Model]) -> None:
+    rows = [
+        (
+            one.entry.name,
+            one.entry.family,
+            _parameters(one.entry),
+            _tensors(one.inputs),
+            _tensors(one.outputs),
+            "\n".join(_headline(budget) for budget in one.budgets if _is_headline(budget)) or "-",
+        )
+        for one in found
+    ]
+    print_table(("model", "family", "parameters", "a sample in", "a sample out", "published"), rows)
+
+
+def _print_one(one: _Model) -> None:
+    entry = one.entry
+    lines = [
+        (entry.name, entry.summary),
+        ("family", entry.family),
+        ("task", entry.task),
+        ("source", entry.source),
+        (
+            "parameters",
+            _parameters(entry).replace("\n", ", ") + (f": {entry.published_note}" * bool(entry.published_note)),
+        ),
+        ("sizes", ", ".join(one.sizes) or "-"),
+        ("weights", "a reference checkpoint comes with it" if entry.checkpoint else "initialised from --seed"),
+        *(("input", str(spec)) for spec in one.inputs),
+        *(("output", str(spec)) for spec in one.outputs),
+        *(("caveat", caveat) for caveat in entry.caveats),
+    ]
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        click.echo(f"{label.ljust(width)}  {text}")
+    if not one.budgets:
+        say("no published budget names this model or its family")
+        return
+    from tsexport.bench.rows import budget_text
+
+    columns = ("published for", "budget", "expected", "on", "remarks")
+    print_table(columns, [_budget_cells(budget, budget_text(budget)) for budget in one.budgets])
+
+
+def _budget_cells(budget: "Budget", asked: str) -> tuple[str, ...]:
+    expected = "" if budget.range_ms is None else f"{budget.range_ms[0]:g}-{budget.range_ms[1]:g} ms"
+    places = (budget.device, budget.precision, "" if budget.batch is None else f"batch {budget.batch}", budget.via)
+    remarks = (budget.note, budget.caveat, budget.source)
+    return (
+        f"{budget.model} {budget.component or ''}".rstrip(),
+        asked,
+        expected or "-",
+        " ".join(place for place in places if place),
+        "; ".join(remark for remark in remarks if remark),
+    )
+
+
+def _parameters(entry: "ModelEntry") -> str:
+    own = f"{entry.parameters:,}"
+    return own if entry.published_parameters is None else f"{own}\npublished {entry.published_parameters:,}"
+
+
+def _tensors(specs: "Sequence[TensorSpec]") -> str:
+    """Return a line for each tensor, "features 60x26": without the batch where that leads, and without float32."""
+    return "\n".join(_tensor(spec) for spec in specs)
+
+
+def _tensor(spec: "TensorSpec") -> str:
+    if any(isinstance(dim, str) for dim in spec.shape[1:]):
+        return str(spec)
+    sizes = [dim for dim in spec.shape if isinstance(dim, int)]
+    dtype = "" if spec.dtype == "float32" else f" {spec.dtype}"
+    return f"{spec.name} {'x'.join(map(str, sizes)) or 'one'}{dtype}"
+
+
+def _is_headline(budget: "Budget") -> bool:
+    return budget.kind == "latency" and budget.batch == 1 and budget.via is None and not budget.formula
+
+
+def _headline(budget: "Budget") -> str:
+    limit = f"{budget.max_ms:g} ms" if budget.max_ms is not None else f"claims {budget.min_ms:g} ms"
+    return f"{budget.device}{f' {budget.component}' if budget.component else ''} {limit}"

@@ -1,0 +1,43 @@
+"""What cannot work, each with its reason: the one table that the matrix reads.
+
+Everything else must: a case that is listed and passes fails the matrix, so that the table stays short and true.
+"""
+
+from dataclasses import dataclass
+
+EVERY = "every case"
+
+
+@dataclass(frozen=True)
+class CannotWork:
+    """A case (or `EVERY` one) that a runtime cannot run in fp32 or in INT8.
+
+    For "int8" a runtime is offered no candidate; with runtime "any" no recipe makes a candidate for the case at all.
+    """
+
+    precision: str
+    runtime: str
+    case: str
+    reason: str
+
+
+EXCEPTIONS: tuple[CannotWork, ...] = (
+    CannotWork(
+        precision="int8",
+        runtime="tract",
+        case=EVERY,
+        reason="Q/DQ loads there without gain, and around Softmax it is silently wrong: it gets fp32 artifacts",
+    ),
+    CannotWork(
+        precision="int8",
+        runtime="torchscript",
+        case=EVERY,
+        reason="no recipe makes TorchScript: torch's own quantization exports to none of the other formats",
+    ),
+)
+
+
+def reason_against(precision: str, runtime: str, case: str) -> str:
+    """Return why a case cannot run there, or ""."""
+    found = (one for one in EXCEPTIONS if (one.precision, one.runtime) == (precision, runtime))
+    return next((one.reason for one in found if one.case in (case, EVERY)), "")
