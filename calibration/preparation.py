@@ -6,7 +6,9 @@ graph, in numpy and float64.
     short      rows before the first one that holds any value make a window short.  `short_windows` says what stands
                for them: each column's first value, or zeros, which are then scaled with the others.
     scale      as `calibration.scaling` says; a constant window is 0 under every scaling but "standard".
-    calendar   minutes since 1970-01-01 00:00 on the series' own clock to what `TIME_MARKS` names, -0.5..0.5 each.
+    calendar   minutes since 1970-01-01 00:00 on the series' own clock to what `TIME_MARKS` names, -0.5..0.5 each, or to
+               the indices that `calibration.market_days.CALENDAR` names.
+    valid      True where any value of a row is there.
     scale back the first output, by the numbers that its columns were scaled with.
     sort       quantiles in ascending order.
 
@@ -15,14 +17,16 @@ is known to 64 units only; infinities are not repaired; times outside 1901-01-01
 nearest that is inside (in that span every fourth year is a leap year).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tsexport.calibration.market_days import calendar_of
 from tsexport.calibration.scaling import PER_WINDOW, WindowScale
 from tsexport.calibration.synthetic import time_marks
-from tsexport.types import BATCH, Array, Feeds, Preparation, ShortWindows, TensorSpec
+from tsexport.types import BATCH, Array, BesideWindows, Feeds, Preparation, ShortWindows, TensorSpec
 
 RAW_PREFIX = "raw_"
 TIME_INPUT = "time_minutes"
@@ -33,10 +37,11 @@ DAMAGES = 4
 
 
 def raw_inputs(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """Return the raw inputs in place of a model's: its windows, and where it has a second input, the rows' times."""
-    windows, *marks = inputs
+    """Return the raw inputs in place of a model's: its windows, and where it takes a calendar, the rows' times."""
+    windows, *beside = inputs
     raw = TensorSpec(RAW_PREFIX + windows.name, "float32", windows.shape)
-    return (raw, *(TensorSpec(TIME_INPUT, "int64", (BATCH, *spec.shape[1:2])) for spec in marks))
+    calendars = [spec for spec in beside if spec.dtype != "bool"]
+    return (raw, *(TensorSpec(TIME_INPUT, "int64", (BATCH, *spec.shape[1:2])) for spec in calendars))
 
 
 def fill_gaps(windows: Array, short_windows: ShortWindows, absent: Array | float = 0.0) -> Array:
@@ -77,17 +82,23 @@ def _row(values: tuple[float, ...]) -> Array:
     return np.array(values)[None, None]
 
 
-def calendar_of(minutes: Array) -> Array:
-    """Return the calendar of minutes since 1970, [n, rows] -> [n, rows, 4] float32."""
+CALENDARS: Mapping[BesideWindows, Callable[[NDArray[np.datetime64]], Array]] = {
+    "marks": time_marks,
+    "indices": calendar_of,
+}
+
+
+def calendar(minutes: Array, form: BesideWindows) -> Array:
+    """Return the calendar of minutes since 1970, [n, rows] -> [n, rows, 4]: float32 marks, or int64 indices."""
     inside = np.clip(minutes, FIRST_MINUTE, LAST_MINUTE)
-    return time_marks(inside.astype("datetime64[m]"))
+    return CALENDARS[form](inside.astype("datetime64[m]"))
 
 
-def calendar_tables() -> tuple[Array, Array]:
-    """Return the marks of a day's minutes, [1440, 1], and those of the 28 years from 1970 on, [10227, 3]."""
-    day, start, end = (np.datetime64(moment, "m") for moment in ("1970-01-02", "1970-01-01", "1998-01-01"))
+def calendar_tables(form: BesideWindows) -> tuple[Array, Array]:
+    """Return the calendar's first column for a day's minutes, [1440, 1], and the others for 28 years, [10227, 3]."""
+    start, day, end = (np.datetime64(moment, "m") for moment in ("1970-01-01", "1970-01-02", "1998-01-01"))
     minutes, days = np.arange(start, day), np.arange(start, end, np.timedelta64(1, "D"))
-    return time_marks(minutes)[:, :1], time_marks(days)[:, 1:]
+    return CALENDARS[form](minutes)[:, :1], CALENDARS[form](days)[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -101,12 +112,14 @@ class Prepared:
 def prepare(preparation: Preparation, feeds: Feeds) -> Prepared:
     """Return what a model is fed for raw feeds, by their names."""
     absent = _row(preparation.mean) if preparation.scaling == "standard" else 0.0
-    filled = fill_gaps(feeds[preparation.raw].astype(np.float64), preparation.short_windows, absent)
+    raw = feeds[preparation.raw]
+    filled = fill_gaps(raw.astype(np.float64), preparation.short_windows, absent)
     scale = scale_of(preparation, filled)
-    scaled = scale.apply(filled).astype(np.float32)
-    if preparation.time_input is None:
-        return Prepared((scaled,), scale)
-    return Prepared((scaled, calendar_of(feeds[preparation.time_input])), scale)
+    beside: list[Array] = [
+        np.any(~np.isnan(raw), axis=2) if one == "valid" else calendar(feeds[TIME_INPUT], one)
+        for one in preparation.beside
+    ]
+    return Prepared((scale.apply(filled).astype(np.float32), *beside), scale)
 
 
 def finish(preparation: Preparation, output: Array, scale: WindowScale) -> Array:

@@ -68,17 +68,17 @@ class Filled(nn.Module):
 
 
 class Calendar(nn.Module):
-    """Minutes since 1970, [batch, rows] int64 -> marks [batch, rows, 4]: hour, weekday, day of month, day of year.
+    """Minutes since 1970, [batch, rows] int64 -> calendar [batch, rows, 4]: time, weekday, day of month, day of year.
 
-    `hours` are the marks of a day's minutes, [1440, 1], `days` those of a cycle's days from 1970-01-01 on, [10227, 3].
+    `times` are the first for a day's minutes, [1440, 1], `days` the others for a cycle's days from 1970 on, [10227, 3].
     """
 
-    hours: Tensor
+    times: Tensor
     days: Tensor
 
-    def __init__(self, hours: Array, days: Array) -> None:
+    def __init__(self, times: Array, days: Array) -> None:
         super().__init__()
-        self.register_buffer("hours", torch.from_numpy(hours))
+        self.register_buffer("times", torch.from_numpy(times))
         self.register_buffer("days", torch.from_numpy(days))
 
     def forward(self, minutes: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Calendar(nn.Module):
         # whole cycles are added, so that integers are positive, and every way to round a quotient is the same
         day, minute = split(inside + 3 * DAYS_A_CYCLE * MINUTES_A_DAY, MINUTES_A_DAY)
         _, place = split(day, DAYS_A_CYCLE)
-        return torch.cat([self.hours[minute], self.days[place]], dim=2)
+        return torch.cat([self.times[minute], self.days[place]], dim=2)
 
 
 def split(whole: Tensor, part: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def split(whole: Tensor, part: int) -> tuple[Tensor, Tensor]:
 
 class Before(nn.Module):
     """Raw windows [batch, steps, columns], and minutes [batch, rows] where there is a calendar -> scaled windows, what
-    the target columns were scaled by (offset and span, [batch or 1, 1, targets]), and marks."""
+    the target columns were scaled by (offset and span, [batch or 1, 1, targets]), and what the model takes beside."""
 
     high: Tensor
     low: Tensor
@@ -113,6 +113,7 @@ class Before(nn.Module):
         self.scaling = preparation.scaling
         self.targets = list(preparation.targets)
         self.calendar = calendar
+        self.beside = preparation.beside
         mean = np.array(preparation.mean or [0.0] * len(preparation.columns))
         high = torch.from_numpy(mean.astype(np.float32))
         low = torch.from_numpy((mean - mean.astype(np.float32)).astype(np.float32))
@@ -151,10 +152,14 @@ class Before(nn.Module):
         return scaled, offset[:, :, self.targets], span[:, :, self.targets]
 
     def forward(self, windows: Tensor, minutes: Tensor | None = None) -> tuple[Tensor, ...]:
-        scaled = self.scale(windows)
-        if self.calendar is None or minutes is None:
-            return scaled
-        return (*scaled, self.calendar(minutes))
+        beside = []
+        for one in self.beside:
+            if one == "valid":
+                beside.append(torch.isnan(windows).to(windows.dtype).amin(dim=2) < 1)  # some value of the row is there
+            else:
+                assert self.calendar is not None
+                beside.append(self.calendar(minutes))
+        return (*self.scale(windows), *beside)
 
 
 class Behind(nn.Module):
@@ -211,17 +216,17 @@ class PreparedModel(nn.Module):
     """Raw windows, and minutes where there is a calendar -> the outputs of `model`, the first one in raw units."""
 
     def __init__(
-        self, model: nn.Module, preparation: Preparation, steps: int, values: int, marks: Calendar | None
+        self, model: nn.Module, preparation: Preparation, steps: int, values: int, calendar: Calendar | None
     ) -> None:
         """Take `steps` rows of a window, and `values` on the last axis of the first output."""
         super().__init__()
-        self.add_module(BEFORE, Before(preparation, steps, marks))
+        self.add_module(BEFORE, Before(preparation, steps, calendar))
         self.model = model
         self.add_module(BEHIND, Behind(preparation, values))
 
     def forward(self, windows: Tensor, minutes: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        scaled, offset, span, *marks = self.get_submodule(BEFORE)(windows, minutes)
-        answer = self.model(scaled, *marks)
+        scaled, offset, span, *beside = self.get_submodule(BEFORE)(windows, minutes)
+        answer = self.model(scaled, *beside)
         behind = self.get_submodule(BEHIND)
         if isinstance(answer, Tensor):
             return behind(answer, offset, span)  # type: ignore[no-any-return]

@@ -148,7 +148,7 @@ def open_calibration(plan: DataPlan, identity: "SourceIdentity", inputs: tuple[T
     judged, _ = _base(plan, plan.evaluation or plan.calibration, identity, inputs, _EVALUATION_SPLITS)
     spare = MIN_SAMPLES["evaluation"] if judged.digest == base.digest else 0
     wanted = max(MIN_SAMPLES["calibration"], min(CALIBRATION_WINDOWS, base.count - spare))
-    return _drawn(base, inputs, "calibration", wanted, plan.seed, source, ())
+    return _drawn(base, plan, inputs, "calibration", wanted, source, ())
 
 
 def open_evaluation(
@@ -166,7 +166,7 @@ def open_evaluation(
     same = calibration is not None and calibration.base_digest == base.digest
     seen = calibration.indices if calibration is not None and same else ()
     wanted = min(EVALUATION_WINDOWS, _windows_that_fit(inputs))
-    return _drawn(base, inputs, "evaluation", wanted, plan.seed + 1, source, seen)
+    return _drawn(base, plan, inputs, "evaluation", wanted, source, seen)
 
 
 def _base(
@@ -176,7 +176,7 @@ def _base(
     inputs: tuple[TensorSpec, ...],
     splits: "tuple[SplitName, ...]",
 ) -> "tuple[Dataset, str]":
-    from tsexport.calibration.opening import open_dataset
+    from tsexport.calibration.opening import open_dataset, timed_windows
     from tsexport.calibration.reference import raw_reference_windows, reference_windows
 
     names = [spec.name for spec in inputs]
@@ -185,15 +185,17 @@ def _base(
         return windows(identity.name, model_config(identity), plan.seed, splits[0], names)
     series = replace(plan.series, scaling="none") if plan.raw and plan.series is not None else plan.series
     split = next((s for s in splits if series is None or s in series.split.given), splits[0])
+    if plan.raw and series is not None and len(inputs) == 2 and path.suffix != ".npz":
+        return timed_windows(path, series, split, inputs), path.name
     return open_dataset(path, series=series, split=split, names=names), path.name
 
 
 def _drawn(
     base: "Dataset",
+    plan: DataPlan,
     inputs: tuple[TensorSpec, ...],
     purpose: "Purpose",
     wanted: int,
-    seed: int,
     source: str,
     seen: tuple[int, ...],
 ) -> Opened:
@@ -208,8 +210,9 @@ def _drawn(
             f"needs at least {MIN_SAMPLES[purpose]}.",
             next_step="Give more samples, or other ones with --evaluation.",
         )
+    seed = plan.seed + (purpose == "evaluation")
     drawn = draw(base, max(1, min(wanted, free)), seed, exclude=seen)
-    checked = check_dataset(drawn, inputs, purpose)
+    checked = check_dataset(drawn, inputs, purpose, gaps_in=inputs[0].name if plan.raw else None)
     return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes)
 
 

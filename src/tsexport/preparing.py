@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
 from tsexport.errors import ConfigurationError, UsageError
-from tsexport.types import Array, Feeds, ModelSpec, Preparation, TensorSpec
+from tsexport.types import Array, BesideWindows, Feeds, ModelSpec, Preparation, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +69,7 @@ def known_series(plan: "DataPlan", identity: "SourceIdentity") -> Known:
         DataError: the series cannot be read.
     """
     from tsexport.calibration.opening import SERIES_SUFFIXES
-    from tsexport.calibration.reference import reference_series
+    from tsexport.calibration.reference import reference_rule
     from tsexport.calibration.tables import open_table
     from tsexport.data import model_config
 
@@ -78,7 +78,7 @@ def known_series(plan: "DataPlan", identity: "SourceIdentity") -> Known:
         path = next((path for path in files if path.name.lower().endswith(SERIES_SUFFIXES)), None)
         known = Known(plan.series, open_table(path) if path is not None else None)
     else:
-        table, series = reference_series(identity.name, model_config(identity), plan.seed)
+        table, series = reference_rule(identity.name, model_config(identity), plan.seed)
         foreign = identity.checkpoint is not None and not identity.is_reference
         known = Known(series, table if not foreign and plan.calibration is plan.evaluation is None else None)
     if known.series.scaling == "standard" and known.table is None:
@@ -97,18 +97,18 @@ def preparation_of(known: Known, spec: ModelSpec) -> Preparation:
         ConfigurationError: the series does not fit the model's inputs or its first output.
         DataError: the series cannot be read.
     """
-    from tsexport.calibration.preparation import TIME_INPUT, raw_inputs
+    from tsexport.calibration.preparation import raw_inputs
     from tsexport.calibration.windows import resolve_columns, windows_of
 
     series = known.series
     columns, targets = series.columns, series.target_columns or series.columns
     if known.table is not None:
         columns, targets = resolve_columns(known.table, series)
-    takes_calendar = _takes_calendar(spec)
+    beside = _beside(spec)
     raw = raw_inputs(spec.inputs)
     context, channels = spec.inputs[0].shape[1:]
     assert isinstance(channels, int)
-    if takes_calendar and len(columns) > channels:  # the reference series of such models ends with its calendar
+    if beside and len(columns) > channels:  # the reference series of such models ends with its calendar
         marks = columns[channels:]
         columns, targets = columns[:channels], tuple(name for name in targets if name not in marks)
     if context != series.context_length or (columns and len(columns) != channels):
@@ -123,7 +123,7 @@ def preparation_of(known: Known, spec: ModelSpec) -> Preparation:
         columns=columns,
         scaling=series.scaling,
         short_windows=series.short_windows,
-        time_input=TIME_INPUT if takes_calendar else None,
+        beside=beside,
         sorts_quantiles=_has_ordered_quantiles(spec),
     )
     scales_back = series.scaling != "none" and spec.task != "classification"
@@ -151,25 +151,36 @@ def _numbers(values: Array) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _takes_calendar(spec: ModelSpec) -> bool:
-    """Return whether the second input is the calendar.
+def _beside(spec: ModelSpec) -> tuple[BesideWindows, ...]:
+    """Return what the inputs after the first one are.
 
     Raises:
-        ConfigurationError: the inputs are neither windows nor windows and a calendar.
+        ConfigurationError: the first input is no windows, or another is nothing that can be made of windows and times.
     """
-    from tsexport.calibration.synthetic import TIME_MARKS
-
     first, *others = spec.inputs
     windows = len(first.shape) == 3 and first.dtype == "float32" and all(type(dim) is int for dim in first.shape[1:])
-    marks = len(others) == 1 and len(others[0].shape) == 3 and others[0].shape[2] == len(TIME_MARKS)
-    calendar = marks and (bool(spec.config.get("time_marks")) or "known_channels" in spec.config)
-    if not windows or (others and not calendar):
+    found = tuple(known for other in others if (known := _made_of_windows(spec, other)) is not None)
+    if not windows or len(found) < len(others):
         raise ConfigurationError(
-            f"{OPTION} prepares windows float32[batch, context_length, channels], and a calendar where a registered "
-            f"model takes one; {spec.name} takes {', '.join(map(str, spec.inputs))}",
+            f"{OPTION} prepares windows float32[batch, context_length, channels], and beside them a calendar or which "
+            f"rows are there, where a registered model takes it; {spec.name} takes {', '.join(map(str, spec.inputs))}",
             next_step="prepare its inputs before the model, and build without the option",
         )
-    return calendar
+    return found
+
+
+def _made_of_windows(spec: ModelSpec, tensor: TensorSpec) -> BesideWindows | None:
+    from tsexport.calibration.market_days import CALENDAR
+    from tsexport.calibration.synthetic import TIME_MARKS
+
+    marked = bool(spec.config.get("time_marks")) or "known_channels" in spec.config
+    if marked and tensor.dtype == "float32" and len(tensor.shape) == 3 and tensor.shape[2] == len(TIME_MARKS):
+        return "marks"
+    if tensor.name == "calendar" and tensor.dtype == "int64" and tensor.shape[2:] == (len(CALENDAR),):
+        return "indices"
+    if tensor.name == "valid" and tensor.dtype == "bool" and tensor.shape == spec.inputs[0].shape[:2]:
+        return "valid"
+    return None
 
 
 def _has_ordered_quantiles(spec: ModelSpec) -> bool:
@@ -256,7 +267,8 @@ def _module(module: "nn.Module", spec: ModelSpec, preparation: Preparation) -> "
     steps, values = spec.inputs[0].shape[1], spec.outputs[0].shape[-1]
     assert isinstance(steps, int)
     assert isinstance(values, int)
-    calendar = Calendar(*calendar_tables()) if preparation.time_input else None
+    form = next((one for one in preparation.beside if one != "valid"), None)
+    calendar = Calendar(*calendar_tables(form)) if form is not None else None
     return PreparedModel(module, preparation, steps, values, calendar).eval().requires_grad_(False)
 
 
@@ -266,7 +278,7 @@ def _record(preparation: Preparation) -> dict[str, Any]:
         "columns": list(preparation.columns),
         "scaling": preparation.scaling,
         "short_windows": preparation.short_windows,
-        "calendar": preparation.time_input is not None,
+        "beside": list(preparation.beside),
         "scales_back": bool(preparation.targets),
         "sorts_quantiles": preparation.sorts_quantiles,
     }
@@ -275,7 +287,8 @@ def _record(preparation: Preparation) -> dict[str, Any]:
 def _notes(inputs: tuple[TensorSpec, ...], preparation: Preparation) -> tuple[str, ...]:
     names = ", ".join(preparation.columns)
     parts = [f"{preparation.scaling} scaling"] if preparation.scaling != "none" else []
-    parts += ["the calendar"] if preparation.time_input else []
+    parts += ["the calendar"] if preparation.takes_times else []
+    parts += ["which rows are there"] if "valid" in preparation.beside else []
     parts += ["scaling back"] if preparation.targets else []
     parts += ["the order of quantiles"] if preparation.sorts_quantiles else []
     units = "; forecasts and errors are in the series' own units" if preparation.targets else ""
@@ -283,6 +296,6 @@ def _notes(inputs: tuple[TensorSpec, ...], preparation: Preparation) -> tuple[st
         f"preparation in the graph: gaps{''.join(f', {part}' for part in parts)}. {inputs[0].name} takes {names} as "
         f"they are, NaN where a value is missing{units}"
     ]
-    if preparation.time_input:
-        notes.append(f"{preparation.time_input} takes minutes since 1970-01-01 00:00 on the series' own clock")
+    if preparation.takes_times:
+        notes.append(f"{inputs[1].name} takes minutes since 1970-01-01 00:00 on the series' own clock")
     return tuple(notes)

@@ -14,7 +14,7 @@ from tsexport.calibration.market import minmax_window
 from tsexport.calibration.preparation import (
     FIRST_MINUTE,
     LAST_MINUTE,
-    calendar_of,
+    calendar,
     calendar_tables,
     damage,
     fill_gaps,
@@ -159,22 +159,33 @@ def test_the_calendar_is_that_of_datetime(minute):
     time = datetime(1970, 1, 1) + timedelta(minutes=minute)  # on the series' own clock
     day_of_year = time.timetuple().tm_yday
     expected = (time.hour / 23, time.weekday() / 6, (time.day - 1) / 30, (day_of_year - 1) / 365)
-    np.testing.assert_allclose(calendar_of(np.array([[minute]]))[0, 0], np.array(expected) - 0.5, rtol=0, atol=1e-7)
+    marks, indices = (calendar(np.array([[minute]]), form)[0, 0] for form in ("marks", "indices"))
+    np.testing.assert_allclose(marks, np.array(expected) - 0.5, rtol=0, atol=1e-7)
+    assert indices.tolist() == [time.hour * 60 + time.minute, time.weekday(), time.day, day_of_year]
 
 
 def test_times_beyond_the_tables_are_the_nearest_inside():
     beyond = np.array([[FIRST_MINUTE - 10**6, FIRST_MINUTE, LAST_MINUTE, LAST_MINUTE + 1]])
-    marks = calendar_of(beyond)[0]
+    marks = calendar(beyond, "marks")[0]
     np.testing.assert_array_equal(marks[0], marks[1])
     np.testing.assert_array_equal(marks[3], marks[2])
 
 
 def test_the_tables_hold_a_day_and_28_years():
-    hours, days = calendar_tables()
-    assert hours.shape == (1440, 1)
-    assert days.shape == (10227, 3)
     noon = 12 * 60
-    np.testing.assert_array_equal(np.concatenate([hours[noon], days[59]]), calendar_of(np.array([59 * 1440 + noon]))[0])
+    for form in ("marks", "indices"):
+        times, days = calendar_tables(form)
+        assert times.shape == (1440, 1)
+        assert days.shape == (10227, 3)
+        there = np.concatenate([times[noon], days[59]])
+        np.testing.assert_array_equal(there, calendar(np.array([59 * 1440 + noon]), form)[0])
+
+
+def test_rows_without_any_value_are_not_valid():
+    windows = series(20)[None].copy()
+    windows[0, 3, 1] = windows[0, 5] = windows[0, 15:] = np.nan
+    valid = prepare(preparation(beside=("valid",)), {RAW: windows}).arrays[1]
+    assert np.flatnonzero(~valid[0]).tolist() == [5, 15, 16, 17, 18, 19]
 
 
 # --- quantiles, names, damage ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 from tsexport.calibration.preparation import (
     FIRST_MINUTE,
     LAST_MINUTE,
-    calendar_of,
+    calendar,
     calendar_tables,
     damage,
     fill_gaps,
@@ -122,17 +122,18 @@ def test_quotient_and_remainder(whole, part):
 
 
 def test_every_day_from_1901_to_february_2100():
-    module = Calendar(*calendar_tables())
     days = np.arange(FIRST_MINUTE // 1440, LAST_MINUTE // 1440 + 1)
     minutes = np.minimum(days * 1440 + np.random.default_rng(0).integers(0, 1440, len(days)), LAST_MINUTE)
-    np.testing.assert_array_equal(module(torch.from_numpy(minutes[None])).numpy(), calendar_of(minutes[None]))
+    for form in ("marks", "indices"):
+        got = Calendar(*calendar_tables(form))(torch.from_numpy(minutes[None])).numpy()
+        np.testing.assert_array_equal(got, calendar(minutes[None], form))
 
 
 @given(st.integers(-(2**40), 2**40))
 def test_any_time_has_marks(minute):
     minutes = np.array([[minute]])
-    marks = Calendar(*calendar_tables())(torch.from_numpy(minutes)).numpy()
-    np.testing.assert_array_equal(marks, calendar_of(minutes))
+    marks = Calendar(*calendar_tables("marks"))(torch.from_numpy(minutes)).numpy()
+    np.testing.assert_array_equal(marks, calendar(minutes, "marks"))
 
 
 @pytest.mark.parametrize("count", range(1, 11))
@@ -236,9 +237,9 @@ def test_every_runtime_prepares_as_numpy(exported, name, runtime):
 
 @pytest.mark.parametrize("runtime", ["torchscript", "onnxruntime", "openvino", "tract"])
 def test_every_runtime_has_the_calendar_and_the_order(exported, runtime):
-    chosen = preparation(time_input=TIMES.name, sorts_quantiles=True)
+    chosen = preparation(beside=("marks",), sorts_quantiles=True)
     model = Marked().eval()
-    module = PreparedModel(model, chosen, STEPS, 3, Calendar(*calendar_tables())).eval().requires_grad_(False)
+    module = PreparedModel(model, chosen, STEPS, 3, Calendar(*calendar_tables("marks"))).eval().requires_grad_(False)
     spec = ModelSpec("marked", "custom", "quantiles", (RAW, TIMES), (MARKED,))
     generator = np.random.default_rng(5)
     windows = generator.standard_normal((64, STEPS, 3)).astype(np.float32)

@@ -16,7 +16,7 @@ from tsexport.calibration.synthetic import Bars
 from tsexport.calibration.tables import open_table
 from tsexport.calibration.windows import windows_of
 from tsexport.context import Context
-from tsexport.errors import ConfigurationError, UsageError
+from tsexport.errors import ConfigurationError, DataError, UsageError
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino, convert_to_torchscript
 from tsexport.models.sources import open_source
 from tsexport.options import BuildOptions
@@ -53,6 +53,19 @@ def table(path, row_count=600, columns=("a", "b")):
     values = np.random.default_rng(0).standard_normal((row_count, len(columns))).cumsum(axis=0) + 50
     lines = [",".join(columns), *(",".join(f"{value:.6f}" for value in row) for row in values)]
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+TFT = {"context_length": 24, "horizon": 6, "width": 16, "heads": 2, "channels": 2}
+FIRST_TIME = np.datetime64("2096-02-28T21:00", "m")
+
+
+def timed_table(path, row_count=600):
+    """Columns a and b, and quarters of hours over a leap day."""
+    values = np.random.default_rng(0).standard_normal((row_count, 2)).cumsum(axis=0) + 50
+    times = FIRST_TIME + 15 * np.arange(row_count)
+    lines = [f"{a:.6f},{b:.6f},{str(time).replace('T', ' ')}:00" for (a, b), time in zip(values, times, strict=True)]
+    path.write_text("\n".join(["a,b,t", *lines]) + "\n")
     return path
 
 
@@ -111,8 +124,8 @@ def test_a_series_that_does_not_fit(tmp_path, series, message):
 
 
 def test_inputs_that_are_no_windows(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"prepares windows float32\[batch, context_length, channels\], and a"):
-        _ = context_of("unet", series={"context_length": 1, "horizon": 1}).source
+    with pytest.raises(ConfigurationError, match=r"prepares windows float32\[batch, context_length, channels\], and b"):
+        _ = context_of("unet", series={"context_length": 1, "horizon": 1, "scaling": "none"}).source
 
 
 def test_short_windows_that_are_unknown():
@@ -120,6 +133,52 @@ def test_short_windows_that_are_unknown():
         ConfigurationError, match=r"short_windows = 'zero' is unknown .did you mean 'zeros'\?.; allowed "
     ):
         context_of("linear", LINEAR, series={"short_windows": "zero"})
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ({}, "time_minutes is fed from the time column, and the series configuration names none"),
+        (
+            {"time_column": "t"},
+            "answers the path of one target column, and the series configuration has target = .*path",
+        ),
+        (
+            {"time_column": "t", "target_columns": ["a"], "target": "point"},
+            'answers the path of one target column, and the series configuration has target = "point" and 1 target col',
+        ),
+    ],
+)
+def test_times_that_a_series_does_not_give(tmp_path, series, message):
+    path = timed_table(tmp_path / "series.csv")
+    series = {"columns": ["a", "b"], "scaling": "none", **series}
+    with pytest.raises(ConfigurationError, match=message) as error:
+        _ = context_of("tft", TFT, calibration=path, series=series).evaluation
+    assert error.value.next_step
+
+
+def test_a_time_column_without_dates(tmp_path):
+    path = table(tmp_path / "series.csv", columns=("a", "b", "t"))
+    series = {"columns": ["a", "b"], "target_columns": ["a"], "time_column": "t", "scaling": "none"}
+    values = np.genfromtxt(path, delimiter=",", skip_header=1)
+    values[:, 2] = np.arange(len(values))
+    np.savetxt(path, values, delimiter=",", header="a,b,t", comments="")
+    with pytest.raises(DataError, match="the time column 't' holds float64 and no dates"):
+        _ = context_of("tft", TFT, calibration=path, series=series).evaluation
+
+
+def test_times_come_from_the_time_column(tmp_path):
+    path = timed_table(tmp_path / "series.csv")
+    series = {"columns": ["a", "b"], "target_columns": ["b"], "time_column": "t"}
+    context = context_of("tft", TFT, calibration=path, series=series)
+    batch = next(iter(context.evaluation.dataset.batches(5)))
+    rows = [int(one.rpartition(":")[2]) for one in batch.ids]
+    given = np.genfromtxt(path, delimiter=",", skip_header=1, usecols=(0, 1))
+    arrays = (batch.feeds["raw_observed"], batch.feeds["time_minutes"], batch.target)
+    for row, window, times, target in zip(rows, *arrays, strict=True):
+        np.testing.assert_array_equal(times, FIRST_TIME.astype(np.int64) + 15 * np.arange(row, row + 30))
+        np.testing.assert_allclose(window, given[row : row + 24], rtol=1e-6)
+        np.testing.assert_allclose(target, given[row + 24 : row + 30, 1], rtol=1e-6)
 
 
 # --- what the source says --------------------------------------------------------------------------------------------
@@ -132,7 +191,7 @@ def test_the_source_says_what_was_included():
         "columns": list(FEATURES),
         "scaling": "minmax-window",
         "short_windows": "zeros",
-        "calendar": False,
+        "beside": [],
         "scales_back": True,
         "sorts_quantiles": False,
     }
@@ -228,6 +287,25 @@ CASES = {
     "trades-standard": lambda folder: trades(folder, "standard"),
     "trades-minmax": lambda folder: trades(folder, "minmax-window"),
     "trades-revin": lambda folder: trades(folder, "revin"),
+    "etth1-calendar": lambda folder: (
+        etth1(folder)
+        | {
+            "model": "itransformer",
+            "settings": {"context_length": 48, "horizon": 12, "width": 32, "heads": 2, "time_marks": True},
+        }
+    ),
+    "market-days": lambda folder: {
+        "model": "migt-tvdt",
+        "settings": {
+            "context_length": 48,
+            "n_variables": 6,
+            "width": 32,
+            "heads": 2,
+            "feed_forward": 32,
+            "temporal_layers": 1,
+            "variable_layers": 1,
+        },
+    },
     "market-minmax": lambda folder: {"model": "patchtst-cpu"},
     "calendar": lambda folder: {
         "model": "itransformer",
@@ -235,7 +313,7 @@ CASES = {
     },
     "calendar-quantiles": lambda folder: {
         "model": "tft",
-        "settings": {"context_length": 24, "horizon": 6, "width": 16, "heads": 2},
+        "settings": TFT,
     },
 }
 
@@ -245,7 +323,7 @@ def damaged_once(feeds, raw):
     return {**feeds, raw: damage(feeds[raw])}
 
 
-SLOW = ("calendar-quantiles",)  # seconds of tracing
+SLOW = ("calendar-quantiles", "market-days")  # seconds of tracing
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
@@ -261,7 +339,7 @@ def test_raw_windows_are_answered_as_along_the_python_path(exported, name, runti
             assert np.isfinite(got).all()
             atol = SCALED_ATOL * unit + 2 * np.spacing(np.abs(expected))
             np.testing.assert_array_less(np.abs(got - expected), np.broadcast_to(atol, got.shape))
-            if name == "calendar-quantiles":
+            if one.context.source.spec.task == "quantiles":
                 assert (np.diff(got, axis=-1) >= 0).all()
 
 
