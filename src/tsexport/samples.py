@@ -29,6 +29,10 @@ DAMAGED_SAMPLES = 8
 SOURCE_BATCH = 64
 RANDOM_WINDOWS = 64
 NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
+RAW_UNITS = (
+    "forecasts are in raw units and there are no labels: output errors are relative to the level of the series, which "
+    "may be much larger than what varies in it"
+)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         write_arrays(folder / "damaged-outputs.npz", _answers(context, damaged))
     if target is not None:
         write_arrays(folder / "target.npz", {"target": target})
+    elif context.plan.raw and source.spec.config["preprocessing"]["scales_back"]:
+        caveats.append(RAW_UNITS)
     opened = [one for one in (calibration, evaluation) if one is not None]
     return SamplesRecord(
         spec=source.spec,
