@@ -103,7 +103,7 @@ def reference_days(
     cut = _reference_cut(config, seed, split)
     days = _padded(cut.features, calendar_of(cut.time), cut.first, cut.counts, config["context_length"])
     arrays: tuple[Array, ...] = (days.bars, days.valid, days.calendar)
-    return ArrayDataset(dict(zip(names, arrays, strict=True)), cut.target), REFERENCE_SOURCE
+    return ArrayDataset(dict(zip(names, arrays, strict=True)), cut.target, prefix=split), REFERENCE_SOURCE
 
 
 def raw_reference_days(
@@ -118,7 +118,8 @@ def raw_reference_days(
     valid = np.arange(config["context_length"]) < cut.counts[:, None]
     bars = np.where(valid[:, :, None], cut.features[rows], np.nan).astype(np.float32)
     minutes = cut.time[rows].astype("datetime64[m]").astype(np.int64)
-    return ArrayDataset(dict(zip(names, (bars, minutes), strict=True)), cut.target), REFERENCE_SOURCE
+    feeds = dict(zip(names, (bars, minutes), strict=True))
+    return ArrayDataset(feeds, cut.target, prefix=split), REFERENCE_SOURCE
 
 
 def days_rule(config: Mapping[str, Any]) -> SeriesConfig:

@@ -1,10 +1,11 @@
 """From a source model to its fp32 artifacts: rewritten where that helps, exported, checked.
 
 The module is rewritten before it is exported, the ONNX graph after it; both prove themselves (see `rewrites.proofs`).
-TorchScript keeps the module as it is: torch's own fused encoder layer is faster there than plain matrix products.
+Every conversion can leave rewrites out by name: which ones is decided by measuring, in `tsexport.rewriting`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ _SEED = 29
 
 @dataclass(frozen=True)
 class Converted:
-    """An exported artifact, and what was rewritten on the way to it."""
+    """An exported artifact, what was rewritten on the way to it, and its nodes, where it is a graph that has any."""
 
     artifact: Artifact
     rewrites: "tuple[Applied, ...]" = ()
+    nodes: int = 0
 
 
 def probes(spec: ModelSpec, real: Feeds | None) -> tuple[Feeds, ...]:
@@ -37,59 +39,100 @@ def probes(spec: ModelSpec, real: Feeds | None) -> tuple[Feeds, ...]:
     return (*sets, real) if real is not None else tuple(sets)
 
 
-def convert_to_onnx(
-    module: "nn.Module | None", onnx_path: Path | None, spec: ModelSpec, real: Feeds | None, path: Path
-) -> Converted:
-    """Export a module, or adopt an ONNX file, and make its graph clean.
+@dataclass
+class OnnxConverter:
+    """Makes the ONNX artifact of one source, with all rewrites or without some.
 
-    Args:
-        module: in evaluation mode, or None where the source is `onnx_path`.
-        onnx_path: the user's ONNX file, or None.
-        spec: inputs and outputs.
-        real: a few real samples that rewrites are proven on too.
-        path: the .onnx file to write.
+    What torch exports is kept for each choice of module rewrites, so that another choice of graph rewrites costs no
+    other export.
 
-    Raises:
-        ExportError: no valid opset 17 graph can be made of it.
-        ParityError: the export answers otherwise than the module.
+    `module` is in evaluation mode, or None where the source is `onnx_path`.  `real` are a few samples that rewrites are
+    proven on too.
     """
-    import onnx
 
-    from tsexport.exporters.onnx import export_onnx
-    from tsexport.exporters.onnx_adopt import adopt_onnx
-    from tsexport.exporters.onnx_file import OPSET, finish_onnx
-    from tsexport.exporters.rewrites.encoder import rewrite_encoders
-    from tsexport.exporters.rewrites.order import REWRITES
-    from tsexport.exporters.rewrites.proofs import rewrite_graph
+    module: "nn.Module | None"
+    onnx_path: Path | None
+    spec: ModelSpec
+    real: Feeds | None
+    _exported: dict[frozenset[str], tuple[Artifact, bytes]] = field(default_factory=dict)
 
-    feeds = probes(spec, real)
-    done: tuple[Applied, ...] = ()
-    if module is not None:
-        module, done = rewrite_encoders(module, feeds)
-        plain = export_onnx(module, spec, feeds[1 % len(feeds)], path)
-    else:
-        assert onnx_path is not None
-        plain = adopt_onnx(onnx_path, spec, path)
-    if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
-        return Converted(plain)
-    model, more = rewrite_graph(onnx.load(plain.path), feeds, REWRITES)
-    done = (*done, *more)
-    # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
-    del model.graph.value_info[:]
-    steps = (*plain.provenance, *(str(one) for one in done))
-    artifact = finish_onnx(model, spec, path, steps)
-    if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
-        # Nothing is computed from shapes, so a session of its own for a batch size would gain nothing.
-        artifact = replace(artifact, options=((FIX_BATCH, "no"),))
-    return Converted(artifact, done)
+    def convert(self, path: Path, without: Collection[str] = ()) -> Converted:
+        """Write the artifact to `path`, made without the rewrites of these names (`rewrites.order.EVERY`: plain).
+
+        Raises:
+            ExportError: no valid opset 17 graph can be made of it.
+            ParityError: the export answers otherwise than the module.
+        """
+        import onnx
+
+        from tsexport.exporters.onnx_file import OPSET, finish_onnx
+        from tsexport.exporters.rewrites.order import REWRITES
+        from tsexport.exporters.rewrites.proofs import rewrite_graph
+
+        plain, data, done = self._export(path, without)
+        if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
+            path.write_bytes(data)
+            return Converted(replace(plain, path=path, files=(path,)))
+        feeds = probes(self.spec, self.real)
+        model, more = rewrite_graph(onnx.load_from_string(data), feeds, REWRITES, without=without)
+        done = (*done, *more)
+        # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
+        del model.graph.value_info[:]
+        steps = (*plain.provenance, *(str(one) for one in done))
+        artifact = finish_onnx(model, self.spec, path, steps)
+        if not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+            # Nothing is computed from shapes, so a session of its own for a batch size would gain nothing.
+            artifact = replace(artifact, options=((FIX_BATCH, "no"),))
+        return Converted(artifact, done, len(model.graph.node))
+
+    def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, bytes, tuple[Applied, ...]]":
+        """Return what is exported before any rewrite of the graph, its bytes, and the rewrites of the module."""
+        from tsexport.exporters.onnx import export_onnx
+        from tsexport.exporters.onnx_adopt import adopt_onnx
+        from tsexport.exporters.rewrites.modules import rewrite_module
+        from tsexport.exporters.rewrites.order import MODULE_REWRITES
+
+        feeds, module = probes(self.spec, self.real), self.module
+        done: tuple[Applied, ...] = ()
+        if module is not None:
+            module, done = rewrite_module(module, feeds, MODULE_REWRITES, without)
+        key = frozenset(one.name for one in done if one.kept)
+        if key not in self._exported:
+            if module is not None:
+                plain = export_onnx(module, self.spec, feeds[1 % len(feeds)], path)
+            else:
+                assert self.onnx_path is not None
+                plain = adopt_onnx(self.onnx_path, self.spec, path)
+            self._exported[key] = plain, path.read_bytes()
+        return *self._exported[key], done
 
 
-def convert_to_torchscript(module: "nn.Module", spec: ModelSpec, real: Feeds | None, path: Path) -> Converted:
-    """Trace a module (see `exporters.torchscript`)."""
+def convert_to_onnx(
+    module: "nn.Module | None",
+    onnx_path: Path | None,
+    spec: ModelSpec,
+    real: Feeds | None,
+    path: Path,
+    without: Collection[str] = (),
+) -> Converted:
+    """Export a module, or adopt an ONNX file, and make its graph clean (see `OnnxConverter`)."""
+    return OnnxConverter(module, onnx_path, spec, real).convert(path, without)
+
+
+def convert_to_torchscript(
+    module: "nn.Module", spec: ModelSpec, real: Feeds | None, path: Path, without: Collection[str] = ()
+) -> Converted:
+    """Trace a module (see `exporters.torchscript`), after the module rewrites that are for TorchScript, too."""
+    from tsexport.exporters.rewrites.modules import rewrite_module
+    from tsexport.exporters.rewrites.order import MODULE_REWRITES
     from tsexport.exporters.torchscript import export_torchscript
 
     feeds = probes(spec, real)
-    return Converted(export_torchscript(module, spec, feeds[1 % len(feeds)], path))
+    rewrites = [one for one in MODULE_REWRITES if one.torchscript]
+    module, done = rewrite_module(module, feeds, rewrites, without)
+    artifact = export_torchscript(module, spec, feeds[1 % len(feeds)], path)
+    told = (*artifact.provenance, *(str(one) for one in done))
+    return Converted(replace(artifact, provenance=told), done)
 
 
 def convert_to_openvino(onnx: Artifact, path: Path) -> Converted:

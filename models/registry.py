@@ -184,6 +184,15 @@ _TABLE = (
         parameters=28_135_877,
         caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
     ),
+    ModelEntry(
+        name="weather-gnn",
+        family="gnn",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on a global 32x64 grid, by messages on an icosahedral mesh",
+        source="Lam et al. 2023, GraphCast; sizes are this project's",
+        module="tsexport.models.weather_gnn",
+        parameters=316_493,
+    ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}
 

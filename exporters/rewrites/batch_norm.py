@@ -43,6 +43,7 @@ class BatchNormAsAffine:
     """Apply transposed batch normalisation in place, as Mul and Add."""
 
     name = "batch-norm-as-affine"
+    speed = True
 
     def _fitting(self, model: ir.Model) -> list[ir.Node]:
         norms = [node for node in model.graph if node.op_type == "BatchNormalization"]

@@ -63,6 +63,7 @@ class FuseParallelLinears:
     """One product for all projections of one value."""
 
     name = "fuse-parallel-linears"
+    speed = True
 
     def requires(self, model: ir.Model) -> bool:
         return bool(_parallel(model))
@@ -149,6 +150,7 @@ class FoldScale:
     """Move constant factors into the weights of the projections they come from."""
 
     name = "fold-scale"
+    speed = True
 
     def requires(self, model: ir.Model) -> bool:
         return any(_factor(node) for node in model.graph)

@@ -1,12 +1,20 @@
-"""The graph rewrites, in the order in which they are applied."""
+"""The rewrites, in the order in which they are applied: those of the module, then those of its ONNX graph.
+
+The graph rewrites that only clean (`speed` is False) are applied wherever they prove themselves.  Those for speed, and
+all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.rewriting`).
+"""
 
 from tsexport.exporters.rewrites.affine import AffineAsProduct
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
+from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
+from tsexport.exporters.rewrites.message_passing import GatherMessages
+from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
 from tsexport.exporters.rewrites.shapes import ConstantShapes
 
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), GatherMessages())
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
@@ -17,3 +25,9 @@ REWRITES: tuple[GraphRewrite, ...] = (
     FuseParallelLinears(),
     DropNoOps(),
 )
+SPEED: frozenset[str] = frozenset(
+    (*(one.name for one in MODULE_REWRITES), *(one.name for one in REWRITES if one.speed))
+)
+"""The names of the rewrites that a runtime's artifact may be made without."""
+EVERY: frozenset[str] = SPEED | {one.name for one in REWRITES}
+"""The names of all: without them, an export is the plain one."""

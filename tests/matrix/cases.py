@@ -270,6 +270,13 @@ CASES = (
         windows("series", 40, 5),
         {"context_length": 40, "horizon": 8, "channels": 5, "width": 32},
     ),
+    # Few mesh points, and a grid whose poles send many edges to one of them.
+    Case(
+        "weather-gnn-small",
+        "weather-gnn",
+        lambda: fields(3, 6, 12),
+        {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
+    ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),
     Case("dlinear-etth1", "dlinear", hourly_windows, checkpoint="dlinear_etth1_336_96.pth"),

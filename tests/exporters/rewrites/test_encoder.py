@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from tsexport.exporters.rewrites.encoder import PlainEncoder, rewrite_encoders
+from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts, PlainEncoder
+from tsexport.exporters.rewrites.modules import rewrite_module
 
 STEPS, WIDTH = 6, 16
+REWRITES = (EncoderAsMatrixProducts(),)
 
 
 def probes(width: int = WIDTH) -> list[dict[str, np.ndarray]]:
@@ -30,7 +32,7 @@ def encoder(*, layers: int = 2, norm: bool = False, **settings: object) -> nn.Mo
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_replacement_is_equal(norm_first, activation, norm, bias):
     module = encoder(norm_first=norm_first, activation=activation, norm=norm, bias=bias)
-    rewritten, (applied,) = rewrite_encoders(module, probes())
+    rewritten, (applied,) = rewrite_module(module, probes(), REWRITES)
     assert applied.kept
     assert applied.changes == 1
     assert isinstance(rewritten, PlainEncoder)
@@ -40,7 +42,7 @@ def test_the_replacement_is_equal(norm_first, activation, norm, bias):
 def test_the_module_given_is_left_untouched():
     module = nn.Sequential(nn.Linear(WIDTH, WIDTH), encoder(), nn.Linear(WIDTH, 2)).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    rewritten, _ = rewrite_encoders(module, probes())
+    rewritten, _ = rewrite_module(module, probes(), REWRITES)
     assert rewritten is not module
     assert isinstance(module[1], nn.TransformerEncoder)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -49,7 +51,7 @@ def test_the_module_given_is_left_untouched():
 def test_a_single_layer_is_replaced_too():
     torch.manual_seed(0)
     module = nn.Sequential(nn.TransformerEncoderLayer(WIDTH, 2, 32, batch_first=True), nn.Linear(WIDTH, 1)).eval()
-    rewritten, (applied,) = rewrite_encoders(module, probes())
+    rewritten, (applied,) = rewrite_module(module, probes(), REWRITES)
     assert applied.kept
     assert isinstance(rewritten[0], PlainEncoder)
 
@@ -79,7 +81,7 @@ class Masked(nn.Module):
     ],
 )
 def test_what_does_not_fit_is_left_as_it_is(module):
-    rewritten, applied = rewrite_encoders(module.eval(), probes())
+    rewritten, applied = rewrite_module(module.eval(), probes(), REWRITES)
     assert rewritten is module
     assert applied == ()
 
@@ -89,7 +91,7 @@ def test_a_replacement_that_departs_is_taken_back(monkeypatch):
     original = PlainEncoder.forward
     monkeypatch.setattr(PlainEncoder, "forward", lambda self, x: original(self, x) * 1.01)
     module = encoder()
-    rewritten, (applied,) = rewrite_encoders(module, probes())
+    rewritten, (applied,) = rewrite_module(module, probes(), REWRITES)
     assert rewritten is module
     assert not applied.kept
     assert "departs" in applied.reason
