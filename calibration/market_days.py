@@ -118,7 +118,7 @@ def raw_reference_days(
     valid = np.arange(config["context_length"]) < cut.counts[:, None]
     bars = np.where(valid[:, :, None], cut.features[rows], np.nan).astype(np.float32)
     minutes = cut.time[rows].astype("datetime64[m]").astype(np.int64)
-    feeds = dict(zip(names, (bars, minutes), strict=True))
+    feeds: dict[str, Array] = dict(zip(names, (bars, minutes), strict=True))
     return ArrayDataset(feeds, cut.target, prefix=split), REFERENCE_SOURCE
 
 
