@@ -4,8 +4,9 @@
 have data of their own (`OWN_DATA`).  Any other forecasting model that calls its sizes `context_length`, `horizon` and
 `channels` gets a seeded multi-channel series, with the calendar of its hourly rows where the model takes one: as
 `time_marks` of the past, or as `known_channels` of past and future, when the target is the first channel.  A classifier
-(`context_length`, `channels`, `classes`) gets a series with a class at each row.  What a model answers there says
-nothing about its accuracy on real data.
+(`context_length`, `channels`, `classes`) gets a series with a class at each row, a model of a grid (`channels`,
+`latitudes`, `longitudes`) the weather of `tsexport.calibration.weather`.  What a model answers there says nothing about
+its accuracy on real data.
 
 The class of a window is that of the first channel's move over the MOVE_ROWS rows behind it: moves are cut at the
 quantiles 1/n, 2/n, ... of the training rows' moves into n classes, 0 the furthest down, so that all are about as
@@ -34,6 +35,7 @@ from tsexport.calibration.series import SeriesConfig, SplitName, Splits
 from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.trading_days import has_trading_days, reference_trading_days
+from tsexport.calibration.weather import HOURS, WeatherHours
 from tsexport.calibration.windows import windows_of
 
 
@@ -61,6 +63,7 @@ OWN_DATA = {
 CHANNELS_ROWS = 4_000
 FORECAST_SIZES = ("context_length", "horizon", "channels")
 CLASSIFIER_SIZES = ("context_length", "channels", "classes")
+GRID_SIZES = ("channels", "latitudes", "longitudes")
 CLASSES_ROWS = 12_000
 CLASSES_SEED = 2025
 """Fixed, since the seed draws the seasons too: a checkpoint is trained on one series."""
@@ -77,7 +80,7 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
         return OWN_DATA[model].exists(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
-    return _has_sizes(config, FORECAST_SIZES) or _has_sizes(config, CLASSIFIER_SIZES)
+    return any(_has_sizes(config, sizes) for sizes in (FORECAST_SIZES, CLASSIFIER_SIZES, GRID_SIZES))
 
 
 def has_reference_series(model: str, config: Mapping[str, Any]) -> bool:
@@ -106,6 +109,10 @@ def reference_windows(
     """
     if model in OWN_DATA:
         return OWN_DATA[model].windows(config, seed, split, names)
+    if _has_sizes(config, GRID_SIZES):
+        channels, latitudes, longitudes = (config[name] for name in GRID_SIZES)
+        first, stop = _splits().rows(split, HOURS)
+        return WeatherHours(names[0], channels, latitudes, longitudes, split, first, stop), "the reference weather"
     table, series = reference_series(model, config, seed)
     windows = windows_of(table, series, split, name=names[0])
     if not _takes_marks(config):
@@ -139,7 +146,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
 
     Args:
         model: the registered name.
-        config: the model's configuration, for which `has_reference` is true.
+        config: the model's configuration, for which `has_reference` is true; of a series, not of a grid.
         seed: of the multi-channel series; the market series and that with classes have their own.
     """
     if _has_sizes(config, CLASSIFIER_SIZES):

@@ -114,7 +114,10 @@ def test_models_json():
     assert lstm["inputs"] == [{"name": "features", "dtype": "float32", "shape": ["batch", 60, 26]}]
     assert lstm["outputs"][0]["shape"] == ["batch", 3]
     assert lstm["sizes"] == ["small", "medium", "large"]
-    assert (lstm["checkpoint"], rows["patchtst-cpu"]["checkpoint"]) == (False, True)
+    with_checkpoint = {"lstm": None, "patchtst-cpu": None, "inception-time": "small", "sfno-edge": "test"}
+    for name, size in with_checkpoint.items():
+        assert (rows[name]["checkpoint"], rows[name]["checkpoint_size"]) == (True, size)
+    assert (rows["nhits"]["checkpoint"], rows["nhits"]["checkpoint_size"]) == (False, None)
 
 
 def test_models_json_has_the_published_rows_of_model_and_family():

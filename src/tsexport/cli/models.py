@@ -59,8 +59,8 @@ def _describe(entry: "ModelEntry", tables: "LatencyTables") -> _Model:
 
     config_type = entry.definition().Config
     config = config_type()
-    rows = (*tables.latency, *tables.memory)
-    components = dict.fromkeys(row.component for row in rows if row.model == entry.name)
+    components = {row.component: None for row in tables.latency if row.model == entry.name}
+    components |= {row.component: None for row in tables.memory if row.model == entry.name}
     parts = [None, *(one for one in components if one not in (None, "total"))]
     budgets = [latency_budgets(entry.name, entry.family, part, tables=tables) for part in parts]
     return _Model(
@@ -88,6 +88,7 @@ def _document(one: _Model) -> dict[str, Any]:
         "outputs": [dataclasses.asdict(spec) for spec in one.outputs],
         "sizes": list(one.sizes),
         "checkpoint": entry.checkpoint is not None,
+        "checkpoint_size": entry.checkpoint_size,
         "caveats": list(entry.caveats),
         "budgets": [dataclasses.asdict(budget) for budget in one.budgets],
     }
@@ -108,6 +109,14 @@ def _print_list(found: Sequence[_Model]) -> None:
     print_table(("model", "family", "parameters", "a sample in", "a sample out", "published"), rows)
 
 
+def _weights(entry: "ModelEntry") -> str:
+    if entry.checkpoint is None:
+        return "initialised from --seed"
+    return "a reference checkpoint comes with it" + (
+        f" for --set size={entry.checkpoint_size}" if entry.checkpoint_size else ""
+    )
+
+
 def _print_one(one: _Model) -> None:
     entry = one.entry
     lines = [
@@ -120,7 +129,7 @@ def _print_one(one: _Model) -> None:
             _parameters(entry).replace("\n", ", ") + (f": {entry.published_note}" * bool(entry.published_note)),
         ),
         ("sizes", ", ".join(one.sizes) or "-"),
-        ("weights", "a reference checkpoint comes with it" if entry.checkpoint else "initialised from --seed"),
+        ("weights", _weights(entry)),
         *(("input", str(spec)) for spec in one.inputs),
         *(("output", str(spec)) for spec in one.outputs),
         *(("caveat", caveat) for caveat in entry.caveats),
