@@ -14,14 +14,14 @@ frequent.  Daily and weekly seasons and the reversion of what departs from them 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.calibration.marked_windows import MarkedWindows
+from tsexport.calibration.marked_windows import CLOCK, MarkedWindows, clock_of
 from tsexport.calibration.market import (
     CLOSE,
     EVALUATION_FRACTION,
@@ -30,9 +30,9 @@ from tsexport.calibration.market import (
     TRAINING_FRACTION,
     reference_table,
 )
-from tsexport.calibration.market_days import has_reference_days, reference_days
+from tsexport.calibration.market_days import days_rule, has_reference_days, raw_reference_days, reference_days
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
-from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_marks
+from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.trading_days import has_trading_days, reference_trading_days
 from tsexport.calibration.weather import HOURS, WeatherHours
@@ -43,15 +43,21 @@ from tsexport.calibration.windows import windows_of
 class OwnData:
     """What a model is fed that no single series gives.
 
-    `exists` says whether there is any for a configuration; `windows` takes (configuration, seed, split, input names).
+    `exists` says whether there is any for a configuration; `windows` takes (configuration, seed, split, input names),
+    `raw_windows` likewise, for inputs that the graph prepares as `rule` says; None where that cannot be.
     """
 
     exists: Callable[[Mapping[str, Any]], bool]
-    windows: Callable[[Mapping[str, Any], int, SplitName, Sequence[str]], tuple[Dataset, str]]
+    windows: "OwnWindows"
+    raw_windows: "OwnWindows | None" = None
+    rule: Callable[[Mapping[str, Any]], SeriesConfig] | None = None
+
+
+OwnWindows = Callable[[Mapping[str, Any], int, SplitName, Sequence[str]], tuple[Dataset, str]]
 
 
 OWN_DATA = {
-    "migt-tvdt": OwnData(has_reference_days, reference_days),
+    "migt-tvdt": OwnData(has_reference_days, reference_days, raw_reference_days, days_rule),
     "hrm-27m": OwnData(has_trading_days, reference_trading_days),
 }
 CHANNELS_ROWS = 4_000
@@ -77,6 +83,20 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
     return any(_has_sizes(config, sizes) for sizes in (FORECAST_SIZES, CLASSIFIER_SIZES, GRID_SIZES))
 
 
+def has_reference_series(model: str, config: Mapping[str, Any]) -> bool:
+    """Return whether it is known how a model's raw windows are prepared: see `reference_rule`."""
+    own = OWN_DATA.get(model)
+    return has_reference(model, config) and (own is None or own.rule is not None)
+
+
+def reference_rule(model: str, config: Mapping[str, Any], seed: int) -> tuple[Table | None, SeriesConfig]:
+    """Return how windows of a model's reference series are cut and scaled, and its table where there is one."""
+    own = OWN_DATA.get(model)
+    if own is not None and own.rule is not None:
+        return None, own.rule(config)
+    return reference_series(model, config, seed)
+
+
 def reference_windows(
     model: str, config: Mapping[str, Any], seed: int, split: SplitName, names: Sequence[str]
 ) -> tuple[Dataset, str]:
@@ -100,6 +120,27 @@ def reference_windows(
     return MarkedWindows(windows, tuple(names), config["channels"], ahead="known_channels" in config), table.source
 
 
+def raw_reference_windows(
+    model: str, config: Mapping[str, Any], seed: int, split: SplitName, names: Sequence[str]
+) -> tuple[Dataset, str]:
+    """Return what `reference_windows` does, before scaling, and with the rows' times in minutes in place of marks."""
+    own = OWN_DATA.get(model)
+    if own is not None:
+        assert own.raw_windows is not None  # `has_reference_series` says so
+        return own.raw_windows(config, seed, split, names)
+    table, series = reference_series(model, config, seed)
+    series = replace(series, scaling="none")
+    if not _takes_marks(config):
+        return windows_of(table, series, split, name=names[0]), table.source
+    columns, ahead = _channel_names(config["channels"]), "known_channels" in config
+    values = channels_series(seed, table.row_count, config["channels"])
+    hours = FIRST_BAR + np.timedelta64(1, "h") * np.arange(table.row_count)
+    timed = MemoryTable(np.column_stack((values, clock_of(hours))), (*columns, *CLOCK), source=table.source)
+    series = replace(series, target_columns=(columns[0], *CLOCK) if ahead else columns)
+    windows = windows_of(timed, series, split, name=names[0])
+    return MarkedWindows(windows, tuple(names), config["channels"], ahead, timed=True), table.source
+
+
 def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[Table, SeriesConfig]:
     """Return the reference series of a model and how windows are cut from it.
 
@@ -119,6 +160,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
             target_columns=(FEATURES[CLOSE],),
             scaling="minmax-window",
             target="point",
+            short_windows="zeros",
             split=_splits(),
         )
     names = _channel_names(config["channels"])
