@@ -30,20 +30,21 @@ KINDS = "fiub"
 """numpy kinds that a model can take: floating point, integers, booleans."""
 
 
-def sample_ids(indices: Iterable[int]) -> tuple[str, ...]:
-    return tuple(f"sample:{index:06d}" for index in indices)
+def sample_ids(indices: Iterable[int], prefix: str = "sample") -> tuple[str, ...]:
+    return tuple(f"{prefix}:{index:06d}" for index in indices)
 
 
 class ArrayDataset:
-    """Arrays in memory, [samples, ...] each, under the names of a model's inputs.
+    """Arrays in memory, [samples, ...] each, under the names of a model's inputs; `prefix` begins the samples' ids.
 
     Raises:
         DataError: no arrays, an array without samples, arrays of different lengths, or a dtype no model takes.
     """
 
-    def __init__(self, arrays: Mapping[str, Array], target: Array | None = None) -> None:
+    def __init__(self, arrays: Mapping[str, Array], target: Array | None = None, *, prefix: str = "sample") -> None:
         self._arrays = dict(arrays)
         self._target = target
+        self._prefix = prefix
         everything = dict(self._arrays) if target is None else {**self._arrays, TARGET: target}
         for name, array in everything.items():
             check_dtype("the arrays", name, array.dtype)
@@ -67,12 +68,14 @@ class ArrayDataset:
         return digest_of({"arrays": parts, "target": None if self._target is None else array_digest(self._target)})
 
     def ids(self, indices: Iterable[int]) -> tuple[str, ...]:
-        return sample_ids(indices)
+        return sample_ids(indices, self._prefix)
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         for part in index_batches(indices, batch_size, self.count):
             target = None if self._target is None else self._target[part]
-            yield Batch({name: array[part] for name, array in self._arrays.items()}, target, sample_ids(part))
+            yield Batch(
+                {name: array[part] for name, array in self._arrays.items()}, target, sample_ids(part, self._prefix)
+            )
 
     def batches(self, batch_size: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         return read_range(self, batch_size, start, stop)

@@ -116,7 +116,7 @@ def reference_days(
     target = features[(first + counts - 1)[:, None] + horizons, config["target_variable"]]
     arrays: tuple[Array, ...] = (days.bars, days.valid, days.calendar)
     feeds = dict(zip(names, arrays, strict=True))
-    return ArrayDataset(feeds, target), REFERENCE_SOURCE
+    return ArrayDataset(feeds, target, prefix=split), REFERENCE_SOURCE
 
 
 def _padded(

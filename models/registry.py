@@ -197,7 +197,8 @@ _TABLE = (
         source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
         module="tsexport.models.hrm_27m",
         parameters=28_135_877,
-        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
+        published_parameters=27_300_000,
+        published_note="H and L alone; FiLM and heads add 0.6 M",
     ),
     ModelEntry(
         name="weather-gnn",
@@ -217,11 +218,9 @@ _TABLE = (
         source="SFNO-Hybrid document; Li et al. 2021, Fourier Neural Operator",
         module="tsexport.models.sfno_hybrid",
         parameters=481_657_101,
-        caveats=(
-            "the document claims 487,523,597 parameters; its published code cannot run, and its layers sum to "
-            "7,985,230,093",
-            "the Fourier transform of a regional patch is flat and periodic, not spherical",
-        ),
+        published_parameters=487_523_597,
+        published_note="its published code cannot run, and its layers sum to 7,985,230,093",
+        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
     ),
     ModelEntry(
         name="sfno-edge",

@@ -7,8 +7,8 @@
                the finer levels, averaged over the points that lie in one of the coarsest level's, and projected
     decoder    up by a transposed convolution of stride 4, joined to the field of the same grid on the way down, a 3x3
                convolution; at the finest level another one to half its width
-    heads      1x1 convolutions: one for the two winds (momentum), one for the other channels; their answer is the change
-               from this hour to the next, so field = state + change
+    heads      1x1 convolutions: one for the two winds (momentum), one for the other channels; their answer is the
+               change from this hour to the next, so field = state + change
 
 Channels in order: temperature, dew point, U wind, V wind, sea-level pressure, precipitation, solar radiation, thermal
 radiation, cloud cover, Z500, T850, RH700, W500; each standardised.  One step is one hour; forecasts of up to 168 hours
@@ -155,7 +155,7 @@ def network() -> "type[nn.Module]":
             return self.output(mixed.transpose(1, 2).reshape(-1, self.steps, self.width))  # type: ignore[no-any-return]
 
     class Layer(nn.Module):
-        """One layer of the transformer: tokens [batch, steps, width] and memory [batch, remembered, width] -> tokens."""
+        """One layer: tokens [batch, steps, width] and memory [batch, remembered, width] -> tokens."""
 
         def __init__(self, config: Config, steps: int, remembered: int) -> None:
             super().__init__()

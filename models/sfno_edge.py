@@ -1,8 +1,8 @@
 """sfno-edge: sfno-hybrid for edge devices, the documents' "Lightweight Edge Model".
 
-The documents name it without a definition; the sizes are ours: 32/64/128 channels, 16 modes, one spectral block a level,
-4 transformer layers.  `size=test` is for tests: a grid of 64x64, 16/32/64 channels, 8 modes, 2 layers.  The network, its
-source and its limits stand in `tsexport.models.sfno`.
+The documents name it without a definition; the sizes are ours: 32/64/128 channels, 16 modes, one spectral block a
+level, 4 transformer layers.  `size=test` is for tests: a grid of 64x64, 16/32/64 channels, 8 modes, 2 layers.  The
+network, its source and its limits stand in `tsexport.models.sfno`.
 """
 
 from dataclasses import dataclass

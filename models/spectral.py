@@ -12,8 +12,8 @@ latitude do not, and without the negative ones half of a field's energy is lost.
 
 Limits: the transform is that of a flat, periodic grid.  On a regional patch it is not spherical, and the field wraps
 around at the edges.  Without dependence on ky and kx together the layer cannot treat a direction as such.
-Source: Li et al. 2021, "Fourier Neural Operator for Parametric Partial Differential Equations", for the layer; separable
-weights as in Tran et al. 2023, "Factorized Fourier Neural Operators", but as a product, not a sum.
+Source: Li et al. 2021, "Fourier Neural Operator for Parametric Partial Differential Equations", for the layer;
+separable weights as in Tran et al. 2023, "Factorized Fourier Neural Operators", but as a product, not a sum.
 
 `torch.fft` is what defines the layer, and what it trains with.  Exporters write it as products with a truncated DFT
 matrix (`tsexport.exporters.rewrites.spectral`).
@@ -27,8 +27,8 @@ class SpectralConv(nn.Module):
     """[batch, channels, latitudes, longitudes] -> the same.
 
     Weights are real: `latitude_weight` [2M, channels in, 2, channels out] is A, with real and imaginary part side by
-    side, and `longitude_weight` [N, channels in, 2, channels out] is B.  Rows of A are in the order of an FFT: 0 to M - 1,
-    then -M to -1.
+    side, and `longitude_weight` [N, channels in, 2, channels out] is B.  Frequencies of A are in the order of an FFT:
+    0 to M - 1, then -M to -1.
     """
 
     def __init__(self, channels: int, latitudes: int, longitudes: int, modes: int) -> None:

@@ -40,6 +40,7 @@ class AffineAsProduct:
     """One product with a constant matrix for a whole graph that is affine along time."""
 
     name = "affine-as-product"
+    speed = True
 
     def requires(self, model: ir.Model) -> bool:
         graph = model.graph

@@ -1,11 +1,13 @@
 """Graph rewrites from onnxscript's and onnx-ir's own passes: constants folded, dead and doubled nodes gone.
 
-`FoldConstants` evaluates what depends on constants alone and drops Identity nodes: the exporter shares equal
+`FoldConstants` evaluates what depends on constants alone, but for broadcasts, which would blow up the file (folding
+the positions of a transformer grew it by a third), and drops Identity nodes: the exporter shares equal
 initializers through Identity, and ONNX Runtime's quantizer then takes such weights for computed ones and skips them.
 `DropNoOps` removes casts, transposes and reshapes that cancel or do nothing. `GemmAsMatMul` writes Gemm as MatMul and
 Add, since dynamic quantization of a Gemm with a transposed weight writes files that do not load.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +18,9 @@ from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
 from tsexport.types import Array, Feeds
+
+LARGEST_GROWN = 16_384
+"""Elements of a folded constant that may be larger than what it was computed from: 64 KiB in fp32."""
 
 
 def count_nodes(model: ir.Model) -> int:
@@ -40,9 +45,22 @@ def add_initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     return value
 
 
+def _may_fold(node: ir.Node) -> bool | None:
+    """Return False for a node whose value would be much larger in the file than what it is computed from.
+
+    A position or a mask that is broadcast, or embedded from a few numbers, costs next to nothing at run time.
+    """
+    sizes = [value.const_value.size for value in node.inputs if value is not None and value.const_value is not None]
+    shapes = [value.shape for value in node.outputs]
+    if any(shape is None or not shape.is_static() for shape in shapes):
+        return None
+    made = sum(math.prod(shape.numpy()) for shape in shapes if shape is not None)
+    return False if made > LARGEST_GROWN and made > sum(sizes) else None
+
+
 def fold(model: ir.Model) -> None:
-    """Fold constants and drop what is dead, Identity included, in place."""
-    onnxscript.optimizer.optimize(model)
+    """Fold constants, as far as the file does not grow by it, and drop what is dead, Identity included, in place."""
+    onnxscript.optimizer.optimize_ir(model, should_fold=_may_fold)
     common.IdentityEliminationPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     common.DeduplicateInitializersPass()(model)

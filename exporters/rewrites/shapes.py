@@ -3,7 +3,8 @@
 An exporter that traces shapes computes them at run time (Shape, Gather, Concat, ...), although only the batch can
 vary.  The value of every shape operand is observed at the probes' batch sizes; it becomes a constant where it is
 computed from shapes alone and does not vary, and, for Reshape, a constant with one -1 where exactly one dimension
-varies. Limits: values that depend on the data are never touched; a Reshape with two varying dimensions stays.
+varies. Limits: values that depend on the data are never touched; a Reshape with two varying dimensions stays, and so
+does a value that is too large for the file.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from tsexport.exporters.rewrites.cleaning import add_initializer, count_nodes, fold
+from tsexport.exporters.rewrites.cleaning import LARGEST_GROWN, add_initializer, count_nodes, fold
 from tsexport.exporters.rewrites.proofs import answer
 from tsexport.types import Array, Feeds
 
@@ -105,7 +106,7 @@ class ConstantShapes:
             if shape is not None:
                 node.replace_input_with(1, add_initializer(model, f"{node.name}_shape", shape))
         for value, arrays in zip(operands, seen[len(reshapes) :], strict=True):
-            if all(np.array_equal(array, arrays[0]) for array in arrays[1:]):
+            if arrays[0].size <= LARGEST_GROWN and all(np.array_equal(array, arrays[0]) for array in arrays[1:]):
                 value.replace_all_uses_with(add_initializer(model, f"{value.name}_constant", arrays[0]))
         fold(model)
         return before - count_nodes(model)

@@ -9,7 +9,6 @@ from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.loading import cores_here
-from tsexport.manifest import Selection, parse_selection
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
@@ -131,11 +130,9 @@ def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...])
         AccuracyError: what it selects misses the accuracy budget.
     """
     path = context.options.selection
+    selection = context.selection
     assert path is not None
-    try:
-        selection: Selection = parse_selection(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--selection {path} cannot be read: {error.strerror}") from error
+    assert selection is not None
     if context.options.runtime not in (None, selection.runtime):
         raise UsageError(
             f"--selection {path.name} selects {selection.runtime}, and --runtime allows only {context.options.runtime}",

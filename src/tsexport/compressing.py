@@ -70,8 +70,8 @@ def build_recipe(
     context: Context, samples: Samples, exports: Exports, recipe: "Recipe"
 ) -> tuple[Artifact | None, str, bool]:
     """Return a recipe's artifact (or None and the reason), and whether it came from the cache."""
-    onnx, openvino = exports.of("onnx"), exports.of("openvino")
-    source = exports.of(recipe.format)
+    onnx, openvino = exports.to_quantize("onnx"), exports.to_quantize("openvino")
+    source = exports.to_quantize(recipe.format)
     inputs = {
         "recipe": recipe,
         "source": source.sha256 if source else "",

@@ -12,6 +12,8 @@ import numpy as np
 
 from tsexport.cache import Cache
 from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
+from tsexport.errors import UsageError
+from tsexport.manifest import Selection, parse_selection
 from tsexport.options import BuildOptions
 from tsexport.targets import CpuFeatures, Target
 from tsexport.types import TensorSpec
@@ -39,6 +41,22 @@ class Context:
             return self.options.inputs
         path = self.options.calibration or self.options.evaluation
         return inputs_of_arrays(path) if path is not None and path.suffix == ".npz" else ()
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        """The selection.json whose choices are repeated, or None.
+
+        Raises:
+            UsageError: it cannot be read.
+            BundleError: it is no selection.json.
+        """
+        path = self.options.selection
+        if path is None:
+            return None
+        try:
+            return parse_selection(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"--selection {path} cannot be read: {error.strerror}") from error
 
     @cached_property
     def source(self) -> "OpenedSource":

@@ -1,48 +1,74 @@
 """The fp32 stages: export every format, and hold every artifact against its source on every runtime that is here."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.errors import ExportError, ParityError, TsexportError
-from tsexport.manifest import AbsentFormat, RewriteRecord
+from tsexport.manifest import AbsentFormat, RewriteChoice, RewriteRecord
+from tsexport.rewriting import Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
+from tsexport.runtimes.registry import get_runtime
 from tsexport.samples import Samples
 from tsexport.types import FORMATS, Artifact, Format, Parity, Tolerance
 
 NOT_ASKED = "not asked for"
 PARITY_BATCHES = (1, 3, 10)
+_DECIDING: Mapping[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""The runtime that decides which rewrites a format's artifact is made with; tract runs what ONNX Runtime chose."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """One format's artifact in the cache, or the reason why there is none."""
+    """One format's artifact in the cache, or the reason why there is none.
+
+    ONNX has two more, which differ from it only where rewrites were left out: `clean` with every rewrite, which INT8
+    candidates are made from, and `for_openvino` with those that bring something in OpenVINO.
+    """
 
     artifact: StoredArtifact | None
     rewrites: tuple[RewriteRecord, ...] = ()
     reason: str = ""
+    choice: RewriteChoice | None = None
+    clean: StoredArtifact | None = None
+    for_openvino: StoredArtifact | None = None
+    openvino_rewrites: tuple[RewriteRecord, ...] = ()
+    openvino_choice: RewriteChoice | None = None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One format's result, its artifact, and whether it came from the cache."""
+    """One format's result with its artifacts (see `ExportResult`), and whether it came from the cache."""
 
     result: ExportResult
     artifact: Artifact | None
     reused: bool
+    clean: Artifact | None = None
+    for_openvino: Artifact | None = None
 
 
 @dataclass(frozen=True)
 class Exports:
-    """The fp32 artifacts by format, and the formats that there are none of."""
+    """The fp32 artifacts by format, and the formats that there are none of.
+
+    `clean` is the ONNX artifact with every rewrite, whether or not a runtime is faster with all of them.
+    """
 
     artifacts: tuple[Artifact, ...]
     absent: tuple[AbsentFormat, ...]
     rewrites: tuple[RewriteRecord, ...]
+    choices: tuple[RewriteChoice, ...] = ()
+    clean: Artifact | None = None
 
     def of(self, name: Format) -> Artifact | None:
         return next((one for one in self.artifacts if one.format == name), None)
+
+    def to_quantize(self, name: Format) -> Artifact | None:
+        """Return what INT8 candidates of a format are made from: quantizers need a clean graph."""
+        return self.clean if name == "onnx" and self.of("onnx") is not None else self.of(name)
 
 
 @dataclass(frozen=True)
@@ -65,34 +91,77 @@ def _guarded(context: Context, produce: Callable[[Path], ExportResult]) -> Calla
     return run
 
 
+def _choose(context: Context, samples: Samples, variants: Variants, runtime: str) -> RewriteChoice:
+    """Return the choice of the selection.json that is repeated, or one made by measuring where the runtime is here."""
+    if context.selection is not None:
+        chosen = (one for one in context.selection.rewrites if one.runtime == runtime)
+        return next(chosen, RewriteChoice(runtime, False, ()))
+    if not get_runtime(runtime).check().available:
+        return RewriteChoice(runtime, False, ())
+    return choose_rewrites(variants, runtime, compare_in_process(samples.feeds))
+
+
 def _onnx(context: Context, samples: Samples, folder: Path) -> ExportResult:
-    from tsexport.exporters.conversion import convert_to_onnx, file_name
+    from tsexport.exporters.conversion import OnnxConverter, file_name
+    from tsexport.exporters.rewrites.order import EVERY, SPEED
 
     source = context.source
-    converted = convert_to_onnx(source.module, source.onnx_path, samples.spec, samples.real, folder / file_name("onnx"))
-    rewrites = tuple(
-        RewriteRecord(
-            artifact=converted.artifact.name,
-            name=one.name,
-            matches=one.changes if one.kept else 0,
-            nodes_before=one.nodes_before,
-            nodes_after=one.nodes_after,
-            max_abs_error=one.max_abs_error if one.kept else 0.0,
-        )
-        for one in converted.rewrites
+    converter = OnnxConverter(source.module, source.onnx_path, samples.spec, samples.real)
+    with tempfile.TemporaryDirectory(prefix=".variants-", dir=folder) as made:
+        variants = Variants(Path(made), file_name("onnx"), converter.convert, EVERY, SPEED)
+        whole = variants.make()
+        chosen = {
+            runtime: _choose(context, samples, variants, runtime)
+            for name, runtime in _DECIDING.items()
+            # a model so large that its weights lie in a second file takes minutes to export, and gigabytes to compare
+            if name in context.options.formats and len(whole.artifact.files) == 1
+        }
+        own = chosen.get("onnxruntime", RewriteChoice("onnxruntime", False, ()))
+        other = chosen.get("openvino", RewriteChoice("openvino", False, ()))
+        ours, openvinos = (variants.make(left_out(one, EVERY)) for one in (own, other))
+        stored = {ours.artifact.sha256: _store(ours.artifact, folder, "")}
+        for name, one in (("clean", whole), ("openvino", openvinos)):
+            if one.artifact.sha256 not in stored:
+                stored[one.artifact.sha256] = _store(one.artifact, folder, name)
+    return ExportResult(
+        stored[ours.artifact.sha256],
+        rewrite_records(ours.artifact.name, whole, ours, own),
+        choice=chosen.get("onnxruntime"),
+        clean=stored[whole.artifact.sha256],
+        for_openvino=stored[openvinos.artifact.sha256],
+        openvino_rewrites=rewrite_records("openvino-fp32", whole, openvinos, other),
+        openvino_choice=chosen.get("openvino"),
     )
-    return ExportResult(store_artifact(converted.artifact, folder), rewrites)
+
+
+def _store(artifact: Artifact, folder: Path, subfolder: str) -> StoredArtifact:
+    """Copy an artifact's files into a stage's folder."""
+    (folder / subfolder).mkdir(exist_ok=True)
+    files = tuple(Path(shutil.copyfile(path, folder / subfolder / path.name)) for path in artifact.files)
+    return store_artifact(replace(artifact, path=files[0], files=files), folder)
 
 
 def _torchscript(context: Context, samples: Samples, folder: Path) -> ExportResult:
     from tsexport.exporters.conversion import convert_to_torchscript, file_name
+    from tsexport.exporters.rewrites.order import MODULE_REWRITES
 
     module = context.source.module
     if module is None:
         return ExportResult(None, reason="the source is an ONNX file, and there is no torch module to trace")
-    path = folder / file_name("torchscript")
-    converted = convert_to_torchscript(module, samples.spec, samples.real, path)
-    return ExportResult(store_artifact(converted.artifact, folder))
+    every = frozenset(one.name for one in MODULE_REWRITES if one.torchscript)
+    with tempfile.TemporaryDirectory(prefix=".variants-", dir=folder) as made:
+        variants = Variants(
+            Path(made),
+            file_name("torchscript"),
+            lambda path, without: convert_to_torchscript(module, samples.spec, samples.real, path, without),
+            every,
+            every,
+        )
+        whole = variants.make()
+        choice = _choose(context, samples, variants, "torchscript")
+        ours = variants.make(left_out(choice, every))
+        stored = _store(ours.artifact, folder, "")
+    return ExportResult(stored, rewrite_records(ours.artifact.name, whole, ours, choice), choice=choice)
 
 
 def _openvino(onnx: Artifact | None, folder: Path) -> ExportResult:
@@ -114,7 +183,7 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
     """Return the result of one format.
 
     Args:
-        onnx: the ONNX artifact that OpenVINO IR is made from.
+        onnx: the ONNX artifact that OpenVINO IR is made from, `Exported.for_openvino`.
 
     Raises:
         ParityError: an export answers otherwise than the module it was made from.
@@ -122,6 +191,8 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
     inputs = {
         "samples": samples.key,
         "onnx": onnx.sha256 if name == "openvino" and onnx is not None else "",
+        "formats": context.options.formats if name == "onnx" else (),
+        "rewrites": context.selection.rewrites if context.selection is not None and name != "openvino" else "measured",
     }
     producers: dict[Format, Callable[[Path], ExportResult]] = {
         "onnx": lambda folder: _onnx(context, samples, folder),
@@ -129,8 +200,11 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
         "openvino": lambda folder: _openvino(onnx, folder),
     }
     cached = context.cache.stage(f"export-{name}", inputs, ExportResult, _guarded(context, producers[name]))
-    artifact = restore_artifact(cached.result.artifact, cached.folder) if cached.result.artifact else None
-    return Exported(cached.result, artifact, cached.reused)
+    artifact, clean, for_openvino = (
+        restore_artifact(stored, cached.folder) if stored else None
+        for stored in (cached.result.artifact, cached.result.clean, cached.result.for_openvino)
+    )
+    return Exported(cached.result, artifact, cached.reused, clean, for_openvino)
 
 
 def gather(context: Context, results: Mapping[Format, Exported]) -> Exports:
@@ -149,10 +223,19 @@ def gather(context: Context, results: Mapping[Format, Exported]) -> Exports:
             f"{context.identity.name} can be exported to none of {', '.join(wanted)}. {reasons}",
             next_step="change the layer that is named, or ask for another format with --formats",
         )
-    rewrites = tuple(
-        rewrite for one in results.values() if one.artifact in artifacts for rewrite in one.result.rewrites
+    made = [one.result for one in results.values() if one.artifact in artifacts]
+    rewrites = [record for one in made for record in one.rewrites]
+    choices = [one.choice for one in made]
+    if "openvino" in wanted and "onnx" in results:
+        rewrites += results["onnx"].result.openvino_rewrites if results["openvino"].artifact else ()
+        choices.append(results["onnx"].result.openvino_choice)
+    return Exports(
+        artifacts,
+        tuple(absent),
+        tuple(rewrites),
+        tuple(one for one in choices if one is not None and (one.plain or one.verdicts)),
+        results["onnx"].clean if "onnx" in results else None,
     )
-    return Exports(artifacts, tuple(absent), rewrites)
 
 
 def fp32_tolerance(context: Context, artifact: Artifact) -> tuple[Tolerance, bool]:

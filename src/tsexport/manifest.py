@@ -142,7 +142,10 @@ class Golden:
 
 @dataclass(frozen=True)
 class RewriteRecord:
-    """One graph rewrite of an artifact: its matches, node counts, and the largest output difference it made."""
+    """One rewrite of an artifact: its matches, node counts, and the largest output difference it made.
+
+    `reason` says why it was applied or not: what it brought where it was measured, or how it failed its proof.
+    """
 
     artifact: str
     name: str
@@ -150,6 +153,26 @@ class RewriteRecord:
     nodes_before: int
     nodes_after: int
     max_abs_error: float
+    applied: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RewriteVerdict:
+    """Whether a rewrite for speed is applied, and why, without a figure."""
+
+    rewrite: str
+    applied: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class RewriteChoice:
+    """The rewrites for speed on one runtime; `plain` where the export without any rewrite was faster than with."""
+
+    runtime: str
+    plain: bool
+    verdicts: tuple[RewriteVerdict, ...]
 
 
 @dataclass(frozen=True)
@@ -200,7 +223,8 @@ class Selection:
     """selection.json, schema 1: the choices that depended on measuring, so that `--selection` can repeat them.
 
     `why` says it without a figure; `candidate` and `recipe` are those of the selected candidate (for fp32: the
-    artifact's name and {}); `order` goes from fastest to slowest; `threads` is what was measured with.
+    artifact's name and {}); `order` goes from fastest to slowest; `threads` is what was measured with; `rewrites` are
+    those that each runtime's fp32 artifact is made with.
     """
 
     schema_version: Literal[1]
@@ -213,6 +237,7 @@ class Selection:
     order: tuple[RankedArtifact, ...]
     threads: int
     triton_batch_sizes: tuple[int, ...]
+    rewrites: tuple[RewriteChoice, ...] = ()
 
 
 def artifact_entry(

@@ -160,6 +160,7 @@ def _selection(context: Context, packed: Packed) -> Selection:
         order=tuple(RankedArtifact(*pair) for pair in packed.order),
         threads=packed.threads,
         triton_batch_sizes=tuple(context.options.batches),
+        rewrites=packed.exports.choices,
     )
 
 

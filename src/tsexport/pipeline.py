@@ -237,7 +237,7 @@ def _export(context: Context, samples: Samples, progress: Progress) -> Exports:
     results: dict[Format, Exported] = {}
     for name in formats_to_export(context.options.formats):
         with progress.step(EXPORT_STEPS[name]) as step:
-            onnx = results["onnx"].artifact if name == "openvino" else None
+            onnx = results["onnx"].for_openvino if name == "openvino" else None
             results[name] = export_format(context, samples, name, onnx)
             step.reused = results[name].reused
     return gather(context, results)

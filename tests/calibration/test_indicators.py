@@ -197,6 +197,14 @@ def test_bars_with_gaps_in_time_have_their_features(seed, kept):
     assert_equals_plain(cut(market_ohlcv(seed, 40, minutes_per_bar=360), np.array(kept)))
 
 
+def test_the_order_is_that_of_the_document():
+    assert ", ".join(MIGT_FEATURES) == (
+        "open, high, low, close, log_volume, returns, rsi, macd, macd_signal, volatility, atr, bbands_upper, "
+        "bbands_middle, bbands_lower, ema_short, ema_long, volume_ma_ratio, relative_volume, dollar_volume, vwap, "
+        "vwap_distance, orderflow_imbalance, trade_intensity, tick_rule, spread_proxy"
+    )
+
+
 def test_which_feature_is_dropped():
     bars = market_ohlcv(3, 50)
     table = migt_features(bars, dropped=None)

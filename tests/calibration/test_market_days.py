@@ -1,5 +1,6 @@
 """Days of bars: padded, masked, with a calendar; nothing lost, nothing invented."""
 
+from dataclasses import asdict
 from datetime import datetime
 
 import numpy as np
@@ -8,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsexport.calibration.market_days import BARS_PER_DAY, calendar_of, market_days
+from tsexport.calibration.reference import has_reference, reference_windows
 from tsexport.errors import DataError
+from tsexport.models import migt_tvdt
+
+CONFIG = migt_tvdt.Config(context_length=12, n_variables=5)
 
 
 @given(st.lists(st.integers(-60_000_000, 60_000_000), min_size=1, max_size=20))
@@ -57,3 +62,37 @@ def test_days_that_cannot_be_made_are_refused():
         market_days(np.ones((0, 2), np.float32), minutes[:0])
     with pytest.raises(DataError, match="3 rows of features and 4 times"):
         market_days(np.ones((3, 2), np.float32), minutes[:4])
+
+
+def test_the_reference_feeds_every_input():
+    config = asdict(CONFIG)
+    assert has_reference("migt-tvdt", config)
+    names = tuple(spec.name for spec in CONFIG.inputs)
+    digests = set()
+    for split in ("train", "validation", "test"):
+        windows, source = reference_windows("migt-tvdt", config, 0, split, names)
+        (batch,) = windows.batches(windows.count)
+        assert source == "the reference market days"
+        for spec in CONFIG.inputs:
+            array = batch.feeds[spec.name]
+            assert (array.shape, array.dtype.name) == (spec.with_batch(windows.count), spec.dtype)
+        assert batch.target.shape == (windows.count, 5)
+        digests.add(windows.digest)
+    assert len(digests) == 3
+    assert not has_reference("migt-tvdt", {**config, "context_length": 289})
+    assert not has_reference("migt-tvdt", {**config, "n_variables": 26})
+
+
+def test_the_target_is_the_close_behind_the_last_valid_bar():
+    config = {**asdict(CONFIG), "horizons": (1, 2, 3, 4, 5)}
+    windows, _ = reference_windows("migt-tvdt", config, 0, "test", ("bars", "valid", "calendar"))
+    longer, _ = reference_windows(
+        "migt-tvdt", {**config, "context_length": 288}, 0, "test", ("bars", "valid", "calendar")
+    )
+    (batch,), (days,) = windows.batches(64), longer.batches(64)
+    whole = np.flatnonzero(days.feeds["valid"].all(axis=1))
+    assert len(whole) > 20
+    for row in whole:
+        seen = int(batch.feeds["valid"][row].sum())
+        np.testing.assert_array_equal(batch.feeds["bars"][row, :seen], days.feeds["bars"][row, :seen, :5])
+        np.testing.assert_array_equal(batch.target[row], days.feeds["bars"][row, seen : seen + 5, 3])

@@ -4,6 +4,7 @@ Whole builds are in tests/pipeline.  Nothing here measures: each build ends befo
 """
 
 import json
+import re
 import subprocess
 import sys
 
@@ -96,6 +97,13 @@ def test_what_is_missing(build):
         (["linear", "--target", "cpu4-fp32", "--set", "=3"], "--set '=3' has no form key=value", 2),
         (["linear", "--target", "cpu4-fp32", "--set", "horizn=3"], "no setting 'horizn' (did you mean 'horizon'?)", 2),
         (["linear", "--target", "cpu4-fp32", "--set", "horizon=x"], "horizon is 'x'; it must be a whole number", 2),
+        (
+            ["hrm-27m", "--target", "cpu4-fp32", "--component", "l-modul"],
+            "no component 'l-modul' (did you mean 'l-mo",
+            2,
+        ),
+        (["linear", "--target", "cpu4-fp32", "--component", "l-module"], "it is built whole, it has no components", 2),
+        (["hrm-27m", "--target", "cpu4-fp32", "--component", "stream-step"], "Add --set causal=true.", 2),
         (["linear", "--target", "cpu4-fp32", "--input", "x=4,2"], "'x=4,2' does not describe an input", 2),
         (
             ["linear", "--target", "cpu4-fp32", "--config", "no.toml"],
@@ -184,6 +192,14 @@ def test_a_dry_run_as_json(build):
     assert document["path"] == "dist/linear-cpu4-fp32"
     assert document["recipes"] == []
     assert not [step for step in document["steps"] if "INT8" in step]
+
+
+def test_a_dry_run_of_a_component(build):
+    options = ("hrm-27m", "--component", "h-module", "--target", "cpu4-fp32", "-o", "dist", "--dry-run")
+    shown = build(*options)
+    assert re.search(r"component\W+h-module", shown.stdout)
+    document = json.loads(build(*options, "--json").stdout)
+    assert (document["component"], document["path"]) == ("h-module", "dist/hrm-27m-h-module-cpu4-fp32")
 
 
 def test_a_dry_run_opens_no_model(tmp_path):

@@ -89,17 +89,6 @@ def bars(steps: int = 60, channels: int = 16, count: int = SAMPLES, *, offset: i
     return {"bars": np.stack([series[s : s + steps] for s in range(0, count * 37, 37)])}
 
 
-@cache
-def weather(channels: int, latitudes: int, longitudes: int) -> Feeds:
-    """Return states [8, channels, latitudes, longitudes]: waves around the globe that differ by channel and time."""
-    latitude = np.linspace(np.pi / 2, -np.pi / 2, latitudes + 2)[1:-1, None]
-    longitude = np.arange(longitudes) * 2 * np.pi / longitudes
-    phases = np.arange(SAMPLES)[:, None] * 0.3 + np.arange(channels)
-    waves = np.cos(latitude) * np.sin(2 * longitude + phases[:, :, None, None])
-    zonal = np.sin((1 + np.arange(channels))[:, None, None] * latitude)  # [channels, latitudes, 1]
-    return {"state": (waves + zonal).astype(np.float32)}
-
-
 def market_days() -> Feeds:
     """Return reference days as `migt-tvdt` takes them, in small: 24 bars of 6 variables, some of them padded."""
     from tsexport.calibration.market_days import reference_days
@@ -170,6 +159,20 @@ def fields(channels: int, latitudes: int, longitudes: int) -> Feeds:
     angles = 2 * np.pi * (waves[:, 0] * rows[:, None] + waves[:, 1] * columns) + phases
     field = (sizes * np.cos(angles)).sum(axis=0)
     return {"state": (field / field.std()).astype(np.float32)}
+
+
+@cache
+def states(latitudes: int = 64, longitudes: int = 64, channels: int = 13, count: int = SAMPLES) -> Feeds:
+    """Return states [count, channels, latitudes, longitudes] with a weather field's spectrum, standardised.
+
+    Amplitudes fall with the wave number to the power -1.5, as those of height and temperature do about the synoptic
+    scale, so that neighbours are alike.
+    """
+    generator = np.random.default_rng(11)
+    spectrum = np.fft.rfft2(generator.standard_normal((count, channels, latitudes, longitudes)))
+    waves = np.hypot(np.fft.fftfreq(latitudes)[:, None] * latitudes, np.arange(longitudes // 2 + 1)[None, :])
+    fields = np.fft.irfft2(spectrum / np.maximum(waves, 1) ** 1.5, s=(latitudes, longitudes))
+    return {"state": (fields / fields.std(axis=(2, 3), keepdims=True)).astype(np.float32)}
 
 
 CASES = (
@@ -285,8 +288,19 @@ CASES = (
     Case(
         "weather-gnn-small",
         "weather-gnn",
-        lambda: weather(channels=3, latitudes=6, longitudes=12),
+        lambda: fields(3, 6, 12),
         {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
+    ),
+    Case("sfno-edge-test", "sfno-edge", states, {"size": "test"}),
+    # sfno-hybrid but for its size: two blocks a level, and a grid with other modes in each direction
+    Case(
+        "sfno-hybrid-small",
+        "sfno-hybrid",
+        lambda: states(64, 32, 7),
+        {
+            **{"channels": 7, "latitudes": 64, "longitudes": 32, "widths": "8,16,32", "modes": 12},
+            **{"layers": 3, "heads": 4, "feed_forward": 48},
+        },
     ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),

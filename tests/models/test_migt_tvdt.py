@@ -1,29 +1,19 @@
-"""migt-tvdt: masks, sorted quantiles in every precision, the position, and each part against its formula."""
+"""migt-tvdt: masks, sorted quantiles in every float, the position, checkpoints, and each part against its formula."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsexport.calibration.arrays import ArrayDataset
-from tsexport.calibration.reference import has_reference, reference_windows
 from tsexport.errors import CheckpointError, ConfigurationError
-from tsexport.exporters.checks import check_parity, feed_sets
-from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino
 from tsexport.models import migt_tvdt
 from tsexport.models.checkpoints import read_checkpoint
 from tsexport.models.loading import load_strictly
 from tsexport.models.registry import get_entry
-from tsexport.models.sources import identify, open_source
-from tsexport.quantize.candidates import Fp32Sources, build_candidate
-from tsexport.quantize.recipes import DYNAMIC_U8, NNCF_MIXED_REDUCED, STATIC_U8S8_REDUCED
-from tsexport.runtimes.comparison import TOLERANCES
-from tsexport.runtimes.registry import load
 from tsexport.types import random_feeds
 
 SMALL = migt_tvdt.Config(
@@ -101,6 +91,17 @@ def test_rows_do_not_touch_each_other():
 
 
 # the mask: True takes part
+
+
+def test_torch_takes_part_where_a_boolean_mask_is_true():
+    """The document has it the other way round."""
+    q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+    valid = torch.tensor([True, True, False, True, False])
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(q, k[:, :, valid], v[:, :, valid])
+    torch.testing.assert_close(attend(q, k, v, valid.expand(5, 5)), expected, atol=ATOL, rtol=0)
+    added = (~valid).expand(5, 5) * migt_tvdt.MASKED
+    torch.testing.assert_close(attend(q, k, v, added), expected, atol=ATOL, rtol=0)
 
 
 def test_padding_changes_nothing_and_valid_bars_do():
@@ -191,32 +192,6 @@ def test_the_whole_model_in_half_precision_is_sorted(dtype):
     assert (quantiles.float().diff(dim=2) >= 0).all()
     fp32 = answer(make(), feeds)
     assert np.abs(quantiles.float().numpy() - fp32).max() < 0.1 * np.abs(fp32).max()
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """The small model and its ONNX artifact."""
-    folder = tmp_path_factory.mktemp("migt")
-    source = open_source(identify("migt-tvdt", settings=asdict(SMALL)))
-    return source, convert_to_onnx(source.module, None, source.spec, None, folder / "model.onnx").artifact, folder
-
-
-@pytest.mark.parametrize(
-    "recipe", [DYNAMIC_U8, STATIC_U8S8_REDUCED, NNCF_MIXED_REDUCED], ids=lambda recipe: recipe.name
-)
-def test_quantiles_are_sorted_in_int8(exported, recipe):
-    source, artifact, folder = exported
-    openvino = convert_to_openvino(artifact, folder / "model.xml").artifact if recipe.tool == "nncf" else None
-    calibration = ArrayDataset(feeds_of(SMALL, 32, seed=3))
-    built = build_candidate(recipe, Fp32Sources(artifact, openvino), source.spec, calibration, folder)
-    assert built.artifact is not None, built.reason
-    feeds = feeds_of(SMALL, 256, seed=4)
-    feeds["bars"] *= np.random.default_rng(5).choice([0.1, 1, 100], (256, 1, 1)).astype(np.float32)
-    for runtime in built.artifact.runtimes:
-        with load(built.artifact, runtime, threads=1) as session:
-            quantiles = session.run(feeds)["quantiles"]
-        assert (np.diff(quantiles, axis=2) >= 0).all(), runtime
-        assert np.abs(quantiles - answer(source.module, feeds)).max() > 0  # it is another artifact
 
 
 # parts against their formulas
@@ -360,76 +335,3 @@ def test_another_misfit_is_explained_by_settings(tmp_path):
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         replace(migt_tvdt.Config(), **changes)
-
-
-# exports (formats and runtimes: the matrix)
-
-
-def test_the_file_holds_the_weights_and_no_table_of_positions(tmp_path):
-    """A position for each of 288 x 24 tokens of width 64 would take 1.8 MB."""
-    settings_of_file = {"width": 64, "temporal_layers": 1, "variable_layers": 1, "feed_forward": 64, "heads": 2}
-    source = open_source(identify("migt-tvdt", settings=settings_of_file))
-    artifact = convert_to_onnx(source.module, None, source.spec, None, tmp_path / "model.onnx").artifact
-    assert artifact.size_bytes < 4 * source.spec.parameters + 50_000
-    graph = onnx.load(artifact.path).graph
-    operators = [node.op_type for node in graph.node]
-    assert not {"Shape", "Expand", "Tile", "Identity"} & set(operators)
-    assert max(math.prod(one.dims) for one in graph.initializer) <= 96 * 64 * 2
-
-
-def test_the_mask_is_computed_once_and_added_once_a_layer(exported):
-    _, artifact, _ = exported
-    graph = onnx.load(artifact.path).graph
-    makers = {name: node for node in graph.node for name in node.output}
-    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
-    assert len(softmaxes) == SMALL.temporal_layers + SMALL.variable_layers + 1
-    added = [makers[node.input[0]] for node in softmaxes[: SMALL.temporal_layers]]
-    assert [node.op_type for node in added] == ["Add"] * SMALL.temporal_layers
-    assert len({node.input[1] for node in added}) == 1
-
-
-@pytest.mark.slow
-def test_the_default_size_in_onnx(tmp_path):
-    source = open_source(identify("migt-tvdt"))
-    artifact = convert_to_onnx(source.module, None, source.spec, None, tmp_path / "model.onnx").artifact
-    assert artifact.size_bytes < 1.01 * 4 * source.spec.parameters
-    sets = feed_sets(source.spec.inputs, batches=(1,))
-    for parity in check_parity(source, artifact, "onnxruntime", sets, TOLERANCES["fp32-export"], scaled=True):
-        assert parity.passed, parity.worst
-
-
-# the reference days
-
-
-def test_the_reference_feeds_every_input():
-    config = asdict(SMALL)
-    assert has_reference("migt-tvdt", config)
-    names = tuple(spec.name for spec in SMALL.inputs)
-    digests = set()
-    for split in ("train", "validation", "test"):
-        windows, source = reference_windows("migt-tvdt", config, 0, split, names)
-        (batch,) = windows.batches(windows.count)
-        assert source == "the reference market days"
-        for spec in SMALL.inputs:
-            array = batch.feeds[spec.name]
-            assert (array.shape, array.dtype.name) == (spec.with_batch(windows.count), spec.dtype)
-        assert batch.target.shape == (windows.count, 5)
-        digests.add(windows.digest)
-    assert len(digests) == 3
-    assert not has_reference("migt-tvdt", {**config, "context_length": 289})
-    assert not has_reference("migt-tvdt", {**config, "n_variables": 26})
-
-
-def test_the_target_is_the_close_behind_the_last_valid_bar():
-    config = {**asdict(SMALL), "horizons": (1, 2, 3, 4, 5)}
-    windows, _ = reference_windows("migt-tvdt", config, 0, "test", ("bars", "valid", "calendar"))
-    longer, _ = reference_windows(
-        "migt-tvdt", {**config, "context_length": 288}, 0, "test", ("bars", "valid", "calendar")
-    )
-    (batch,), (days,) = windows.batches(64), longer.batches(64)
-    whole = np.flatnonzero(days.feeds["valid"].all(axis=1))
-    assert len(whole) > 20
-    for row in whole:
-        seen = int(batch.feeds["valid"][row].sum())
-        np.testing.assert_array_equal(batch.feeds["bars"][row, :seen], days.feeds["bars"][row, :seen, :5])
-        np.testing.assert_array_equal(batch.target[row], days.feeds["bars"][row, seen : seen + 5, 3])

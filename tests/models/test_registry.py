@@ -87,3 +87,9 @@ def test_broken_third_party_row_names_its_package(tmp_path, monkeypatch, body, m
 def test_third_party_cannot_replace_a_built_in_model(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "entry = 3", name="linear")
     assert [entry.name for entry in list_entries()] == NAMES
+
+
+def test_a_published_count_says_why_it_is_not_ours():
+    for entry in list_entries():
+        assert (entry.published_parameters is None) == (entry.published_note == ""), entry.name
+        assert entry.published_parameters != entry.parameters, entry.name

@@ -195,6 +195,7 @@ VALUES = {
     "output": st.sampled_from([Path("a"), Path("b")]),
     "device": st.sampled_from(["host", "avx2"]),
     "checkpoint": st.sampled_from([Path("a.pth"), Path("b.pth")]),
+    "component": st.sampled_from(["h-module", "l-module"]),
     "calibration": st.sampled_from([Path("a.npz"), Path("b.npz")]),
     "evaluation": st.sampled_from([Path("a.npz"), Path("b.npz")]),
     "metric": st.sampled_from(METRICS),

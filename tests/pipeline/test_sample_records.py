@@ -54,7 +54,11 @@ def test_a_configuration_without_levels_has_none(config):
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"), [("nhits", {}), ("itransformer", {}), ("itransformer", {"time_marks": True}), ("tft", {})]
+    ("model", "settings"),
+    [
+        *(("nhits", {}), ("itransformer", {}), ("itransformer", {"time_marks": True}), ("tft", {})),
+        *(("migt-tvdt", {}), ("migt-tvdt", {"n_variables": 25, "context_length": 78})),
+    ],
 )
 def test_the_reference_series_feeds_every_input(model, settings, tmp_path):
     identity = identify(model, settings=settings)

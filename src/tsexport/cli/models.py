@@ -59,8 +59,8 @@ def _describe(entry: "ModelEntry", tables: "LatencyTables") -> _Model:
 
     config_type = entry.definition().Config
     config = config_type()
-    rows = (*tables.latency, *tables.memory)
-    components = dict.fromkeys(row.component for row in rows if row.model == entry.name)
+    components = {row.component: None for row in tables.latency if row.model == entry.name}
+    components |= {row.component: None for row in tables.memory if row.model == entry.name}
     parts = [None, *(one for one in components if one not in (None, "total"))]
     budgets = [latency_budgets(entry.name, entry.family, part, tables=tables) for part in parts]
     return _Model(

@@ -222,3 +222,32 @@ def test_the_widths_of_a_padding_are_folded():
     nodes, (applied,) = apply(graph(body, out="5, 6", **sizes), ConstantShapes())
     assert applied.kept
     assert nodes == {"Pad": 1}
+
+
+BROADCAST = "e = Expand(p, wide)  s = Sin(e)  r = ReduceMean<axes=[0, 1], keepdims=0>(s)  y = Add(x, r)"
+
+
+@pytest.mark.parametrize(("rows", "folded"), [(4, True), (40_000, False)])
+def test_a_broadcast_constant_is_not_blown_up_in_the_file(rows, folded):
+    model = graph(BROADCAST, p=random(1, 1, 4), wide=np.array([1, rows, 4]))
+    rewritten, _ = rewrite_graph(model, probes(), REWRITES)
+    kinds = Counter(node.op_type for node in rewritten.graph.node)
+    assert kinds == ({"Add": 1} if folded else {"Expand": 1, "Sin": 1, "ReduceMean": 1, "Add": 1})
+    assert rewritten.ByteSize() <= model.ByteSize() + 200
+
+
+def test_an_embedding_of_a_few_numbers_is_not_blown_up_in_the_file():
+    """[6000, 2] x [2, 4]: half the size of what it gives."""
+    body = "e = MatMul(places, w)  r = ReduceMean<axes=[0], keepdims=0>(e)  y = Add(x, r)"
+    model = graph(body, places=random(6000, 2), w=random(2, 4))
+    rewritten, _ = rewrite_graph(model, probes(), REWRITES)
+    assert rewritten.ByteSize() <= model.ByteSize() + 200
+
+
+def test_a_large_value_of_shapes_alone_is_no_constant_of_the_file():
+    """Zeros [5, 9000], computed from the shape of x: the batch has no part in them."""
+    body = """s = Shape<start=1, end=2>(x)  both = Concat<axis=0>(s, wide)  zeros = ConstantOfShape(both)
+    r = ReduceMean<axes=[1], keepdims=1>(zeros)  y = Add(x, r)"""
+    model = graph(body, wide=np.array([9000]))
+    rewritten, _ = rewrite_graph(model, probes(), REWRITES)
+    assert rewritten.ByteSize() <= model.ByteSize() + 200
