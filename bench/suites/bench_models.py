@@ -57,7 +57,9 @@ LEFT_OUT: Mapping[str, str] = {
     "sfno-hybrid": "2 GB in fp32, and minutes to export: it has a benchmark of its own; name it in --models to run it",
 }
 """Models that a run without --models does not take, each with the reason."""
-ROUNDS, PROCESSES, MAX_SECONDS, SECONDS = 10, 2, 20.0, 1.0
+ROUNDS, PROCESSES, MAX_SECONDS, SECONDS = 10, 2, 75.0, 1.0
+ACCURACY_SECONDS = 8.0
+"""For each contestant's errors."""
 BUILD_SECONDS = 60.0
 SCHEMA_VERSION = 1
 
@@ -215,7 +217,15 @@ def _measure(run: Run, model: str, progress: Progress) -> ModelResult:
             seconds=run.seconds,
             seed=run.seed,
         )
-        return measure_model(plan_build(options), None, run.pace, progress, Path(folder), plain_int8=False)
+        return measure_model(
+            plan_build(options),
+            None,
+            run.pace,
+            progress,
+            Path(folder),
+            plain_int8=False,
+            accuracy_seconds=ACCURACY_SECONDS,
+        )
 
 
 def report_text(report: Report) -> str:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tsexport.bench.process import WorkerProcess, write_feeds
 from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.statistics import Ratio, summarize
@@ -33,6 +35,7 @@ from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, ModelSpec, Precision, files_sha256
 
 BATCH = 1
+FEWEST_WINDOWS = 8
 Say = Callable[[str, float], None]
 
 
@@ -52,6 +55,7 @@ class Entrant:
     from_bundle: bool = False
     memory_bytes: int | None = None
     load_ms: float | None = None
+    call_ms: float = 0.0
     failed: str = ""
 
     @property
@@ -82,7 +86,8 @@ def make_entrants(
         plain_int8: whether ONNX Runtime's quantize_dynamic is among them.
     """
     eager.write(folder / "eager.json")
-    failures = make_plain_exports(folder / "eager.json", folder)
+    files = (TORCHSCRIPT, ONNX, QUANTIZED) if plain_int8 else (TORCHSCRIPT, ONNX)
+    failures = make_plain_exports(folder / "eager.json", folder, files)
 
     def plain(
         name: str,
@@ -146,13 +151,32 @@ def try_once(entrants: Sequence[Entrant], evaluation: EvaluationSet, folder: Pat
         try:
             with WorkerProcess(one.artifact, one.runtime, threads) as worker:
                 loaded = worker.load(path, BATCH)
+                call_ms = worker.time_block(BATCH, 1).times_ns[0] / 1e6
         except TsexportError as error:
             return replace(one, failed=error.message.splitlines()[0][:300])
         memory = loaded.peak_memory_bytes - loaded.idle_memory_bytes
-        return replace(one, memory_bytes=memory, load_ms=loaded.load_ms)
+        return replace(one, memory_bytes=memory, load_ms=loaded.load_ms, call_ms=call_ms)
 
     with ThreadPoolExecutor(cores_here()) as pool:  # nothing is timed yet, so they may run side by side
         return tuple(pool.map(attempt, entrants))
+
+
+def fewer_windows(evaluation: EvaluationSet, entrants: Sequence[Entrant], seconds: float) -> EvaluationSet:
+    """Return as many windows, spread over all, as the slowest contestant answers in about that many seconds.
+
+    At least FEWEST_WINDOWS: a slow model takes longer.
+    """
+    slowest_ms = max((one.call_ms for one in entrants if not one.failed), default=0.0)
+    count = max(FEWEST_WINDOWS, int(1000 * seconds / slowest_ms)) if slowest_ms else evaluation.windows
+    if count >= evaluation.windows:
+        return evaluation
+    rows = np.linspace(0, evaluation.windows - 1, count).astype(int)
+    return replace(
+        evaluation,
+        feeds={name: array[rows] for name, array in evaluation.feeds.items()},
+        outputs={name: array[rows] for name, array in evaluation.outputs.items()},
+        target=None if evaluation.target is None else evaluation.target[rows],
+    )
 
 
 def judge_accuracy(one: Entrant, evaluation: EvaluationSet, bundle: Bundle, threads: int) -> Row:

@@ -1,11 +1,20 @@
 """One model from its plan to its result: the bundle, the plain exports, and all of them side by side."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tsexport.bench.records import read_record
-from tsexport.bench.suites.contest import Pace, Say, judge_accuracy, make_entrants, time_side_by_side, try_once
+from tsexport.bench.suites.contest import (
+    Pace,
+    Say,
+    fewer_windows,
+    judge_accuracy,
+    make_entrants,
+    time_side_by_side,
+    try_once,
+)
 from tsexport.bench.suites.plain_runtimes import EagerSource, registered
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.bundles import Bundle
@@ -33,9 +42,20 @@ def steps_of(model: str, pace: Pace, *, with_build: bool, build_seconds: float =
 
 
 def measure_model(
-    plan: Plan, given: Bundle | None, pace: Pace, progress: Progress, folder: Path, *, plain_int8: bool = True
+    plan: Plan,
+    given: Bundle | None,
+    pace: Pace,
+    progress: Progress,
+    folder: Path,
+    *,
+    plain_int8: bool = True,
+    accuracy_seconds: float = math.inf,
 ) -> ModelResult:
     """Build a model's bundle unless one is given, make the plain exports in `folder`, and time all of them.
+
+    Args:
+        plain_int8: whether ONNX Runtime's quantize_dynamic is among the contestants.
+        accuracy_seconds: for each contestant's errors; without it they are over all windows of the evaluation.
 
     Raises:
         TsexportError: the model cannot be built, or the given bundle is of another configuration.
@@ -58,6 +78,8 @@ def measure_model(
             entrants = make_entrants(samples.spec, eager, bundle, folder, plain_int8=plain_int8)
         with progress.step(f"{model}: try each once"):
             entrants = try_once(entrants, evaluation, folder, pace.threads)
+            if accuracy_seconds < math.inf:
+                evaluation = fewer_windows(evaluation, entrants, accuracy_seconds)
         with progress.step(f"{model}: accuracy") as step:
             rows = []
             for index, one in enumerate(entrants):

@@ -12,6 +12,7 @@ import pytest
 
 from tsexport.bench.statistics import Ratio, summarize
 from tsexport.bench.suites import bench_models
+from tsexport.bench.suites.contest import Entrant, fewer_windows
 from tsexport.bench.suites.goals import Conditions
 from tsexport.bench.suites.goals_of_models import judge_models
 from tsexport.bench.suites.overview import budgets_text, overview_text
@@ -21,6 +22,7 @@ from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.errors import ConfigurationError, UsageError
 from tsexport.models.registry import list_entries
+from tsexport.quantize.evaluation import EvaluationSet
 
 SUITE = Path(__file__).resolve().parent.parent.parent / "bench" / "suites" / "bench_models.py"
 QUIET = Conditions("avx2", vnni=False, threads=1, batch=1, default_settings=True)
@@ -133,6 +135,21 @@ def test_the_overview_has_a_line_for_each_model(machine):
     assert f"{len([v for v in verdicts if v.status == 'not measured'])} not measured" in text
     assert "p90 <= 100 ms" in budgets_text(results)
     assert budgets_text([result("a")]) == ""
+
+
+def entrant(call_ms, failed=""):
+    return Entrant("one", "", "fp32", "onnxruntime", None, call_ms=call_ms, failed=failed)
+
+
+@pytest.mark.parametrize(("call_ms", "windows"), [(0.1, 100), (50.0, 40), (5000.0, 8)])
+def test_errors_are_over_as_many_windows_as_the_slowest_answers_in_time(call_ms, windows):
+    values = np.arange(100.0)
+    whole = EvaluationSet({"x": values}, {"y": values + 1}, values + 2, "mse")
+    part = fewer_windows(whole, [entrant(0.01), entrant(call_ms), entrant(9e9, failed="it crashed")], 2.0)
+    assert part.windows == windows
+    np.testing.assert_array_equal(part.outputs["y"], part.feeds["x"] + 1)
+    np.testing.assert_array_equal(part.target, part.feeds["x"] + 2)
+    assert (part.feeds["x"][0], part.feeds["x"][-1]) == (0.0, 99.0)
 
 
 def arguments(*given):
