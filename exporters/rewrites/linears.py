@@ -31,17 +31,19 @@ class Linear:
     result: ir.Value
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
+def only_user(value: ir.Value) -> ir.Node | None:
+    """Return the one node that takes a value, or None."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _linear_at(node: ir.Node) -> Linear | None:
+def linear_at(node: ir.Node) -> Linear | None:
+    """Return the linear layer whose product a node is, or None."""
     weight = constant(node.inputs[1]) if node.op_type == "MatMul" else None
     if weight is None or weight.ndim != 2 or constant(node.inputs[0]) is not None:
         return None
     product = node.outputs[0]
-    follower = _only_user(product)
+    follower = only_user(product)
     if follower is not None and follower.op_type == "Add":
         other = follower.inputs[1] if follower.inputs[0] is product else follower.inputs[0]
         bias = constant(other)
@@ -53,7 +55,7 @@ def _linear_at(node: ir.Node) -> Linear | None:
 def _parallel(model: ir.Model) -> list[list[Linear]]:
     groups: dict[tuple[int, bool], list[Linear]] = defaultdict(list)
     for node in model.graph:
-        linear = _linear_at(node)
+        linear = linear_at(node)
         if linear is not None and not linear.result.is_graph_output():
             groups[(id(node.inputs[0]), linear.bias is None)].append(linear)
     return [group for group in groups.values() if len(group) > 1]
@@ -133,10 +135,10 @@ def _linear_behind(value: ir.Value | None) -> Linear | None:
         if node.op_type == "Add":
             source = node.inputs[0] if constant(node.inputs[1]) is not None else node.inputs[1]
             product = source.producer() if source is not None else None
-            linear = _linear_at(product) if product is not None else None
+            linear = linear_at(product) if product is not None else None
             return linear if linear is not None and linear.result is value else None
         if node.op_type == "MatMul":
-            linear = _linear_at(node)
+            linear = linear_at(node)
             if linear is not None:
                 return linear if linear.result is value else None
             return _linear_behind(node.inputs[0]) or _linear_behind(node.inputs[1])

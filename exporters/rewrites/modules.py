@@ -65,8 +65,11 @@ def rewrite_module(
         candidate, changes = rewrite.call(copied(module), probes)
         if not changes:
             continue
-        answers = [run_plainly(candidate, feeds) for feeds in probes]
-        largest, reason = worst_difference(expected, answers, REWRITE_TOLERANCE)
+        try:
+            answers = [run_plainly(candidate, feeds) for feeds in probes]
+            largest, reason = worst_difference(expected, answers, REWRITE_TOLERANCE)
+        except Exception as error:  # whatever the model's own code raises on what it now gets: it is taken back
+            largest, reason = float("inf"), f"the module fails with it: {type(error).__name__}: {error}"
         applied.append(Applied(rewrite.name, changes, not reason, largest, reason))
         if not reason:
             module = candidate

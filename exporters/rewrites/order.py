@@ -5,25 +5,36 @@ all module rewrites, are tried on each runtime, and left out where they bring no
 """
 
 from tsexport.exporters.rewrites.affine import AffineAsProduct
+from tsexport.exporters.rewrites.attention import SeparateProjections
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
 from tsexport.exporters.rewrites.flat_convolutions import FlatConvolutions
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
+from tsexport.exporters.rewrites.masks import MaskAsAddition
 from tsexport.exporters.rewrites.message_passing import GatherMessages
 from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
+from tsexport.exporters.rewrites.rows import RowProducts
 from tsexport.exporters.rewrites.shapes import ConstantShapes
+from tsexport.exporters.rewrites.spectral import SpectralAsMatrixProducts
 
-MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), GatherMessages())
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (
+    EncoderAsMatrixProducts(),
+    SeparateProjections(),
+    SpectralAsMatrixProducts(),
+    GatherMessages(),
+)
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
     GemmAsMatMul(),
     AffineAsProduct(),
     BatchNormAsAffine(),
+    MaskAsAddition(),
     FoldScale(),
     FuseParallelLinears(),
+    RowProducts(),
     FlatConvolutions(),
     DropNoOps(),
 )

@@ -90,12 +90,12 @@ def choose_rewrites(variants: Variants, runtime: str, compare: Compare) -> Rewri
             verdicts[name] = _judge(name, runtime, base, rival, None if rival is None else speeds[id(rival)])
         dropped = frozenset(name for name in rivals if not verdicts[name].applied)
         if not dropped:
-            return RewriteChoice(runtime, ahead, tuple(verdicts.values()))
+            return RewriteChoice(runtime, ahead, () if ahead else tuple(verdicts.values()))
         without |= dropped
         narrower = variants.try_to_make(without)
         if narrower is None:  # each can be left out alone, and not all together
-            kept = (RewriteVerdict(name, True, "the export needs it where others are left out") for name in dropped)
-            return RewriteChoice(runtime, ahead, (*(v for v in verdicts.values() if v.applied), *kept))
+            needed = {n: RewriteVerdict(n, True, "the export needs it where others are left out") for n in dropped}
+            return RewriteChoice(runtime, ahead, () if ahead else tuple({**verdicts, **needed}.values()))
         base = narrower
 
 

@@ -5,6 +5,7 @@ products away.  Where the decision alone is tested, the comparison is given.
 """
 
 import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -193,3 +194,14 @@ def test_calls_are_interleaved_and_the_slower_one_is_told():
     assert second.high < 1
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes >= 8
+
+
+def test_slow_calls_are_timed_a_few_times_and_the_interval_says_how_sure_that_is(monkeypatch):
+    from tsexport.bench import side_by_side
+
+    monkeypatch.setattr(side_by_side, "PATIENCE_SECONDS", 0.1)
+    first, second = time_side_by_side([lambda: time.sleep(0.06), lambda: time.sleep(0.12)], seconds=0.1)
+    assert first.value == 1.0
+    assert second.high is not None
+    assert second.low <= second.value <= second.high < 1
+    assert second.confidence == 1 - 2 ** (1 - side_by_side.FEWEST_ROUNDS)
