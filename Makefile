@@ -5,8 +5,9 @@ PYTHON ?= python3
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench
+.PHONY: demo test test-slow check lint types bench bench-models
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +26,10 @@ test-slow: $(BIN)/tsexport
 
 bench: $(BIN)/tsexport
 	$(BIN)/python bench/suites/against_defaults.py
+
+# Every registered model; a run that was interrupted goes on with BENCH_ARGS=--resume.
+bench-models: $(BIN)/tsexport
+	$(BIN)/python bench/suites/bench_models.py $(BENCH_ARGS)
 
 check: lint types test
 

@@ -72,11 +72,19 @@ class ConvertedDataset:
         return read_range(self, batch_size, start, stop)
 
 
-def check_dataset(dataset: Dataset, inputs: Sequence[TensorSpec], purpose: Purpose, *, batch_size: int = 64) -> Checked:
+def check_dataset(
+    dataset: Dataset,
+    inputs: Sequence[TensorSpec],
+    purpose: Purpose,
+    *,
+    batch_size: int = 64,
+    gaps_in: str | None = None,
+) -> Checked:
     """Check names, dtypes, shapes, number of samples, finite values and constant features; read all samples once.
 
     A dtype is converted, with a note, where nothing is lost within the same kind, and from float64 to float32.
     A constant feature is an error for calibration (its range, and so its scale, would be 0), a note for evaluation.
+    `gaps_in` names an input that may hold NaN, since the graph fills it; its ranges are those of what is there.
 
     Raises:
         DataError: the data does not fit the model, or cannot be used.
@@ -90,12 +98,13 @@ def check_dataset(dataset: Dataset, inputs: Sequence[TensorSpec], purpose: Purpo
     fitting = ConvertedDataset(dataset, {spec.name: spec.dtype for spec in inputs}) if notes else dataset
     finite, features, observer = FiniteCheck(), FeatureExtremes(), RangeObserver()
     for batch in fitting.batches(batch_size):
-        for name, array in batch.feeds.items():
+        feeds = {name: filled(array) if name == gaps_in else array for name, array in batch.feeds.items()}
+        for name, array in feeds.items():
             finite.update(name, array, batch.ids)
             features.update(name, array)
         if batch.target is not None:
             finite.update(TARGET, batch.target, batch.ids)
-        observer.update(batch.feeds)
+        observer.update(feeds)
     finite.raise_for_findings()
     constant = features.describe_constant()
     if constant and purpose == "calibration":
@@ -107,6 +116,13 @@ def check_dataset(dataset: Dataset, inputs: Sequence[TensorSpec], purpose: Purpo
     if constant:
         notes = (*notes, f"constant in all {dataset.count} evaluation samples: {constant}")
     return Checked(fitting, notes, observer.ranges)
+
+
+def filled(array: Array) -> Array:
+    """Return [..., features] with each NaN as the least that its feature holds elsewhere, or as 0: no range changes."""
+    missing = np.isnan(array)
+    least = np.where(missing, np.inf, array).min(axis=tuple(range(array.ndim - 1)), keepdims=True)
+    return np.where(missing, np.where(np.isposinf(least), 0, least), array)
 
 
 def check_count(dataset: Dataset, purpose: Purpose) -> None:

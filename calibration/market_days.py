@@ -14,14 +14,14 @@ They stand for nobody's market, and the model that answers them is untrained.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.arrays import ArrayDataset
-from tsexport.calibration.migt_features import MIGT_FEATURES, migt_features
-from tsexport.calibration.series import SPLITS, SplitName
+from tsexport.calibration.migt_features import MIGT_FEATURES, migt_feature_names, migt_features
+from tsexport.calibration.series import SPLITS, SeriesConfig, SplitName
 from tsexport.calibration.synthetic import MINUTES_PER_DAY, market_ohlcv
 from tsexport.errors import DataError
 from tsexport.types import Array
@@ -100,23 +100,64 @@ def reference_days(
         split: each has days of its own.
         names: of the inputs for bars, valid and calendar.
     """
+    cut = _reference_cut(config, seed, split)
+    days = _padded(cut.features, calendar_of(cut.time), cut.first, cut.counts, config["context_length"])
+    arrays: tuple[Array, ...] = (days.bars, days.valid, days.calendar)
+    return ArrayDataset(dict(zip(names, arrays, strict=True)), cut.target, prefix=split), REFERENCE_SOURCE
+
+
+def raw_reference_days(
+    config: Mapping[str, Any], seed: int, split: SplitName, names: Sequence[str]
+) -> tuple[ArrayDataset, str]:
+    """Return what `reference_days` does for a graph that makes mask and calendar: bars, NaN behind them, and minutes.
+
+    `names` are of the inputs for bars and minutes since 1970; those of padding go on behind the last bar.
+    """
+    cut = _reference_cut(config, seed, split)
+    rows = cut.first[:, None] + np.arange(config["context_length"])
+    valid = np.arange(config["context_length"]) < cut.counts[:, None]
+    bars = np.where(valid[:, :, None], cut.features[rows], np.nan).astype(np.float32)
+    minutes = cut.time[rows].astype("datetime64[m]").astype(np.int64)
+    feeds: dict[str, Array] = dict(zip(names, (bars, minutes), strict=True))
+    return ArrayDataset(feeds, cut.target, prefix=split), REFERENCE_SOURCE
+
+
+def days_rule(config: Mapping[str, Any]) -> SeriesConfig:
+    """Return how `migt-tvdt` takes its bars: as they are, since it normalises them itself."""
+    columns = migt_feature_names(_dropped(config["n_variables"]))[: config["n_variables"]]
+    return SeriesConfig(config["context_length"], max(config["horizons"]), columns=columns, scaling="none")
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Rows of the reference bars, with the first row and the number of rows of each sample, and its target."""
+
+    features: NDArray[np.float32]
+    time: NDArray[np.datetime64]
+    first: NDArray[np.intp]
+    counts: NDArray[np.intp]
+    target: NDArray[np.float32]
+
+
+def _dropped(variables: int) -> Literal["macd_signal"] | None:
+    return None if variables == len(MIGT_FEATURES) else "macd_signal"
+
+
+def _reference_cut(config: Mapping[str, Any], seed: int, split: SplitName) -> _Cut:
     steps, variables = config["context_length"], config["n_variables"]
     horizons = np.array(config["horizons"])
     days_after = -(-int(horizons.max()) // BARS_PER_DAY)
     total = WARM_UP_DAYS + len(SPLITS) * SAMPLES_PER_SPLIT + days_after
     bars = market_ohlcv(seed, total * BARS_PER_DAY, minutes_per_bar=MINUTES_PER_DAY // BARS_PER_DAY)
-    features = migt_features(bars, dropped=None if variables == len(MIGT_FEATURES) else "macd_signal")[:, :variables]
+    features = migt_features(bars, dropped=_dropped(variables))[:, :variables]
 
     first_day = WARM_UP_DAYS + SPLITS.index(split) * SAMPLES_PER_SPLIT
     first = (first_day + np.arange(SAMPLES_PER_SPLIT)) * BARS_PER_DAY
     generator = np.random.default_rng([seed, SPLITS.index(split)])
     counts = generator.integers((steps + 1) // 2, steps + 1, SAMPLES_PER_SPLIT)
     counts[::3] = steps
-    days = _padded(features, calendar_of(bars.time), first, counts, steps)
     target = features[(first + counts - 1)[:, None] + horizons, config["target_variable"]]
-    arrays: tuple[Array, ...] = (days.bars, days.valid, days.calendar)
-    feeds = dict(zip(names, arrays, strict=True))
-    return ArrayDataset(feeds, target, prefix=split), REFERENCE_SOURCE
+    return _Cut(features, bars.time, first, counts, target)
 
 
 def _padded(

@@ -1,14 +1,17 @@
 """Open a file of calibration or evaluation data as a dataset, by its suffix."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tsexport.calibration.arrays import NpzDataset
 from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.marked_windows import CLOCK, ClockTable, MarkedWindows
 from tsexport.calibration.series import KEYS_NEEDED, SeriesConfig, SplitName
 from tsexport.calibration.tables import open_table
-from tsexport.calibration.windows import windows_of
+from tsexport.calibration.windows import resolve_columns, windows_of
 from tsexport.errors import ConfigurationError, DataError, did_you_mean
+from tsexport.types import TensorSpec
 
 SERIES_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".pq")
 SUFFIXES = (".npz", *SERIES_SUFFIXES)
@@ -50,3 +53,33 @@ def open_dataset(path: Path, *, series: SeriesConfig | None, split: SplitName, n
             next_step="Write the inputs as arrays into an .npz.",
         )
     return windows_of(open_table(path), series, split, name=names[0])
+
+
+def timed_windows(path: Path, series: SeriesConfig, split: SplitName, inputs: Sequence[TensorSpec]) -> MarkedWindows:
+    """Open a csv, csv.gz or parquet series for a graph that takes windows and the time of each row.
+
+    Args:
+        path, series, split: as `open_dataset` takes them.
+        inputs: for windows and for times; these reach over the horizon too where the model knows it.
+
+    Raises:
+        ConfigurationError: no time column is named, or a model that knows the future has several target columns.
+        DataError: no such file, or content that cannot be used.
+    """
+    if series.time_column is None:
+        raise ConfigurationError(
+            f"{path.name}: {inputs[1].name} is fed from the time column, and the series configuration names none.",
+            next_step='Set time_column = "NAME".',
+        )
+    table = open_table(path)
+    columns, targets = resolve_columns(table, series)
+    ahead = inputs[1].shape[1] != series.context_length
+    if ahead and (series.target != "path" or len(targets) != 1):
+        raise ConfigurationError(
+            f"{path.name}: a model that is fed the times of its horizon answers the path of one target column, and the "
+            f'series configuration has target = "{series.target}" and {len(targets)} target columns.',
+            next_step='Set target = "path" and target_columns = ["NAME"].',
+        )
+    timed = replace(series, columns=(*columns, *CLOCK), target_columns=(*targets, *CLOCK) if ahead else targets)
+    windows = windows_of(ClockTable(table, series.time_column), timed, split, name=inputs[0].name)
+    return MarkedWindows(windows, tuple(spec.name for spec in inputs), len(columns), ahead, timed=True)

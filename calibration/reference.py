@@ -4,8 +4,9 @@
 have data of their own (`OWN_DATA`).  Any other forecasting model that calls its sizes `context_length`, `horizon` and
 `channels` gets a seeded multi-channel series, with the calendar of its hourly rows where the model takes one: as
 `time_marks` of the past, or as `known_channels` of past and future, when the target is the first channel.  A classifier
-(`context_length`, `channels`, `classes`) gets a series with a class at each row.  What a model answers there says
-nothing about its accuracy on real data.
+(`context_length`, `channels`, `classes`) gets a series with a class at each row, a model of a grid (`channels`,
+`latitudes`, `longitudes`) the weather of `tsexport.calibration.weather`.  What a model answers there says nothing about
+its accuracy on real data.
 
 The class of a window is that of the first channel's move over the MOVE_ROWS rows behind it: moves are cut at the
 quantiles 1/n, 2/n, ... of the training rows' moves into n classes, 0 the furthest down, so that all are about as
@@ -13,14 +14,14 @@ frequent.  Daily and weekly seasons and the reversion of what departs from them 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.calibration.marked_windows import MarkedWindows
+from tsexport.calibration.marked_windows import CLOCK, MarkedWindows, clock_of
 from tsexport.calibration.market import (
     CLOSE,
     EVALUATION_FRACTION,
@@ -29,11 +30,12 @@ from tsexport.calibration.market import (
     TRAINING_FRACTION,
     reference_table,
 )
-from tsexport.calibration.market_days import has_reference_days, reference_days
+from tsexport.calibration.market_days import days_rule, has_reference_days, raw_reference_days, reference_days
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
-from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_marks
+from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.trading_days import has_trading_days, reference_trading_days
+from tsexport.calibration.weather import HOURS, WeatherHours
 from tsexport.calibration.windows import windows_of
 
 
@@ -41,20 +43,27 @@ from tsexport.calibration.windows import windows_of
 class OwnData:
     """What a model is fed that no single series gives.
 
-    `exists` says whether there is any for a configuration; `windows` takes (configuration, seed, split, input names).
+    `exists` says whether there is any for a configuration; `windows` takes (configuration, seed, split, input names),
+    `raw_windows` likewise, for inputs that the graph prepares as `rule` says; None where that cannot be.
     """
 
     exists: Callable[[Mapping[str, Any]], bool]
-    windows: Callable[[Mapping[str, Any], int, SplitName, Sequence[str]], tuple[Dataset, str]]
+    windows: "OwnWindows"
+    raw_windows: "OwnWindows | None" = None
+    rule: Callable[[Mapping[str, Any]], SeriesConfig] | None = None
+
+
+OwnWindows = Callable[[Mapping[str, Any], int, SplitName, Sequence[str]], tuple[Dataset, str]]
 
 
 OWN_DATA = {
-    "migt-tvdt": OwnData(has_reference_days, reference_days),
+    "migt-tvdt": OwnData(has_reference_days, reference_days, raw_reference_days, days_rule),
     "hrm-27m": OwnData(has_trading_days, reference_trading_days),
 }
 CHANNELS_ROWS = 4_000
 FORECAST_SIZES = ("context_length", "horizon", "channels")
 CLASSIFIER_SIZES = ("context_length", "channels", "classes")
+GRID_SIZES = ("channels", "latitudes", "longitudes")
 CLASSES_ROWS = 12_000
 CLASSES_SEED = 2025
 """Fixed, since the seed draws the seasons too: a checkpoint is trained on one series."""
@@ -71,7 +80,21 @@ def has_reference(model: str, config: Mapping[str, Any]) -> bool:
         return OWN_DATA[model].exists(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
-    return _has_sizes(config, FORECAST_SIZES) or _has_sizes(config, CLASSIFIER_SIZES)
+    return any(_has_sizes(config, sizes) for sizes in (FORECAST_SIZES, CLASSIFIER_SIZES, GRID_SIZES))
+
+
+def has_reference_series(model: str, config: Mapping[str, Any]) -> bool:
+    """Return whether it is known how a model's raw windows are prepared: see `reference_rule`."""
+    own = OWN_DATA.get(model)
+    return has_reference(model, config) and (own is None or own.rule is not None)
+
+
+def reference_rule(model: str, config: Mapping[str, Any], seed: int) -> tuple[Table | None, SeriesConfig]:
+    """Return how windows of a model's reference series are cut and scaled, and its table where there is one."""
+    own = OWN_DATA.get(model)
+    if own is not None and own.rule is not None:
+        return None, own.rule(config)
+    return reference_series(model, config, seed)
 
 
 def reference_windows(
@@ -86,6 +109,10 @@ def reference_windows(
     """
     if model in OWN_DATA:
         return OWN_DATA[model].windows(config, seed, split, names)
+    if _has_sizes(config, GRID_SIZES):
+        channels, latitudes, longitudes = (config[name] for name in GRID_SIZES)
+        first, stop = _splits().rows(split, HOURS)
+        return WeatherHours(names[0], channels, latitudes, longitudes, split, first, stop), "the reference weather"
     table, series = reference_series(model, config, seed)
     windows = windows_of(table, series, split, name=names[0])
     if not _takes_marks(config):
@@ -93,12 +120,33 @@ def reference_windows(
     return MarkedWindows(windows, tuple(names), config["channels"], ahead="known_channels" in config), table.source
 
 
+def raw_reference_windows(
+    model: str, config: Mapping[str, Any], seed: int, split: SplitName, names: Sequence[str]
+) -> tuple[Dataset, str]:
+    """Return what `reference_windows` does, before scaling, and with the rows' times in minutes in place of marks."""
+    own = OWN_DATA.get(model)
+    if own is not None:
+        assert own.raw_windows is not None  # `has_reference_series` says so
+        return own.raw_windows(config, seed, split, names)
+    table, series = reference_series(model, config, seed)
+    series = replace(series, scaling="none")
+    if not _takes_marks(config):
+        return windows_of(table, series, split, name=names[0]), table.source
+    columns, ahead = _channel_names(config["channels"]), "known_channels" in config
+    values = channels_series(seed, table.row_count, config["channels"])
+    hours = FIRST_BAR + np.timedelta64(1, "h") * np.arange(table.row_count)
+    timed = MemoryTable(np.column_stack((values, clock_of(hours))), (*columns, *CLOCK), source=table.source)
+    series = replace(series, target_columns=(columns[0], *CLOCK) if ahead else columns)
+    windows = windows_of(timed, series, split, name=names[0])
+    return MarkedWindows(windows, tuple(names), config["channels"], ahead, timed=True), table.source
+
+
 def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[Table, SeriesConfig]:
     """Return the reference series of a model and how windows are cut from it.
 
     Args:
         model: the registered name.
-        config: the model's configuration, for which `has_reference` is true.
+        config: the model's configuration, for which `has_reference` is true; of a series, not of a grid.
         seed: of the multi-channel series; the market series and that with classes have their own.
     """
     if _has_sizes(config, CLASSIFIER_SIZES):
@@ -112,6 +160,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
             target_columns=(FEATURES[CLOSE],),
             scaling="minmax-window",
             target="point",
+            short_windows="zeros",
             split=_splits(),
         )
     names = _channel_names(config["channels"])

@@ -2,13 +2,17 @@
 
 standard: (x - mean) / std, mean and population standard deviation of the training rows, per feature.
 minmax-window: (x - min) / (max - min), extremes per window and feature; a zero range counts as 1, which gives 0.
+revin: (x - mean) / sqrt(variance + 1e-5), population statistics per window and feature, without learned weights.
+Source: Kim et al. 2022, "Reversible Instance Normalization for Accurate Time-Series Forecasting against Distribution
+Shift".  Its constant is not in the series' units: it hides what varies by much less than 0.003.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tsexport.types import Array
+from tsexport.types import REVIN_EPSILON, Array, Scaling
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,18 @@ class StandardScale:
 
 @dataclass(frozen=True)
 class WindowScale:
-    """Minimum and range per window and feature, [windows, 1, features] each."""
+    """What is subtracted and what is divided by, per window and feature, [windows, 1, features] each."""
 
-    minimum: Array
+    offset: Array
     span: Array
 
     def apply(self, values: Array) -> Array:
         """Scale [windows, steps, features]."""
-        return (values - self.minimum) / self.span
+        return (values - self.offset) / self.span
 
     def invert(self, scaled: Array) -> Array:
         """Give back what `apply` scaled."""
-        return scaled * self.span + self.minimum
+        return scaled * self.span + self.offset
 
 
 def window_scale(windows: Array) -> WindowScale:
@@ -48,3 +52,16 @@ def window_scale(windows: Array) -> WindowScale:
     minimum = windows.min(axis=1, keepdims=True)
     span = windows.max(axis=1, keepdims=True) - minimum
     return WindowScale(minimum, np.where(span == 0, 1.0, span))
+
+
+def revin_scale(windows: Array) -> WindowScale:
+    """Take each window's mean and deviation from [windows, steps, features]."""
+    origin = windows[:, :1]  # shifted by it, a constant window has exactly no variance
+    shifted = windows - origin
+    mean = shifted.mean(axis=1, keepdims=True)
+    variance = np.square(shifted - mean).mean(axis=1, keepdims=True)
+    return WindowScale(origin + mean, np.sqrt(variance + REVIN_EPSILON))
+
+
+PER_WINDOW: Mapping[Scaling, Callable[[Array], WindowScale]] = {"minmax-window": window_scale, "revin": revin_scale}
+"""The scalings that take their numbers from the window itself."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from tsexport.errors import ConfigurationError, did_you_mean
+from tsexport.types import Scaling, ShortWindows
 
-Scaling = Literal["none", "standard", "minmax-window"]
 TargetStyle = Literal["path", "point"]
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -75,8 +75,10 @@ class SeriesConfig:
     columns: what the model sees, in its order; () means every numeric column but the time column.
     target_columns: what it answers, in its order; () means `columns`.
     time_column: named in errors, never fed, and its values must not go backwards.
-    scaling: "standard" by mean and population standard deviation of the training rows, "minmax-window" per window and
-        feature, or "none"; the target is scaled in the same way.
+    scaling: "standard" by mean and population standard deviation of the training rows, "minmax-window" or "revin" per
+        window and feature (see `calibration.scaling`), or "none"; the target is scaled in the same way.
+    short_windows: what --include-preprocessing puts before the first row of a short window: that row again ("repeat"),
+        or zeros before scaling ("zeros").  Windows cut from a series are never short.
 
     Raises:
         ConfigurationError: a value that cannot be used.
@@ -90,6 +92,7 @@ class SeriesConfig:
     stride: int = 1
     scaling: Scaling = "standard"
     target: TargetStyle = "path"
+    short_windows: ShortWindows = "repeat"
     split: Splits = field(default_factory=lambda: Splits(0.7, 0.1, 0.2))
 
     def __post_init__(self) -> None:
@@ -97,7 +100,8 @@ class SeriesConfig:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{key} = {value!r} must be a whole number of rows, 1 or more.")
-        for key, allowed in (("scaling", get_args(Scaling)), ("target", get_args(TargetStyle))):
+        words = {"scaling": get_args(Scaling), "target": get_args(TargetStyle), "short_windows": get_args(ShortWindows)}
+        for key, allowed in words.items():
             value = getattr(self, key)
             if value not in allowed:
                 hint = did_you_mean(str(value), allowed)
@@ -136,7 +140,8 @@ KEYS = tuple(f.name for f in fields(SeriesConfig))
 KEYS_NEEDED = (
     "Needed are context_length and horizon (from the model's configuration where it has them). Optional: columns "
     "(default: every numeric column but the time column), target_columns (default: columns), time_column, stride (1), "
-    'scaling ("standard"), target ("path") and split (train = 0.7, validation = 0.1, test = 0.2).'
+    'scaling ("standard"), target ("path"), short_windows ("repeat") and split (train = 0.7, validation = 0.1, '
+    "test = 0.2)."
 )
 
 

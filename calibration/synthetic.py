@@ -131,16 +131,20 @@ def channels_series(seed: int, rows: int, channels: int) -> NDArray[np.float32]:
 
 
 def hourly_marks(rows: int) -> NDArray[np.float32]:
-    """Return the calendar of hourly rows from FIRST_BAR on, [rows, 4]: what `TIME_MARKS` names, each in -0.5..0.5.
+    """Return the calendar of hourly rows from FIRST_BAR on, [rows, 4]: see `time_marks`."""
+    return time_marks(FIRST_BAR.astype("datetime64[h]") + np.arange(rows))
+
+
+def time_marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:
+    """Return the calendar of times [...] as [..., 4]: what `TIME_MARKS` names, each in -0.5..0.5.
 
     hour / 23, weekday / 6 (Monday is 0), (day of month - 1) / 30 and (day of year - 1) / 365, less 0.5 each.
     """
-    hours = FIRST_BAR.astype("datetime64[h]") + np.arange(rows)
-    days, months, years = (hours.astype(f"datetime64[{unit}]") for unit in "DMY")
+    hours, days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "hDMY")
     weekday = (days.astype(np.int64) + 3) % 7  # day 0, 1970-01-01, was a Thursday
     counts = (hours - days, weekday, days - months, days - years)
     scaled = [np.asarray(n).astype(np.int64) / most for n, most in zip(counts, (23, 6, 30, 365), strict=True)]
-    return np.column_stack(scaled).astype(np.float32) - np.float32(0.5)
+    return np.stack(scaled, axis=-1).astype(np.float32) - np.float32(0.5)
 
 
 def _check(seed: int, rows: int) -> None:

@@ -134,24 +134,24 @@ def daily_features(bars: Bars, sessions: NDArray[np.intp]) -> Values:
 
 def moves(values: Values, rows: int) -> Values:
     """Return x_t - x_(t - rows); the first value stands for those before it."""
-    return values - np.concatenate((np.full(min(rows, len(values)), values[0]), values[:-rows]))
+    return np.asarray(values - np.concatenate((np.full(min(rows, len(values)), values[0]), values[:-rows])))
 
 
 def trailing_mean(values: Values, rows: int) -> Values:
     """Return the mean of the last `rows` values at each row, of fewer at the start."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     first = np.maximum(np.arange(len(values)) + 1 - rows, 0)
-    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+    return np.asarray((sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first))
 
 
 def place(values: Values, low: Values, high: Values) -> Values:
     """Return where values lie between low (0) and high (1); 0.5 where there is nothing between."""
     span = high - low
-    return np.where(span > 0, (values - low) / np.where(span > 0, span, 1), 0.5)
+    return np.asarray(np.where(span > 0, (values - low) / np.where(span > 0, span, 1), 0.5))
 
 
 def standardised(values: Values, training: Values) -> Values:
     """Return values [..., features] less the mean of the training values, in their standard deviations."""
     axes = tuple(range(training.ndim - 1))
     deviation = training.std(axis=axes)
-    return (values - training.mean(axis=axes)) / np.where(deviation > 0, deviation, 1)
+    return np.asarray((values - training.mean(axis=axes)) / np.where(deviation > 0, deviation, 1))

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from tsexport.calibration.datasets import Batch, digest_of, index_batches, read_range
-from tsexport.calibration.scaling import StandardScale, window_scale
+from tsexport.calibration.scaling import PER_WINDOW, StandardScale
 from tsexport.calibration.series import SeriesConfig, SplitName
 from tsexport.calibration.statistics import RunningStatistics
 from tsexport.calibration.tables import Block, Table, check_columns
@@ -93,8 +93,8 @@ class SeriesWindows:
     def _cut(self, windows: Array) -> tuple[Array, Array]:
         """Cut [windows, span, read columns] into input and target."""
         config = self.config
-        if config.scaling == "minmax-window":
-            windows = window_scale(windows[:, : config.context_length]).apply(windows)
+        if (measure := PER_WINDOW.get(config.scaling)) is not None:
+            windows = measure(windows[:, : config.context_length]).apply(windows)
         feed = windows[:, : config.context_length, self._positions(self.columns)].astype(np.float32)
         targets = self._positions(self.target_columns)
         if config.target == "point":

@@ -63,18 +63,16 @@ class OnnxConverter:
             ExportError: no valid opset 17 graph can be made of it.
             ParityError: the export answers otherwise than the module.
         """
-        import onnx
-
+        from tsexport.exporters.onnx_external import open_model
         from tsexport.exporters.onnx_file import OPSET, finish_onnx
         from tsexport.exporters.rewrites.order import REWRITES
         from tsexport.exporters.rewrites.proofs import rewrite_graph
 
-        plain, data, done = self._export(path, without)
+        plain, done = self._export(path, without)
         if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
-            path.write_bytes(data)
-            return Converted(replace(plain, path=path, files=(path,)))
+            return Converted(plain)
         feeds = probes(self.spec, self.real)
-        model, more = rewrite_graph(onnx.load_from_string(data), feeds, REWRITES, without=without)
+        model, more = rewrite_graph(open_model(path), feeds, REWRITES, without=without)
         done = (*done, *more)
         # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
         del model.graph.value_info[:]
@@ -85,8 +83,9 @@ class OnnxConverter:
             artifact = replace(artifact, options=((FIX_BATCH, "no"),))
         return Converted(artifact, done, len(model.graph.node))
 
-    def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, bytes, tuple[Applied, ...]]":
-        """Return what is exported before any rewrite of the graph, its bytes, and the rewrites of the module."""
+    def _export(self, path: Path, without: Collection[str]) -> "tuple[Artifact, tuple[Applied, ...]]":
+        """Write what is exported before any rewrite of the graph; return it, and the rewrites of the module."""
+        from tsexport.exporters.artifacts import write_atomically
         from tsexport.exporters.onnx import export_onnx
         from tsexport.exporters.onnx_adopt import adopt_onnx
         from tsexport.exporters.rewrites.modules import rewrite_module
@@ -97,14 +96,18 @@ class OnnxConverter:
         if module is not None:
             module, done = rewrite_module(module, feeds, MODULE_REWRITES, without)
         key = frozenset(one.name for one in done if one.kept)
-        if key not in self._exported:
-            if module is not None:
-                plain = export_onnx(module, self.spec, feeds[1 % len(feeds)], path)
-            else:
-                assert self.onnx_path is not None
-                plain = adopt_onnx(self.onnx_path, self.spec, path)
+        if key in self._exported:
+            plain, data = self._exported[key]
+            write_atomically(path, data)
+            return replace(plain, path=path, files=(path,)), done
+        if module is not None:
+            plain = export_onnx(module, self.spec, feeds[1 % len(feeds)], path)
+        else:
+            assert self.onnx_path is not None
+            plain = adopt_onnx(self.onnx_path, self.spec, path)
+        if len(plain.files) == 1:  # a large one, with its weights in a second file, is not worth the memory
             self._exported[key] = plain, path.read_bytes()
-        return *self._exported[key], done
+        return plain, done
 
 
 def convert_to_onnx(

@@ -5,7 +5,7 @@ The TorchScript-based exporter is used (`dynamo=False`): it gives opset 17 as as
 of unknown origin, and held against the module on fresh inputs and other batch sizes before anybody gets it.
 """
 
-import io
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tsexport.errors import ExportError
 from tsexport.exporters.capture import captured_stdout
 from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.exporters.onnx_cleanup import remove_identities, state_output_shapes, strip_traces
+from tsexport.exporters.onnx_external import external_tensors, externalize, is_large, open_model
 from tsexport.exporters.onnx_file import OPSET, finish_onnx, ort_run, serialize, validate_onnx
 from tsexport.exporters.tracing import (
     evaluating,
@@ -48,38 +49,54 @@ def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *,
         FeedError: the feeds do not fit the specification.
     """
     tensors = example_tensors(spec, feeds)
-    with evaluating(module):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with evaluating(module), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         require_repeatable(module, spec, feeds)
         # the fast path's fused operator has no ONNX counterpart
         with mha_fastpath(False):
-            model, provenance, caveats = _convert(module, spec, tensors)
+            model, provenance, caveats = _convert(module, spec, tensors, Path(folder))
         removed = remove_identities(model)
         strip_traces(model)
         state_output_shapes(model, spec)
         validate_onnx(model, spec)
-        data = serialize(model)
         prove_equal(
             module,
             spec,
             feeds,
-            lambda fresh: ort_run(data, fresh),
+            lambda fresh: ort_run(model, fresh),
             TOLERANCES[EXPORT_FORMATS["onnx"].tolerance],
             what="the ONNX export",
             calls=2,
             caveats=caveats,
-            locate=lambda missed: first_departing_layer(module, spec, "onnx", data, missed),
+            locate=lambda missed: _first_departing_layer(module, spec, model, missed),
         )
-    if removed:
-        provenance += (f"{removed} Identity nodes removed",)
-    return finish_onnx(model, spec, path, (*provenance, *(f"caveat: {c}" for c in caveats)), name=name)
+        if removed:
+            provenance += (f"{removed} Identity nodes removed",)
+        return finish_onnx(model, spec, path, (*provenance, *(f"caveat: {c}" for c in caveats)), name=name)
+
+
+def _first_departing_layer(module: nn.Module, spec: ModelSpec, model: onnx.ModelProto, missed: Feeds) -> str:
+    if external_tensors(model):
+        return "the first layer was not looked for: the weights are too many for one file"
+    return first_departing_layer(module, spec, "onnx", serialize(model), missed)
 
 
 def _convert(
-    module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]
+    module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...], folder: Path
+) -> tuple[onnx.ModelProto, tuple[str, ...], tuple[str, ...]]:
+    """Return the model, what was done, and caveats; the weights of a large one lie in `folder`."""
+    model, provenance, caveats = _export(module, spec, tensors, folder)
+    if is_large(model) and not external_tensors(model):
+        externalize(model, folder / "weights")
+    return model, provenance, caveats
+
+
+def _export(
+    module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...], folder: Path
 ) -> tuple[onnx.ModelProto, tuple[str, ...], tuple[str, ...]]:
     version = str(torch.__version__).split("+")[0]
     try:
-        model, caveats = _export_from_trace(module, spec, tensors)
+        model, caveats = _export_from_trace(module, spec, tensors, folder)
         return model, (f"torch.onnx.export(dynamo=False, opset_version={OPSET}), torch {version}",), caveats
     except ExportError as first:
         # imported here: it brings onnxscript along, which takes two seconds
@@ -101,9 +118,9 @@ def _convert(
 
 
 def _export_from_trace(
-    module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]
+    module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...], folder: Path
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    buffer = io.BytesIO()
+    path = folder / "model.onnx"  # over 2 GiB, the exporter writes every weight to a file of its own beside it
     dynamic = {
         tensor.name: {0: tensor.shape[0]}
         for tensor in (*spec.inputs, *spec.outputs)
@@ -117,7 +134,7 @@ def _export_from_trace(
             torch.onnx.export(
                 module,
                 tensors,
-                buffer,  # type: ignore[arg-type]  # this exporter takes a stream, its annotation does not say so
+                str(path),  # of a Path it takes no notice, and fails over 2 GiB
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[tensor.name for tensor in spec.inputs],
@@ -126,4 +143,4 @@ def _export_from_trace(
             )
         except Exception as error:  # RuntimeError, torch.onnx.errors and whatever symbolic functions raise
             raise ExportError(first_line(error)) from error
-    return onnx.load_from_string(buffer.getvalue()), tracer_caveats(caught)
+    return open_model(path), tracer_caveats(caught)

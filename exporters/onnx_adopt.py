@@ -11,6 +11,7 @@ from onnx import version_converter
 
 from tsexport.errors import ExportError
 from tsexport.exporters.artifacts import write_atomically
+from tsexport.exporters.onnx_external import external_tensors, is_large, open_model
 from tsexport.exporters.onnx_file import (
     IR_VERSION,
     OPSET,
@@ -24,6 +25,7 @@ from tsexport.exporters.onnx_file import (
     tensor_spec,
     validate_onnx,
     validate_runs,
+    write_onnx,
 )
 from tsexport.exporters.onnx_lowering import lower_to_opset17
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
@@ -35,41 +37,50 @@ _SEED = 17
 def adopt_onnx(path: Path, spec: ModelSpec, out: Path, *, name: str = "onnx-fp32") -> Artifact:
     """Check the ONNX file at `path` against `spec` and write it to `out`, in opset 17 where it can be.
 
-    The bytes stay as they are if the file is opset 17 and calls its leading dimension as `spec` does.
+    The bytes stay as they are if the file is opset 17 and calls its leading dimension as `spec` does.  Weights in a
+    second file are embedded unless they are too many; then they stay apart, and the model keeps its opset.
 
     Raises:
-        ExportError: the file cannot be read, is not valid, does not run, or has other tensors than `spec`.
+        ExportError: the file cannot be read, is not valid, does not run, has other tensors than `spec`, or refers to
+        weights that do not lie beside it.
     """
     try:
-        model = onnx.load(path)
+        model = open_model(path)
+        external, large = bool(external_tensors(model)), is_large(model)
+        if external and not large:
+            model = onnx.load(path)
+    except ExportError:
+        raise
     except Exception as error:  # protobuf, onnx and the operating system each raise their own
         raise ExportError(
             f"{path.name} cannot be read as an ONNX model: {one_line(error)}",
             next_step="Give a file that onnx.load reads; external data must lie beside it.",
         ) from error
     original = path.read_bytes()
-    external = any(
-        tensor.data_location == onnx.TensorProto.EXTERNAL
-        for tensor in onnx.load(path, load_external_data=False).graph.initializer
-    )
     notes = [f"adopted from {path.name}, opset {default_opset(model)}, IR version {model.ir_version}"]
     if external:
-        notes.append("external data embedded")
+        notes.append("external data kept in a second file" if large else "external data embedded")
     if renamed := _name_batch(model, spec):
         notes.append(f"leading dimension of {', '.join(renamed)} named as in the specification")
     for given, wanted in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
         check_tensors(given, wanted, spec.name)
     check_graph(model, spec)
+    opset = default_opset(model)
+    if external and large:
+        validate_runs(model, spec)
+        if opset != OPSET:
+            notes.append(f"kept in opset {opset}: its weights are too many to convert it")
+        files = write_onnx(model, out, name)
+        return describe_onnx(files, spec, tuple(notes), name=name, precision="fp32", opset=opset)
     data = serialize(model) if external or renamed else original
     validate_runs(data, spec)
-    opset = default_opset(model)
     if opset != OPSET:
         converted, note = _convert(model, data, spec)
         notes.append(note)
         if converted is not None:
             data, opset = converted, OPSET
     write_atomically(out, data)
-    return describe_onnx(out, spec, tuple(notes), name=name, precision="fp32", opset=opset)
+    return describe_onnx((out,), spec, tuple(notes), name=name, precision="fp32", opset=opset)
 
 
 def _name_batch(model: onnx.ModelProto, spec: ModelSpec) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tsexport.errors import ExportError
+from tsexport.exporters.onnx_external import is_large
 from tsexport.exporters.onnx_lowering import lower_to_opset17
 from tsexport.exporters.tracing import first_line
 from tsexport.types import BATCH, ModelSpec
@@ -54,6 +55,8 @@ def export_with_dynamo(
             raise ExportError(f"torch.export: {first_line(error.__cause__ or error)}") from error
     assert program is not None
     model = program.model_proto
+    if is_large(model):
+        raise ExportError("torch.export: what it gives is repaired as one file, and the weights are too many for one")
     _name_by_scope(model.graph)
     repairs = lower_to_opset17(model)
     del model.graph.value_info[:]

@@ -14,6 +14,14 @@ from tsexport.errors import ExportError
 from tsexport.exporters.artifacts import describe, write_atomically
 from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.exporters.onnx_cleanup import strip_traces
+from tsexport.exporters.onnx_external import (
+    check_model,
+    create_session,
+    external_tensors,
+    externalize,
+    is_large,
+    relative_copy,
+)
 from tsexport.types import Array, Artifact, Feeds, ModelSpec, Precision, TensorSpec, random_feeds
 
 OPSET = 17
@@ -36,7 +44,8 @@ def finish_onnx(
 ) -> Artifact:
     """Validate `model`, write it to `path` and return the artifact; the same model gives the same bytes.
 
-    Documentation strings and metadata are removed from `model` first.
+    Documentation strings and metadata are removed from `model` first.  Weights of a large one go into a
+    second file, `name`.data beside it (see `tsexport.exporters.onnx_external`).
 
     Args:
         domains: operator domains beside ONNX's own that nodes may come from ("com.microsoft"); the artifact then runs
@@ -46,19 +55,38 @@ def finish_onnx(
         ExportError: it is not a valid opset 17 model with the tensors of `spec` and a dynamic batch, or does not run.
     """
     strip_traces(model)
-    data = serialize(model)
     validate_onnx(model, spec, domains)
-    validate_runs(data, spec)
-    write_atomically(path, data)
-    return describe_onnx(path, spec, provenance, name=name, precision=precision, opset=OPSET)
+    validate_runs(model, spec)
+    files = write_onnx(model, path, name)
+    return describe_onnx(files, spec, provenance, name=name, precision=precision, opset=OPSET)
 
 
 def describe_onnx(
-    path: Path, spec: ModelSpec, provenance: tuple[str, ...], *, name: str, precision: Precision, opset: int
+    files: tuple[Path, ...],
+    spec: ModelSpec,
+    provenance: tuple[str, ...],
+    *,
+    name: str,
+    precision: Precision,
+    opset: int,
 ) -> Artifact:
-    """Return the record of an ONNX file on disk."""
+    """Return the record of an ONNX model on disk; `files[0]` is the .onnx file."""
     runtimes = EXPORT_FORMATS["onnx"].runtimes
-    return describe((path,), "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset)
+    return describe(files, "onnx", spec, provenance, name=name, precision=precision, runtimes=runtimes, opset=opset)
+
+
+def write_onnx(model: onnx.ModelProto, path: Path, name: str) -> tuple[Path, ...]:
+    """Write a model to `path`, and the weights of a large one to `name`.data beside it; return the files.
+
+    The second file is called after the artifact, as its files are in a bundle: the first one refers to it by name.
+    """
+    if not is_large(model) and not external_tensors(model):
+        write_atomically(path, serialize(model))
+        return (path,)
+    data = path.with_name(f"{name}.data")
+    externalize(model, data)  # weights first: an .onnx is never without them
+    write_atomically(path, serialize(relative_copy(model)[0]))
+    return (path, data)
 
 
 def serialize(model: onnx.ModelProto) -> bytes:
@@ -68,7 +96,6 @@ def serialize(model: onnx.ModelProto) -> bytes:
         ExportError: it is larger than the 2 GiB that one protobuf file holds.
     """
     if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
-        # weights in a second file: `Artifact.files` has room for it, nothing writes it yet
         raise ExportError(
             f"the ONNX model has {model.ByteSize():,} bytes, one file holds at most {_PROTOBUF_LIMIT_BYTES:,}",
             next_step="Leave ONNX out with --formats torchscript.",
@@ -109,7 +136,7 @@ def check_graph(model: onnx.ModelProto, spec: ModelSpec) -> None:
         ExportError: with the first line of what they say.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        check_model(model)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())[:400]
@@ -141,20 +168,20 @@ def check_tensors(infos: "list[onnx.ValueInfoProto]", wanted: tuple[TensorSpec, 
     raise ExportError(f"{model_name!r} as ONNX has the tensors ({found}), expected ({expected}){reason}")
 
 
-def ort_run(data: bytes, feeds: Feeds) -> dict[str, Array]:
-    """Run serialized ONNX once in ONNX Runtime, on one thread."""
-    session = _session(data)
+def ort_run(model: onnx.ModelProto | bytes, feeds: Feeds) -> dict[str, Array]:
+    """Run a model once in ONNX Runtime, on one thread."""
+    session = _session(model)
     return _answer(session, feeds)
 
 
-def validate_runs(data: bytes, spec: ModelSpec) -> None:
+def validate_runs(model: onnx.ModelProto | bytes, spec: ModelSpec) -> None:
     """Load the model in ONNX Runtime and run it: twice the same at one batch size, and right shapes at two.
 
     Raises:
         ExportError: it does not load or run, answers the same input differently, or its batch is not dynamic.
     """
     try:
-        session = _session(data)
+        session = _session(model)
     except Exception as error:  # ONNX Runtime raises types of its own that share no base
         raise ExportError(f"{spec.name!r} as ONNX does not load in ONNX Runtime: {one_line(error)}") from error
     batches = (2, 3) if isinstance(spec.inputs[0].shape[0], str) else (int(spec.inputs[0].shape[0]),)
@@ -184,12 +211,12 @@ def validate_runs(data: bytes, spec: ModelSpec) -> None:
                 )
 
 
-def _session(data: bytes) -> onnxruntime.InferenceSession:
+def _session(model: onnx.ModelProto | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised as well
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return create_session(model, options)
 
 
 def _answer(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, Array]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import cast
 
 from tsexport.errors import ConfigurationError, UsageError, did_you_mean
-from tsexport.models.definition import Definition
+from tsexport.models.definition import Definition, ModelConfig
+from tsexport.models.settings import SIZE, configure
 from tsexport.types import Task
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -24,7 +25,8 @@ class ModelEntry:
     `module` is the dotted name of the file that defines it (see `tsexport.models.definition`), imported on first use.
     `parameters` is their number in the default configuration; `published_parameters` is the number that the source
     claims, where it claims one and it is not ours, and `published_note` says why they differ.  `checkpoint` is the
-    reference checkpoint that comes with the model, or None: then weights are initialised from a seed.
+    reference checkpoint that comes with the model, or None: then weights are initialised from a seed.  It belongs to
+    the named size `checkpoint_size`, or to the default configuration where that is None.
     """
 
     name: str
@@ -38,10 +40,16 @@ class ModelEntry:
     caveats: tuple[str, ...] = ()
     published_parameters: int | None = None
     published_note: str = ""
+    checkpoint_size: str | None = None
 
     def definition(self) -> Definition:
         """Import and return the model's module: its `Config` and `build`."""
         return cast(Definition, import_module(self.module))
+
+    def checkpoint_config(self) -> ModelConfig:
+        """Return the configuration that the reference checkpoint belongs to."""
+        settings = {} if self.checkpoint_size is None else {SIZE: self.checkpoint_size}
+        return configure(self.definition().Config, settings, model=self.name)
 
 
 _TABLE = (
@@ -91,6 +99,7 @@ _TABLE = (
         source="Hochreiter and Schmidhuber 1997, Long Short-Term Memory; sizes of the Model Infrastructure Guide",
         module="tsexport.models.lstm",
         parameters=212_355,
+        checkpoint=CHECKPOINTS / "lstm.safetensors",
     ),
     ModelEntry(
         name="gru",
@@ -100,6 +109,7 @@ _TABLE = (
         source="Cho et al. 2014, RNN Encoder-Decoder; sizes of the Model Infrastructure Guide",
         module="tsexport.models.gru",
         parameters=159_363,
+        checkpoint=CHECKPOINTS / "gru.safetensors",
     ),
     ModelEntry(
         name="tcn",
@@ -109,6 +119,7 @@ _TABLE = (
         source="Bai et al. 2018, An Empirical Evaluation of Generic Convolutional and Recurrent Networks",
         module="tsexport.models.tcn",
         parameters=142_851,
+        checkpoint=CHECKPOINTS / "tcn.safetensors",
     ),
     ModelEntry(
         name="inception-time",
@@ -118,6 +129,8 @@ _TABLE = (
         source="Fawaz et al. 2020, InceptionTime; sizes of the Model Infrastructure Guide",
         module="tsexport.models.inception_time",
         parameters=1_121_795,
+        checkpoint=CHECKPOINTS / "inception-time.safetensors",
+        checkpoint_size="small",
     ),
     ModelEntry(
         name="resnet1d",
@@ -127,6 +140,7 @@ _TABLE = (
         source="Wang et al. 2017, Time Series Classification from Scratch with Deep Neural Networks",
         module="tsexport.models.resnet1d",
         parameters=505_539,
+        checkpoint=CHECKPOINTS / "resnet1d.safetensors",
     ),
     ModelEntry(
         name="unet",
@@ -136,6 +150,7 @@ _TABLE = (
         source="Ronneberger et al. 2015, U-Net; sizes are this project's",
         module="tsexport.models.unet",
         parameters=470_445,
+        checkpoint=CHECKPOINTS / "unet.safetensors",
     ),
     ModelEntry(
         name="itransformer",
@@ -182,7 +197,8 @@ _TABLE = (
         source="HRM-27M document (Latency and Memory Plan); shapes are this project's",
         module="tsexport.models.hrm_27m",
         parameters=28_135_877,
-        caveats=("the published 27.3 M parameters are H and L alone; FiLM and heads add 0.6 M",),
+        published_parameters=27_300_000,
+        published_note="that is H and L alone, here 27.5 M; FiLM and heads add 0.6 M",
     ),
     ModelEntry(
         name="weather-gnn",
@@ -192,6 +208,31 @@ _TABLE = (
         source="Lam et al. 2023, GraphCast; sizes are this project's",
         module="tsexport.models.weather_gnn",
         parameters=316_493,
+        checkpoint=CHECKPOINTS / "weather-gnn.safetensors",
+    ),
+    ModelEntry(
+        name="sfno-hybrid",
+        family="spectral",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on 256x256, by a spectral U-Net with a transformer at its bottom",
+        source="SFNO-Hybrid document; Li et al. 2021, Fourier Neural Operator",
+        module="tsexport.models.sfno_hybrid",
+        parameters=481_657_101,
+        published_parameters=487_523_597,
+        published_note="its published code cannot run, and its layers sum to 7,985,230,093",
+        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
+    ),
+    ModelEntry(
+        name="sfno-edge",
+        family="spectral",
+        task="forecast",
+        summary="the next hour's weather, 13 channels on 256x256, by a small spectral U-Net",
+        source="named in the SFNO-Hybrid document as the Lightweight Edge Model; its sizes are this project's",
+        module="tsexport.models.sfno_edge",
+        parameters=3_072_621,
+        checkpoint=CHECKPOINTS / "sfno-edge.safetensors",
+        checkpoint_size="test",
+        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
     ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}

@@ -37,7 +37,7 @@ class SourceIdentity:
 
     `name` is the bundle's `<model>`.  `config` is set for registered models, `settings` for factories, `path` for
     files.  `checkpoint` is the user's, or the reference one (`is_reference`), or None: then weights are initialised
-    from `seed`.  The reference checkpoint belongs to the default configuration.  `component` is the part of a
+    from `seed`.  The reference checkpoint belongs to one configuration, its entry's.  `component` is the part of a
     registered model that is built, None for all of it.  `digest` is None for a factory.
     """
 
@@ -172,7 +172,7 @@ def _identify_registered(
     config = configure(definition.Config, settings, model=entry.name)
     if component is not None:
         component.tensors(config)  # raises where the configuration has no such part
-    is_reference = checkpoint is None and entry.checkpoint is not None and config == definition.Config()
+    is_reference = checkpoint is None and entry.checkpoint is not None and config == entry.checkpoint_config()
     used = entry.checkpoint if is_reference else checkpoint
     sha256 = file_sha256(used) if used else None
     content = {
@@ -260,6 +260,8 @@ def _open_registered(identity: SourceIdentity) -> OpenedSource:
         notes += _unwrapped(wrapping)
     else:
         notes.append(f"weights initialised from seed {identity.seed}: untrained, accuracy means nothing")
+        if entry.checkpoint_size is not None:
+            notes.append(f"a trained checkpoint comes with tsexport: --set size={entry.checkpoint_size}")
     component = identity.component
     if component is not None:
         module = component.take(module)

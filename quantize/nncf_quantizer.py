@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tsexport.calibration.datasets import Dataset
+from tsexport.exporters.preprocessing import BEFORE, BEHIND
 from tsexport.quantize.onnxruntime_quantizer import CALIBRATION_BATCH, NothingQuantizedError
 from tsexport.quantize.recipes import Recipe
 from tsexport.types import Array
@@ -57,12 +58,22 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=-(-calibration.count // CALIBRATION_BATCH),
             fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=_preparation(model)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
         )
     # NNCF also quantizes the operands of elementwise operators; those alone make no INT8 model.
     if not any(_is_integer_weight(operation) for operation in quantized.get_ops()):
         raise NothingQuantizedError("the model has no operator with constant weights")
     return quantized
+
+
+def _preparation(model: Any) -> list[str]:
+    """Return the names of operators that prepare windows or scale forecasts back: they see raw values of any size."""
+    names = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
+    prepared = [name for name in names if name.startswith((f"/{BEFORE}/", f"/{BEHIND}/"))]
+    if prepared:  # OpenVINO names the last operator after the output
+        prepared.append(model.get_results()[0].input_value(0).get_node().get_friendly_name())
+    return list(dict.fromkeys(prepared))
 
 
 def _is_integer_weight(operation: Any) -> bool:

@@ -122,7 +122,7 @@ def example_manifest(entries, *, samples=6, batch=4):
         schema_version=1,
         name="tiny-cpu4-int8",
         model=ModelSpec(
-            "tiny", "linear", "forecast", INPUTS, OUTPUTS, {"width": 4}, 15, "tests", ("a caveat of the model",)
+            "tiny", "linear", "forecast", INPUTS, OUTPUTS, None, {"width": 4}, 15, "tests", ("a caveat of the model",)
         ),
         config={"seed": 0, "formats": ["onnx"]},
         target=Target("cpu4-int8", "cpu4", "int8", 4, "avx2", "4-core CPU without a GPU, int8"),

@@ -34,30 +34,18 @@ from pathlib import Path
 from typing import Any
 
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.suites.contest import (
-    BATCH,
-    Pace,
-    Say,
-    judge_accuracy,
-    make_entrants,
-    time_side_by_side,
-    try_once,
-)
+from tsexport.bench.suites.contest import BATCH, Pace
 from tsexport.bench.suites.goals import Conditions, Judged, judge_goals
-from tsexport.bench.suites.plain_runtimes import EagerSource, registered
+from tsexport.bench.suites.one_model import measure_model, steps_of
 from tsexport.bench.suites.report import goals_text, machine_text, model_text, write_results
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import default_root
-from tsexport.data import model_config
 from tsexport.errors import ConfigurationError, TsexportError, UsageError
 from tsexport.models.settings import parse_scalar
-from tsexport.models.sources import SourceIdentity
 from tsexport.options import BuildOptions
-from tsexport.pipeline import Plan, plan_build, run_build
-from tsexport.progress import Progress, Step
-from tsexport.quantize.evaluation import EvaluationSet
-from tsexport.samples import Samples, take_samples
+from tsexport.pipeline import plan_build
+from tsexport.progress import Progress
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODELS = ("patchtst-cpu", "patchtst", "dlinear", "linear")
@@ -121,14 +109,15 @@ def run(args: argparse.Namespace) -> Report:
     bundles = _bundles(args.bundle, models)
     pace = Pace(args.threads, args.rounds, args.processes, args.max_seconds)
     conditions = Conditions(machine.instruction_set, machine.vnni, args.threads, BATCH, not settings)
-    progress = Progress(_steps(models, bundles, pace), memory=default_root() / "times" / "against_defaults.json")
+    steps = [step for model in models for step in steps_of(model, pace, with_build=model not in bundles)]
+    progress = Progress(steps, memory=default_root() / "times" / "against_defaults.json")
     results = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="tsexport-suite-") as folder:
             options = BuildOptions(
                 model, TARGET, Path(folder), settings=settings, threads=args.threads, batches=(BATCH,), seed=args.seed
             )
-            results.append(_measure_model(plan_build(options), bundles.get(model), pace, progress, Path(folder)))
+            results.append(measure_model(plan_build(options), bundles.get(model), pace, progress, Path(folder)))
     progress.remember()
     goals = tuple(one for result in results for one in judge_goals(result, conditions))
     return Report("against_defaults", machine, args.threads, BATCH, settings, tuple(results), goals)
@@ -170,97 +159,6 @@ def _bundles(paths: Sequence[Path], models: Sequence[str]) -> dict[str, Bundle]:
             raise UsageError(f"{path} is a bundle of {model}, which is not among --models {','.join(models)}")
         bundles[model] = bundle
     return bundles
-
-
-def _steps(models: Sequence[str], bundles: Mapping[str, Bundle], pace: Pace) -> list[tuple[str, float]]:
-    """Return the steps with a first guess at their seconds: 8 contestants take 50 ms a round and 2 s to start."""
-    race_seconds = min(8 * 0.05 * pace.rounds, pace.max_seconds) + 16.0
-    steps: list[tuple[str, float]] = []
-    for model in models:
-        steps += [
-            (f"{model}: model and data", 5.0),
-            *([] if model in bundles else [(f"{model}: build the bundle", 90.0)]),
-            (f"{model}: plain exports", 10.0),
-            (f"{model}: try each once", 15.0),
-            (f"{model}: accuracy", 10.0),
-            *((f"{model}: side by side, process {n + 1}", race_seconds) for n in range(pace.processes)),
-        ]
-    return steps
-
-
-def _measure_model(plan: Plan, given: Bundle | None, pace: Pace, progress: Progress, folder: Path) -> ModelResult:
-    model = plan.context.identity.name
-    if given is not None:
-        _require_same(given, plan.context.identity)
-    with progress.step(f"{model}: model and data") as step:
-        samples, step.reused = take_samples(plan.context)
-    if given is None:
-        with progress.step(f"{model}: build the bundle"):
-            bundle = run_build(plan, quiet=True)
-    else:
-        bundle = given
-    evaluation = samples.evaluation_set(plan.context.options.metric)
-    options = plan.context.options
-    eager = EagerSource(options.model, options.settings, options.seed)
-    with registered():
-        with progress.step(f"{model}: plain exports"):
-            entrants = make_entrants(samples.spec, eager, bundle, folder)
-        with progress.step(f"{model}: try each once"):
-            entrants = try_once(entrants, evaluation, folder, pace.threads)
-        with progress.step(f"{model}: accuracy") as step:
-            rows = []
-            for index, one in enumerate(entrants):
-                step.say(one.name, index / len(entrants))
-                rows.append(judge_accuracy(one, evaluation, bundle, pace.threads))
-        with _RaceSteps(model, progress) as steps:
-            return time_side_by_side(
-                model, entrants, rows, evaluation, pace, steps.start, _caveats(samples, evaluation)
-            )
-
-
-def _require_same(bundle: Bundle, identity: SourceIdentity) -> None:
-    """Raise UsageError unless a bundle was made of the model that eager runs."""
-    manifest = bundle.manifest
-    checkpoint = manifest.provenance.checkpoint
-    own = dict(model_config(identity)), identity.checkpoint_sha256
-    if (dict(manifest.model.config), checkpoint.sha256 if checkpoint else None) != own:
-        raise UsageError(
-            f"the bundle {bundle.name} was built with another configuration or checkpoint of {identity.name}",
-            next_step="give the same --set as at its build, or leave --bundle out",
-        )
-
-
-def _caveats(samples: Samples, evaluation: EvaluationSet) -> tuple[str, ...]:
-    metric = (
-        f"task metric: {evaluation.metric} on {samples.record.evaluation.source}" if samples.record.evaluation else ""
-    )
-    return tuple(one for one in (metric, *samples.spec.caveats, *samples.record.caveats) if one)
-
-
-class _RaceSteps:
-    """Turns the processes of one race into steps of the progress: a step ends when the next begins."""
-
-    def __init__(self, model: str, progress: Progress) -> None:
-        self._model, self._progress = model, progress
-        self._open: Any = None
-
-    def start(self, number: int) -> Say:
-        """Begin the step of a process, and return its progress callback."""
-        self._end()
-        self._open = self._progress.step(f"{self._model}: side by side, process {number + 1}")
-        step: Step = self._open.__enter__()
-        return step.say
-
-    def _end(self) -> None:
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._open = None
-
-    def __enter__(self) -> "_RaceSteps":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tsexport.bench.process import WorkerProcess, write_feeds
 from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.statistics import Ratio, summarize
 from tsexport.bench.suites.plain_exports import ONNX, QUANTIZED, TORCHSCRIPT, make_plain_exports
 from tsexport.bench.suites.plain_runtimes import EagerSource
-from tsexport.bench.suites.ratios import CONFIDENCE, PairRatio, least, ratio_over_processes
+from tsexport.bench.suites.ratios import CONFIDENCE, PairRatio, least, medians_of, ratio_over_processes
 from tsexport.bench.suites.rows import (
     EAGER,
     FASTEST_FP32,
@@ -33,6 +35,7 @@ from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, ModelSpec, Precision, files_sha256
 
 BATCH = 1
+FEWEST_WINDOWS = 8
 Say = Callable[[str, float], None]
 
 
@@ -50,6 +53,9 @@ class Entrant:
     artifact: Artifact | None
     is_export: bool = True
     from_bundle: bool = False
+    memory_bytes: int | None = None
+    load_ms: float | None = None
+    call_ms: float = 0.0
     failed: str = ""
 
     @property
@@ -71,10 +77,17 @@ class Pace:
     max_seconds: float
 
 
-def make_entrants(spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: Path) -> tuple[Entrant, ...]:
-    """Make the plain exports in `folder`, and return all contestants, eager first."""
+def make_entrants(
+    spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: Path, *, plain_int8: bool = True
+) -> tuple[Entrant, ...]:
+    """Make the plain exports in `folder`, and return all contestants, eager first.
+
+    Args:
+        plain_int8: whether ONNX Runtime's quantize_dynamic is among them.
+    """
     eager.write(folder / "eager.json")
-    failures = make_plain_exports(folder / "eager.json", folder)
+    files = (TORCHSCRIPT, ONNX, QUANTIZED) if plain_int8 else (TORCHSCRIPT, ONNX)
+    failures = make_plain_exports(folder / "eager.json", folder, files)
 
     def plain(
         name: str,
@@ -108,9 +121,10 @@ def make_entrants(spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: P
         plain(EAGER, "inference mode, fast path on", "eager.json", "torchscript", "eager", is_export=False),
         plain(PLAIN_TORCHSCRIPT, "traced", TORCHSCRIPT, "torchscript", "plain-torchscript"),
         plain(PLAIN_ONNX, "opset 17", ONNX, "onnx", "plain-onnxruntime"),
-        plain(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8"),
         plain(PLAIN_OPENVINO, "of plain ONNX", ONNX, "onnx", "plain-openvino", "bf16" if in_bf16 else "fp32"),
     ]
+    if plain_int8:
+        entrants.insert(3, plain(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8"))
     if in_bf16:
         entrants.append(plain(PLAIN_OPENVINO_F32, "of plain ONNX", ONNX, "onnx", "plain-openvino-f32"))
     return (*entrants, *_from_bundle(bundle))
@@ -136,19 +150,48 @@ def try_once(entrants: Sequence[Entrant], evaluation: EvaluationSet, folder: Pat
             return one
         try:
             with WorkerProcess(one.artifact, one.runtime, threads) as worker:
-                worker.load(path, BATCH)
+                loaded = worker.load(path, BATCH)
+                call_ms = worker.time_block(BATCH, 1).times_ns[0] / 1e6
         except TsexportError as error:
             return replace(one, failed=error.message.splitlines()[0][:300])
-        return one
+        memory = loaded.peak_memory_bytes - loaded.idle_memory_bytes
+        return replace(one, memory_bytes=memory, load_ms=loaded.load_ms, call_ms=call_ms)
 
     with ThreadPoolExecutor(cores_here()) as pool:  # nothing is timed yet, so they may run side by side
         return tuple(pool.map(attempt, entrants))
 
 
+def fewer_windows(evaluation: EvaluationSet, entrants: Sequence[Entrant], seconds: float) -> EvaluationSet:
+    """Return as many windows, spread over all, as the slowest contestant answers in about that many seconds.
+
+    At least FEWEST_WINDOWS: a slow model takes longer.
+    """
+    slowest_ms = max((one.call_ms for one in entrants if not one.failed), default=0.0)
+    count = max(FEWEST_WINDOWS, int(1000 * seconds / slowest_ms)) if slowest_ms else evaluation.windows
+    if count >= evaluation.windows:
+        return evaluation
+    rows = np.linspace(0, evaluation.windows - 1, count).astype(int)
+    return replace(
+        evaluation,
+        feeds={name: array[rows] for name, array in evaluation.feeds.items()},
+        outputs={name: array[rows] for name, array in evaluation.outputs.items()},
+        target=None if evaluation.target is None else evaluation.target[rows],
+    )
+
+
 def judge_accuracy(one: Entrant, evaluation: EvaluationSet, bundle: Bundle, threads: int) -> Row:
     """Return a contestant's row, with its size and errors and nothing timed yet."""
     size = one.artifact.size_bytes if one.artifact and one.is_export else None
-    row = Row(one.name, one.what, one.precision, one.is_export, size, failed=one.failed)
+    row = Row(
+        one.name,
+        one.what,
+        one.precision,
+        one.is_export,
+        size,
+        memory_bytes=one.memory_bytes,
+        load_ms=one.load_ms,
+        failed=one.failed,
+    )
     if one.failed or one.artifact is None:
         return row
     if one.from_bundle:
@@ -204,6 +247,9 @@ def time_side_by_side(
         processes=len(races),
         load_average=(before, _load_average()),
         caveats=tuple(caveats),
+        rounds_ms=tuple(
+            medians_of(one.name, [result.entry(one.name).blocks_ms for result in races]) for one in running
+        ),
     )
 
 

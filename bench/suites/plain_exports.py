@@ -1,6 +1,6 @@
 """The exports that a user writes without tsexport, made in a process of their own.
 
-`python -m tsexport.bench.suites.plain_exports EAGER.json FOLDER` writes into FOLDER, as far as each works:
+`python -m tsexport.bench.suites.plain_exports EAGER.json FOLDER FILE...` writes those named, as far as each works:
 
 plain.pt              torch.jit.trace in eval mode under no_grad, fast path on, saved as it is
 plain.onnx            torch.onnx.export, opset 17, dynamo=False, dynamic batch, fast path off (it cannot be exported)
@@ -16,31 +16,33 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TORCHSCRIPT, ONNX, QUANTIZED = "plain.pt", "plain.onnx", "quantize_dynamic.onnx"
+EVERY = (TORCHSCRIPT, ONNX, QUANTIZED)
 OPSET = 17
 EXAMPLE_BATCH = 2
 
 
-def make_plain_exports(eager: Path, folder: Path) -> dict[str, str]:
+def make_plain_exports(eager: Path, folder: Path, names: Sequence[str] = EVERY) -> dict[str, str]:
     """Make the plain exports of a model in a fresh process; return why those that are missing could not be made.
 
     Args:
         eager: the file of an `EagerSource`.
+        names: the files to make; the quantized one needs the ONNX file before it.
     """
-    command = [sys.executable, "-P", "-m", "tsexport.bench.suites.plain_exports", str(eager), str(folder)]
+    command = [sys.executable, "-P", "-m", "tsexport.bench.suites.plain_exports", str(eager), str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         failures: dict[str, str] = json.loads((folder / "failures.json").read_text())
     except FileNotFoundError:
         tail = " ".join(done.stderr.strip().splitlines()[-1:])
-        failures = {name: f"the exporting process ended: {tail}" for name in (TORCHSCRIPT, ONNX, QUANTIZED)}
+        failures = {name: f"the exporting process ended: {tail}" for name in names}
     return failures
 
 
-def _export(eager: Path, folder: Path) -> dict[str, str]:
+def _export(eager: Path, folder: Path, names: Sequence[str]) -> dict[str, str]:
     import torch
 
     from tsexport.bench.suites.plain_runtimes import EagerSource
@@ -83,9 +85,9 @@ def _export(eager: Path, folder: Path) -> dict[str, str]:
 
     steps: dict[str, Callable[[], None]] = {TORCHSCRIPT: trace, ONNX: export, QUANTIZED: quantize}
     failures = {}
-    for name, step in steps.items():
+    for name in names:
         try:
-            step()
+            steps[name]()
         except Exception as error:  # whatever a tool raises is what its user would meet
             (folder / name).unlink(missing_ok=True)
             failures[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -95,7 +97,7 @@ def _export(eager: Path, folder: Path) -> dict[str, str]:
 def main() -> None:
     warnings.simplefilter("ignore")
     eager, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    (folder / "failures.json").write_text(json.dumps(_export(eager, folder)))
+    (folder / "failures.json").write_text(json.dumps(_export(eager, folder, sys.argv[3:])))
 
 
 if __name__ == "__main__":

@@ -37,11 +37,18 @@ def interval_text(low: float, high: float | None) -> str:
     return f"[{low:.2f}, inf)" if high is None else f"[{low:.2f}, {high:.2f}]"
 
 
-def _ms(value: float | None) -> str:
+def milliseconds(value: float | None) -> str:
+    """Return milliseconds with three digits behind the point."""
     return NOT_MEASURED if value is None else f"{value:.3f}"
 
 
-def _percent(value: float | None, signed: bool = False) -> str:
+def megabytes(size_bytes: int | None, digits: int = 0) -> str:
+    """Return millions of bytes."""
+    return NOT_MEASURED if size_bytes is None else f"{size_bytes / 1e6:.{digits}f}"
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """Return a fraction in percent; `signed` is for changes."""
     if value is None:
         return NOT_MEASURED
     return f"{100 * value:+.2f} %" if signed else f"{100 * value:.2g} %"
@@ -55,6 +62,7 @@ COLUMNS = (
     "x best plain fp32",
     "x plain ONNX",
     "file MB",
+    "memory MB",
     "output error",
     "task metric change",
 )
@@ -66,14 +74,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     summary = row.summary
     return (
         f"{row.name} ({row.what})",
-        _ms(summary.p50_ms if summary else None),
-        _ms(summary.p90_ms if summary else None),
+        milliseconds(summary.p50_ms if summary else None),
+        milliseconds(summary.p90_ms if summary else None),
         ratio_text(row.than_eager),
         ratio_text(row.than_best_plain_fp32),
         ratio_text(row.than_plain_onnx),
-        NOT_MEASURED if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}",
-        _percent(row.output_error),
-        _percent(row.degradation, signed=True),
+        megabytes(row.size_bytes, 2),
+        megabytes(row.memory_bytes),
+        percent(row.output_error),
+        percent(row.degradation, signed=True),
     )
 
 

@@ -1,9 +1,10 @@
-"""What the suite records: one row for each contestant, one result for each model."""
+"""What the suites record: one row for each contestant, one result for each model."""
 
 from dataclasses import dataclass
 
 from tsexport.bench.statistics import Ratio, Summary
-from tsexport.bench.suites.ratios import PairRatio
+from tsexport.bench.suites.ratios import PairRatio, RoundMedians
+from tsexport.types import Verdict
 
 EAGER = "eager"
 PLAIN_TORCHSCRIPT = "plain TorchScript"
@@ -13,6 +14,7 @@ PLAIN_OPENVINO = "plain OpenVINO"
 PLAIN_OPENVINO_F32 = "plain OpenVINO, f32 stated"
 SELECTED = "tsexport selected"
 FASTEST_FP32 = "tsexport fastest fp32"
+_PLAIN = (PLAIN_TORCHSCRIPT, PLAIN_ONNX, PLAIN_OPENVINO, PLAIN_OPENVINO_F32)
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Row:
 
     `output_error` is the relative RMS error against the source module, on real windows at batch 1; `degradation` is
     (task metric - source's) / source's, None without labels.  `process_medians_ms` has one value a fresh process.
+    `memory_bytes` is what a process's peak rose above its idle state while it loaded and answered once, `load_ms` how
+    long that took.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Row:
     than_eager: Ratio | None = None
     than_best_plain_fp32: Ratio | None = None
     than_plain_onnx: Ratio | None = None
+    memory_bytes: int | None = None
+    load_ms: float | None = None
     failed: str = ""
 
 
@@ -45,7 +51,9 @@ class ModelResult:
 
     `selected` and `fp32` name the rows of the bundle's selected artifact and of its fastest fp32 one; they are the same
     row where fp32 is selected.  `load_average` is the system's over the last minute, before and after: above 1 plus
-    what this run itself uses, something else was running.
+    what this run itself uses, something else was running.  `why` says why that artifact was selected, `verdicts` are
+    those of the bundle's own build, and `rounds_ms` are the medians of every round, of which means over models are
+    made.
     """
 
     model: str
@@ -58,6 +66,9 @@ class ModelResult:
     processes: int
     load_average: tuple[float, float]
     caveats: tuple[str, ...] = ()
+    why: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+    rounds_ms: tuple[RoundMedians, ...] = ()
 
     def row(self, name: str) -> Row:
         """Return the row of a contestant; KeyError where there is none."""
@@ -66,3 +77,14 @@ class ModelResult:
     def ratio(self, name: str, than: str) -> Ratio | None:
         """Return how many times faster one contestant is than another; None where one could not be run."""
         return next((pair.ratio for pair in self.ratios if (pair.name, pair.than) == (name, than)), None)
+
+    @property
+    def plain_fp32(self) -> tuple[str, ...]:
+        """The plain fp32 exports that could be run."""
+        return tuple(
+            one for one in _PLAIN if any(r.name == one and r.precision == "fp32" and r.summary for r in self.rows)
+        )
+
+    def rounds_of(self, name: str) -> RoundMedians:
+        """Return the rounds of a contestant; KeyError where it was not timed."""
+        return {one.name: one for one in self.rounds_ms}[name]

@@ -9,6 +9,7 @@ from tsexport.exporters.rewrites.attention import SeparateProjections
 from tsexport.exporters.rewrites.batch_norm import BatchNormAsAffine
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants, GemmAsMatMul
 from tsexport.exporters.rewrites.encoder import EncoderAsMatrixProducts
+from tsexport.exporters.rewrites.flat_convolutions import FlatConvolutions
 from tsexport.exporters.rewrites.linears import FoldScale, FuseParallelLinears
 from tsexport.exporters.rewrites.masks import MaskAsAddition
 from tsexport.exporters.rewrites.message_passing import GatherMessages
@@ -16,8 +17,14 @@ from tsexport.exporters.rewrites.modules import ModuleRewrite
 from tsexport.exporters.rewrites.proofs import GraphRewrite
 from tsexport.exporters.rewrites.rows import RowProducts
 from tsexport.exporters.rewrites.shapes import ConstantShapes
+from tsexport.exporters.rewrites.spectral import SpectralAsMatrixProducts
 
-MODULE_REWRITES: tuple[ModuleRewrite, ...] = (EncoderAsMatrixProducts(), SeparateProjections(), GatherMessages())
+MODULE_REWRITES: tuple[ModuleRewrite, ...] = (
+    EncoderAsMatrixProducts(),
+    SeparateProjections(),
+    SpectralAsMatrixProducts(),
+    GatherMessages(),
+)
 REWRITES: tuple[GraphRewrite, ...] = (
     FoldConstants(),
     ConstantShapes(),
@@ -28,6 +35,7 @@ REWRITES: tuple[GraphRewrite, ...] = (
     FoldScale(),
     FuseParallelLinears(),
     RowProducts(),
+    FlatConvolutions(),
     DropNoOps(),
 )
 SPEED: frozenset[str] = frozenset(

@@ -66,11 +66,13 @@ def answer(model: onnx.ModelProto, feeds: Feeds, outputs: Sequence[str] | None =
     """Run a model once in ONNX Runtime, unoptimized, on one thread."""
     import onnxruntime
 
+    from tsexport.exporters.onnx_external import create_session
+
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = create_session(model, options)
     names = list(outputs) if outputs is not None else [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 

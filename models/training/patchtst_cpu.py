@@ -13,13 +13,11 @@ errors must agree to 5 %.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+from tsexport.models.training.reproducible import CHECKPOINTS, reproduces, restart_with, write_checkpoint
 
 FIXED_KERNELS = {
     "OMP_NUM_THREADS": "1",
@@ -27,8 +25,7 @@ FIXED_KERNELS = {
     "MKL_CBWR": "COMPATIBLE",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
-ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = ROOT / "checkpoints" / "patchtst-cpu.safetensors"
+OUTPUT = CHECKPOINTS / "patchtst-cpu.safetensors"
 
 SEED = 0
 STEPS = 1000
@@ -37,18 +34,10 @@ LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 0.01
 WARM_UP_FRACTION = 0.1
 GRADIENT_NORM = 1.0
-TASK_ERROR_TOLERANCE = 0.05
-
-
-def restart_with_fixed_kernels() -> None:
-    """Replace this process by one whose libraries use the same kernels on every machine (they read this at start)."""
-    if any(os.environ.get(name) != value for name, value in FIXED_KERNELS.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **FIXED_KERNELS})
 
 
 def train(output: Path) -> None:
     import torch
-    from safetensors.torch import save_file
 
     from tsexport.calibration import market
     from tsexport.models import patchtst_cpu
@@ -90,7 +79,6 @@ def train(output: Path) -> None:
     print(f"MSE on {len(held_targets)} windows of the last 15 % of rows")
     for name, value in errors.items():
         print(f"  {name:<12} {value:.5f}")
-    # One key: safetensors writes several in no fixed order.
     metadata = {
         "seed": SEED,
         "series": {"seed": market.REFERENCE_SEED, "rows": len(table)},
@@ -99,48 +87,8 @@ def train(output: Path) -> None:
         "mse": round(errors["model"], 6),
         "persistence_mse": round(errors["persistence"], 6),
         "window_mean_mse": round(errors["window mean"], 6),
-        "made_on": kind_of_machine(),
     }
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    temporary = output.with_name(f".{output.name}.part")
-    save_file(state, temporary, metadata={"tsexport": json.dumps(metadata, sort_keys=True)})
-    temporary.chmod(0o644)
-    temporary.replace(output)
-
-
-def kind_of_machine() -> dict[str, str]:
-    """Return what the last bits of a training run may depend on."""
-    import cpuinfo
-    import numpy as np
-    import torch
-
-    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
-    vectors = [name for name in ("avx2", "fma", "avx512f", "avx512_vnni", "amx_tile", "asimd") if name in flags]
-    versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-    return {"architecture": platform.machine(), "vectors": " ".join(vectors), **versions}
-
-
-def read_metadata(path: Path) -> dict[str, object]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        found: dict[str, object] = json.loads(file.metadata()["tsexport"])
-    return found
-
-
-def check(committed: Path) -> bool:
-    """Train again and return whether the committed file is reproduced."""
-    with tempfile.TemporaryDirectory() as folder:
-        again = Path(folder) / committed.name
-        train(again)
-        if again.read_bytes() == committed.read_bytes():
-            print(f"{committed.name} is reproduced bit by bit")
-            return True
-        old, new = read_metadata(committed), read_metadata(again)
-    errors = float(str(old["mse"])), float(str(new["mse"]))
-    print(f"the bytes of {committed.name} differ: made on {old['made_on']} with task MSE {errors[0]},")
-    print(f"now on {new['made_on']} with {errors[1]}")
-    return old["made_on"] != new["made_on"] and abs(errors[1] - errors[0]) <= TASK_ERROR_TOLERANCE * errors[0]
+    write_checkpoint(model, output, metadata)
 
 
 def main() -> int:
@@ -148,9 +96,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the file instead of writing it")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the checkpoint (default: the committed one)")
     args = parser.parse_args()
-    restart_with_fixed_kernels()
+    restart_with(FIXED_KERNELS)
     if args.check:
-        return 0 if check(args.output) else 1
+        return 0 if reproduces(args.output, train, "mse") else 1
     train(args.output)
     return 0
 

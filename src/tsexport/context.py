@@ -15,6 +15,7 @@ from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
 from tsexport.errors import UsageError
 from tsexport.manifest import Selection, parse_selection
 from tsexport.options import BuildOptions
+from tsexport.preparing import prepared_source
 from tsexport.targets import CpuFeatures, Target
 from tsexport.types import TensorSpec
 
@@ -37,7 +38,8 @@ class Context:
     @cached_property
     def declared_inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs of a model that does not say them itself: as given, else as the calibration arrays have them."""
-        if self.options.inputs or self.identity.kind == "registered":
+        # Arrays for a graph that prepares them are named as its raw inputs, not as the model's.
+        if self.options.inputs or self.identity.kind == "registered" or self.plan.raw:
             return self.options.inputs
         path = self.options.calibration or self.options.evaluation
         return inputs_of_arrays(path) if path is not None and path.suffix == ".npz" else ()
@@ -60,10 +62,11 @@ class Context:
 
     @cached_property
     def source(self) -> "OpenedSource":
-        """The source model, built or loaded; this imports torch."""
+        """The source model, built or loaded, behind its preparation where there is one; this imports torch."""
         from tsexport.models.sources import open_source
 
-        return open_source(self.identity, self.declared_inputs)
+        opened = open_source(self.identity, self.declared_inputs)
+        return prepared_source(opened, self.plan, self.identity) if self.plan.raw else opened
 
     @cached_property
     def source_digest(self) -> str:

@@ -7,13 +7,14 @@ is refused, since calibrating on data of another kind would be a lie.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
 from tsexport.errors import DataError, UsageError
 from tsexport.options import BuildOptions
+from tsexport.preparing import require_series
 from tsexport.targets import Target
 from tsexport.types import TensorSpec, file_sha256
 
@@ -34,7 +35,10 @@ _EVALUATION_SPLITS: "tuple[SplitName, ...]" = ("test", "validation", "train")
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The data a build reads, decided without reading it.  `digest` changes with the content and the configuration."""
+    """The data a build reads, decided without reading it.  `digest` changes with the content and the configuration.
+
+    With `raw` the windows are handed out as they are, since the graph prepares them; `series` then says how.
+    """
 
     calibration: Path | None
     evaluation: Path | None
@@ -42,6 +46,7 @@ class DataPlan:
     reference: bool
     seed: int
     digest: str
+    raw: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -72,13 +77,17 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
         UsageError: an int8 target without calibration data for a user's own model or checkpoint, or for a registered
             model, or a component of one, that has no reference series.
         DataError: a file that is not there.
-        ConfigurationError: a series configuration that cannot be used.
+        ConfigurationError: a series configuration that cannot be used, or that is missing where windows are prepared.
     """
     from tsexport.calibration.opening import SERIES_SUFFIXES
-    from tsexport.calibration.reference import has_reference
+    from tsexport.calibration.preparation import raw_inputs
+    from tsexport.calibration.reference import has_reference, has_reference_series
     from tsexport.calibration.series import series_config_from_mapping
 
     own = identity.kind != "registered" or (identity.checkpoint is not None and not identity.is_reference)
+    if options.include_preprocessing:
+        known = identity.kind == "registered" and has_reference_series(identity.name, model_config(identity))
+        require_series(identity, known or options.series is not None)
     if target.precision == "int8" and options.calibration is None and own:
         raise UsageError(
             f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
@@ -87,11 +96,11 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     part = identity.component
     has_own_reference = not own and part is None and has_reference(identity.name, model_config(identity))
     if target.precision == "int8" and options.calibration is None and not own and not has_own_reference:
+        inputs = raw_inputs(identity.inputs) if options.include_preprocessing else identity.inputs
         raise UsageError(
             f"{target.name} calibrates on data, and tsexport has no reference series for "
             f"{f'the component {part.name} of ' if part else ''}{options.model}",
-            next_step="give --calibration FILE: .npz of arrays named as the inputs "
-            f"({', '.join(map(str, identity.inputs))})",
+            next_step=f"give --calibration FILE: .npz of arrays named as the inputs ({', '.join(map(str, inputs))})",
         )
     for path in (options.calibration, options.evaluation):
         if path is not None and not path.is_file():
@@ -110,9 +119,12 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
             "reference": [identity.name, model_config(identity)] if reference else "",
             "seed": options.seed,
             "windows": [CALIBRATION_WINDOWS, EVALUATION_WINDOWS],
+            "raw": options.include_preprocessing,
         }
     )
-    return DataPlan(options.calibration, options.evaluation, series, reference, options.seed, digest)
+    return DataPlan(
+        options.calibration, options.evaluation, series, reference, options.seed, digest, options.include_preprocessing
+    )
 
 
 def _named_digest(path: Path | None) -> str:
@@ -136,7 +148,7 @@ def open_calibration(plan: DataPlan, identity: "SourceIdentity", inputs: tuple[T
     judged, _ = _base(plan, plan.evaluation or plan.calibration, identity, inputs, _EVALUATION_SPLITS)
     spare = MIN_SAMPLES["evaluation"] if judged.digest == base.digest else 0
     wanted = max(MIN_SAMPLES["calibration"], min(CALIBRATION_WINDOWS, base.count - spare))
-    return _drawn(base, inputs, "calibration", wanted, plan.seed, source, ())
+    return _drawn(base, plan, inputs, "calibration", wanted, source, ())
 
 
 def open_evaluation(
@@ -154,7 +166,7 @@ def open_evaluation(
     same = calibration is not None and calibration.base_digest == base.digest
     seen = calibration.indices if calibration is not None and same else ()
     wanted = min(EVALUATION_WINDOWS, _windows_that_fit(inputs))
-    return _drawn(base, inputs, "evaluation", wanted, plan.seed + 1, source, seen)
+    return _drawn(base, plan, inputs, "evaluation", wanted, source, seen)
 
 
 def _base(
@@ -164,22 +176,26 @@ def _base(
     inputs: tuple[TensorSpec, ...],
     splits: "tuple[SplitName, ...]",
 ) -> "tuple[Dataset, str]":
-    from tsexport.calibration.opening import open_dataset
-    from tsexport.calibration.reference import reference_windows
+    from tsexport.calibration.opening import open_dataset, timed_windows
+    from tsexport.calibration.reference import raw_reference_windows, reference_windows
 
     names = [spec.name for spec in inputs]
     if path is None:
-        return reference_windows(identity.name, model_config(identity), plan.seed, splits[0], names)
-    split = next((s for s in splits if plan.series is None or s in plan.series.split.given), splits[0])
-    return open_dataset(path, series=plan.series, split=split, names=names), path.name
+        windows = raw_reference_windows if plan.raw else reference_windows
+        return windows(identity.name, model_config(identity), plan.seed, splits[0], names)
+    series = replace(plan.series, scaling="none") if plan.raw and plan.series is not None else plan.series
+    split = next((s for s in splits if series is None or s in series.split.given), splits[0])
+    if plan.raw and series is not None and len(inputs) == 2 and path.suffix != ".npz":
+        return timed_windows(path, series, split, inputs), path.name
+    return open_dataset(path, series=series, split=split, names=names), path.name
 
 
 def _drawn(
     base: "Dataset",
+    plan: DataPlan,
     inputs: tuple[TensorSpec, ...],
     purpose: "Purpose",
     wanted: int,
-    seed: int,
     source: str,
     seen: tuple[int, ...],
 ) -> Opened:
@@ -194,8 +210,9 @@ def _drawn(
             f"needs at least {MIN_SAMPLES[purpose]}.",
             next_step="Give more samples, or other ones with --evaluation.",
         )
+    seed = plan.seed + (purpose == "evaluation")
     drawn = draw(base, max(1, min(wanted, free)), seed, exclude=seen)
-    checked = check_dataset(drawn, inputs, purpose)
+    checked = check_dataset(drawn, inputs, purpose, gaps_in=inputs[0].name if plan.raw else None)
     return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes)
 
 

@@ -113,7 +113,8 @@ def _onnx(context: Context, samples: Samples, folder: Path) -> ExportResult:
         chosen = {
             runtime: _choose(context, samples, variants, runtime)
             for name, runtime in _DECIDING.items()
-            if name in context.options.formats
+            # a model so large that its weights lie in a second file takes minutes to export, and gigabytes to compare
+            if name in context.options.formats and len(whole.artifact.files) == 1
         }
         own = chosen.get("onnxruntime", RewriteChoice("onnxruntime", False, ()))
         other = chosen.get("openvino", RewriteChoice("openvino", False, ()))

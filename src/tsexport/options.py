@@ -37,6 +37,7 @@ class BuildOptions:
         calibration, evaluation: files of data; None for the reference series or none.
         series: the `[series]` table, as given.
         metric, max_degradation, max_output_error: the accuracy budget; fractions.
+        include_preprocessing: scaling, gaps, calendar and scaling back become part of the graph.
         objective: what selection looks for.
         batches: batch sizes that are measured.
         runtime: limits selection to one runtime.
@@ -64,6 +65,7 @@ class BuildOptions:
     metric: str | None = None
     max_degradation: float = 0.05
     max_output_error: float = 0.05
+    include_preprocessing: bool = False
     objective: Literal["latency", "size"] = "latency"
     batches: tuple[int, ...] = DEFAULT_BATCHES
     runtime: str | None = None
@@ -205,6 +207,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "threads": (int,),
     "seed": (int,),
     "force": (bool,),
+    "include_preprocessing": (bool,),
     **dict.fromkeys(("model", "target", "device", "component", "metric", "objective", "runtime", "name"), (str,)),
 }
 

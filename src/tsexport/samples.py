@@ -15,6 +15,7 @@ from tsexport.cache import digest_of
 from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
 from tsexport.npz import read_arrays, write_arrays
+from tsexport.preparing import quantile_levels
 from tsexport.types import Array, Feeds, ModelSpec, random_feeds
 
 if TYPE_CHECKING:
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
     from tsexport.quantize.evaluation import EvaluationSet
 
 GOLDEN_SAMPLES = 16
+REAL_SAMPLES = 8
+DAMAGED_SAMPLES = 8
+"""Windows with gaps, where the graph repairs them; half of the golden and of the real ones are then such."""
 SOURCE_BATCH = 64
 RANDOM_WINDOWS = 64
 NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
+RAW_UNITS = (
+    "forecasts are in raw units and there are no labels: output errors are relative to the level of the series, which "
+    "may be much larger than what varies in it"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class SamplesRecord:
 class Samples:
     """The record with its arrays: evaluation windows, the source's answers to them, and the target.
 
-    `key` names all of it for caches: model, inputs, data, seed.
+    `key` names all of it for caches: model, inputs, data, seed.  `damaged` are windows with gaps and the source's
+    answers, where the graph repairs them; accuracy is not judged on them.
     """
 
     key: str
@@ -53,6 +62,7 @@ class Samples:
     feeds: Feeds
     outputs: Feeds
     target: Array | None
+    damaged: tuple[Feeds, Feeds] | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -61,15 +71,22 @@ class Samples:
     @property
     def real(self) -> Feeds | None:
         """A few real windows, or None where there is no data."""
-        return {name: array[:8] for name, array in self.feeds.items()} if self.record.has_real else None
+        return self._first(REAL_SAMPLES)[0] if self.record.has_real else None
 
     @property
     def golden(self) -> tuple[Feeds, Feeds]:
         """The first windows and the source's answers to them."""
-        first = slice(0, GOLDEN_SAMPLES)
+        return self._first(GOLDEN_SAMPLES)
+
+    def _first(self, count: int) -> tuple[Feeds, Feeds]:
+        """Return the first windows and the source's answers; half are damaged ones where there are such."""
+        if self.damaged is None:
+            return _rows(self.feeds, count), _rows(self.outputs, count)
+        feeds, outputs = self.damaged
+        sound = count // 2
         return (
-            {name: array[first] for name, array in self.feeds.items()},
-            {name: array[first] for name, array in self.outputs.items()},
+            {name: np.concatenate([self.feeds[name][:sound], array[:sound]]) for name, array in feeds.items()},
+            {name: np.concatenate([self.outputs[name][:sound], array[:sound]]) for name, array in outputs.items()},
         )
 
     def evaluation_set(self, metric: str | None) -> "EvaluationSet":
@@ -78,7 +95,7 @@ class Samples:
         from tsexport.quantize.evaluation import EvaluationSet
 
         metric = metric or default_metric(self.spec.task)
-        return EvaluationSet(self.feeds, self.outputs, self.target, metric, _quantiles(self.spec))
+        return EvaluationSet(self.feeds, self.outputs, self.target, metric, quantile_levels(self.spec))
 
     def require_fitting_target(self, metric: str | None) -> None:
         """Raise where the target cannot be held against the first output by the metric.
@@ -95,14 +112,8 @@ class Samples:
             accumulate(evaluation.metric, quantiles=evaluation.quantiles).update(first, self.target)
 
 
-def _quantiles(spec: ModelSpec) -> tuple[float, ...]:
-    """Return the levels that a model's configuration names as `quantiles`, or () where it names none.
-
-    The settings of a factory may hold anything under that name; what are no numbers are no levels.
-    """
-    levels = spec.config.get("quantiles", ())
-    numbers = isinstance(levels, tuple | list) and all(type(level) in (int, float) for level in levels)
-    return tuple(levels) if numbers else ()
+def _rows(arrays: Feeds, count: int) -> Feeds:
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def _ranges(ids: Sequence[str]) -> str:
@@ -161,8 +172,14 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         caveats.append(NO_REAL_DATA)
     write_arrays(folder / "feeds.npz", feeds)
     write_arrays(folder / "outputs.npz", _answers(context, feeds))
+    if context.plan.raw:
+        damaged = _damaged(feeds, source.spec.inputs[0].name)
+        write_arrays(folder / "damaged-feeds.npz", damaged)
+        write_arrays(folder / "damaged-outputs.npz", _answers(context, damaged))
     if target is not None:
         write_arrays(folder / "target.npz", {"target": target})
+    elif context.plan.raw and source.spec.config["preprocessing"]["scales_back"]:
+        caveats.append(RAW_UNITS)
     opened = [one for one in (calibration, evaluation) if one is not None]
     return SamplesRecord(
         spec=source.spec,
@@ -174,6 +191,14 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         evaluation=_data_record(evaluation),
         has_real=evaluation is not None,
     )
+
+
+def _damaged(feeds: Feeds, raw: str) -> dict[str, Array]:
+    """Return the first windows with gaps in the raw input."""
+    from tsexport.calibration.preparation import damage
+
+    first = _rows(feeds, DAMAGED_SAMPLES)
+    return {**first, raw: damage(first[raw])}
 
 
 def take_samples(context: Context) -> tuple[Samples, bool]:
@@ -200,6 +225,9 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
         read_arrays(cached.folder / "feeds.npz"),
         read_arrays(cached.folder / "outputs.npz"),
         read_arrays(target)["target"] if target.exists() else None,
+        (read_arrays(cached.folder / "damaged-feeds.npz"), read_arrays(cached.folder / "damaged-outputs.npz"))
+        if context.plan.raw
+        else None,
     )
     samples.require_fitting_target(context.options.metric)
     return samples, cached.reused

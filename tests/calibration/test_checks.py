@@ -28,6 +28,19 @@ def refuses(message):
     return pytest.raises(DataError, match=re.escape(message))
 
 
+def test_gaps_that_the_graph_fills_are_no_fault():
+    windows = np.random.default_rng(0).standard_normal((64, 5, 2)).astype(np.float32)
+    windows[3, :2] = windows[4, 1, 0] = np.nan
+    data, spec = ArrayDataset({"x": windows}), TensorSpec("x", "float32", ("batch", 5, 2))
+    with pytest.raises(DataError, match="input 'x' has 5 NaN or infinite values in 2 samples"):
+        check_dataset(data, (spec,), "evaluation")
+    checked = check_dataset(data, (spec,), "evaluation", gaps_in="x")
+    assert (checked.ranges[0].minimum, checked.ranges[0].maximum) == (np.nanmin(windows), np.nanmax(windows))
+    windows[9, 0, 0] = np.inf
+    with pytest.raises(DataError, match="input 'x' has 1 NaN or infinite values in 1 samples"):
+        check_dataset(ArrayDataset({"x": windows}), (spec,), "evaluation", gaps_in="x")
+
+
 def test_good_data_passes_unchanged():
     data = ArrayDataset({"x": random(), "tokens": np.zeros((100, 4), np.int64)})
     checked = check_dataset(data, (TOKENS, X), "calibration")

@@ -42,7 +42,7 @@ def read(split, config=CONFIG):
         ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 4, "static_channels": 0}, True),
         ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 3}, False),
         ({"context_length": 24, "horizon": 8, "channels": 2, "known_channels": 4, "static_channels": 1}, False),
-        ({"channels": 13, "latitudes": 64, "longitudes": 64}, False),
+        ({"channels": 13, "latitudes": 64, "longitudes": 64}, True),
         ({}, False),
     ],
 )
@@ -100,23 +100,30 @@ def test_a_long_context_gets_a_longer_series():
 
 def plan(tmp_path, model, **options):
     given = BuildOptions(model=model, target="cpu4-int8", output=tmp_path, **options)
-    return plan_data(given, parse_target("cpu4-int8"), identify(model))
+    return plan_data(given, parse_target("cpu4-int8"), identify(model, settings=given.settings))
 
 
 def test_a_classifier_without_data_uses_the_reference_series(tmp_path):
     assert plan(tmp_path, "lstm").reference
 
 
+def test_a_model_of_a_grid_without_data_uses_the_reference_weather(tmp_path):
+    assert plan(tmp_path, "unet").reference
+
+
+WITH_STATICS = {"static_channels": 2}
+
+
 def test_int8_without_data_and_without_a_reference_says_what_to_give(tmp_path):
-    with pytest.raises(UsageError, match="tsexport has no reference series for unet") as caught:
-        plan(tmp_path, "unet")
+    with pytest.raises(UsageError, match="tsexport has no reference series for tft") as caught:
+        plan(tmp_path, "tft", settings=WITH_STATICS)
     assert "--calibration FILE: .npz" in caught.value.next_step
-    assert "state float32[batch, 13, 64, 64]" in caught.value.next_step
+    assert "observed float32[batch, 168, 5]" in caught.value.next_step
 
 
 def test_int8_of_such_a_model_takes_a_users_data(tmp_path):
-    np.savez(tmp_path / "states.npz", state=np.zeros((64, 13, 64, 64), np.float32))
-    assert not plan(tmp_path, "unet", calibration=tmp_path / "states.npz").is_empty
+    np.savez(tmp_path / "windows.npz", observed=np.zeros((64, 168, 5), np.float32))
+    assert not plan(tmp_path, "tft", settings=WITH_STATICS, calibration=tmp_path / "windows.npz").is_empty
 
 
 def calendar(hours):

@@ -113,6 +113,7 @@ def test_what_is_missing(build):
         (["linear", "--target", "cpu4-fp32", "--checkpoint", "no.pth"], "there is no checkpoint no.pth", 2),
         (["linear", "--target", "cpu4-fp32", "--calibration", "no.npz"], "no.npz is not a file; expected calibrati", 2),
         (["linear", "--target", "cpu4-fp32", "--evaluation", "no.npz"], "no.npz is not a file; expected calibratio", 2),
+        (["mine:make", "--target", "cpu4-fp32", "--include-preprocessing"], "knows no series for mine:make", 2),
         (["mine:make", "--target", "cpu4-int8"], "cpu4-int8 calibrates on data like the model's own, and for mine:", 2),
     ],
 )
@@ -352,6 +353,39 @@ def test_series_that_do_not_fit(build, tmp_path, suffix, series, message):
     (tmp_path / "build.toml").write_text(f"[series]\n{series}\n")
     options = ("--target", "cpu4-int8", "-o", "dist", "--calibration", path, "--config", tmp_path / "build.toml")
     refused(build("linear", *LINEAR, *options), message)
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        (
+            'scaling = "revin"',
+            "--include-preprocessing: windows of the series are [8, 3], and the model takes series fl",
+        ),
+        (
+            'columns = ["a", "b"]\nhorizon = 3',
+            "scales the first output back as the series' target, [3, 2] of a, b, and ",
+        ),
+        (
+            'columns = ["a", "b"]\ntarget_columns = ["b", "c"]\nscaling = "revin"',
+            "the target column 'c' is not among its columns a, b",
+        ),
+    ],
+)
+def test_a_preparation_that_does_not_fit(build, tmp_path, series, message):
+    values = np.random.default_rng(0).standard_normal((400, 3))
+    path = tmp_path / "data.csv"
+    np.savetxt(path, values, delimiter=",", header="a,b,c", comments="")
+    (tmp_path / "build.toml").write_text(f"[build]\ninclude-preprocessing = true\n[series]\n{series}\n")
+    options = ("--target", "cpu4-fp32", "-o", "dist", "--calibration", path, "--config", tmp_path / "build.toml")
+    refused(build("linear", *LINEAR, *options), message)
+
+
+def test_statistics_for_a_preparation_need_a_series(build, windows):
+    options = ("--target", "cpu4-fp32", "-o", "dist", "--include-preprocessing")
+    result = build("linear", *LINEAR, *options, "--evaluation", windows("a.npz"))
+    refused(result, "puts statistics of your training rows into the graph, and no series was given to take them from")
+    assert "give the series as --calibration FILE.csv (or .parquet) with [series] and its split" in result.stderr
 
 
 def test_a_checkpoint_that_does_not_fit(build, tmp_path):

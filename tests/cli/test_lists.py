@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,7 +115,10 @@ def test_models_json():
     assert lstm["inputs"] == [{"name": "features", "dtype": "float32", "shape": ["batch", 60, 26]}]
     assert lstm["outputs"][0]["shape"] == ["batch", 3]
     assert lstm["sizes"] == ["small", "medium", "large"]
-    assert (lstm["checkpoint"], rows["patchtst-cpu"]["checkpoint"]) == (False, True)
+    with_checkpoint = {"lstm": None, "patchtst-cpu": None, "inception-time": "small", "sfno-edge": "test"}
+    for name, size in with_checkpoint.items():
+        assert (rows[name]["checkpoint"], rows[name]["checkpoint_size"]) == (True, size)
+    assert (rows["nhits"]["checkpoint"], rows["nhits"]["checkpoint_size"]) == (False, None)
 
 
 def test_models_json_has_the_published_rows_of_model_and_family():
@@ -140,6 +144,16 @@ def test_models_table_fits_a_terminal_of_100_columns():
     for part in ("features 60x26", "state 13x64x64", "known 192x4", "cpu4 100 ms", "cpu claims 500 ms"):
         assert part in result.stdout
     assert "module:factory" in result.stderr
+
+
+def test_the_components_of_a_model():
+    (row,) = read_json("models", "hrm-27m")["models"]
+    names = [part["name"] for part in row["components"]]
+    assert names == ["h-module", "l-module", "conditioning-heads", "stream-step"]
+    out = run("models", "hrm-27m").stdout
+    assert re.search(r"component +h-module: the days before, as a history\n", out)
+    assert "28,135,877, published 27,300,000: that is H and L alone" in out
+    assert read_json("models", "linear")["models"][0]["components"] == []
 
 
 def test_all_about_one_model():

@@ -161,6 +161,20 @@ def fields(channels: int, latitudes: int, longitudes: int) -> Feeds:
     return {"state": (field / field.std()).astype(np.float32)}
 
 
+@cache
+def states(latitudes: int = 64, longitudes: int = 64, channels: int = 13, count: int = SAMPLES) -> Feeds:
+    """Return states [count, channels, latitudes, longitudes] with a weather field's spectrum, standardised.
+
+    Amplitudes fall with the wave number to the power -1.5, as those of height and temperature do about the synoptic
+    scale, so that neighbours are alike.
+    """
+    generator = np.random.default_rng(11)
+    spectrum = np.fft.rfft2(generator.standard_normal((count, channels, latitudes, longitudes)))
+    waves = np.hypot(np.fft.fftfreq(latitudes)[:, None] * latitudes, np.arange(longitudes // 2 + 1)[None, :])
+    fields = np.fft.irfft2(spectrum / np.maximum(waves, 1) ** 1.5, s=(latitudes, longitudes))
+    return {"state": (fields / fields.std(axis=(2, 3), keepdims=True)).astype(np.float32)}
+
+
 CASES = (
     Case("patchtst-cpu", "patchtst-cpu", market_windows, calibration=lambda: market_windows(128, training=True)),
     Case("patchtst-cpu-positional", "patchtst-cpu", market_windows, {"positional_encoding": True}),
@@ -276,6 +290,17 @@ CASES = (
         "weather-gnn",
         lambda: fields(3, 6, 12),
         {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
+    ),
+    Case("sfno-edge-test", "sfno-edge", states, {"size": "test"}),
+    # sfno-hybrid but for its size: two blocks a level, and a grid with other modes in each direction
+    Case(
+        "sfno-hybrid-small",
+        "sfno-hybrid",
+        lambda: states(64, 32, 7),
+        {
+            **{"channels": 7, "latitudes": 64, "longitudes": 32, "widths": "8,16,32", "modes": 12},
+            **{"layers": 3, "heads": 4, "feed_forward": 48},
+        },
     ),
     # trained weights, where the folder of public checkpoints is there
     Case("patchtst-etth1", "patchtst", hourly_windows, checkpoint="patchtst_etth1_336_96_kemezeto.pth"),

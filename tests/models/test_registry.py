@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tsexport.errors import ConfigurationError, UsageError
 from tsexport.models.registry import get_entry, list_entries
@@ -20,7 +21,8 @@ def test_names_are_unique_and_complete():
 def test_row_agrees_with_the_model(name):
     entry = get_entry(name)
     definition = entry.definition()
-    module = definition.build(definition.Config())
+    with torch.device("meta"):  # counted without memory for the weights: the largest has 2 GB of them
+        module = definition.build(definition.Config())
     assert sum(p.numel() for p in module.parameters()) == entry.parameters
     assert entry.summary
     assert entry.source
@@ -85,3 +87,9 @@ def test_broken_third_party_row_names_its_package(tmp_path, monkeypatch, body, m
 def test_third_party_cannot_replace_a_built_in_model(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "entry = 3", name="linear")
     assert [entry.name for entry in list_entries()] == NAMES
+
+
+def test_a_published_count_says_why_it_is_not_ours():
+    for entry in list_entries():
+        assert (entry.published_parameters is None) == (entry.published_note == ""), entry.name
+        assert entry.published_parameters != entry.parameters, entry.name

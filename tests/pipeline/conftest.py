@@ -151,3 +151,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the public data and checkpoints are not in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def context_of():
+    """Return a function that plans a build with --include-preprocessing, and returns its context."""
+    from tsexport.options import BuildOptions
+    from tsexport.pipeline import plan_build
+
+    def plan(model, settings=None, **options):
+        given = {"output": Path("dist"), "name": "prepared", "include_preprocessing": True, **options}
+        return plan_build(BuildOptions(model, "cpu4-fp32", settings=settings or {}, **given)).context
+
+    return plan

@@ -44,6 +44,7 @@ def test_a_file_with_every_table(config, tmp_path):
             seconds = 3
             seed = 5
             force = true
+            include-preprocessing = true
             [model]
             horizon = 24
             [[inputs]]
@@ -75,6 +76,7 @@ def test_a_file_with_every_table(config, tmp_path):
         seconds=3,
         seed=5,
         force=True,
+        include_preprocessing=True,
     )
 
 
@@ -119,6 +121,7 @@ def test_what_is_missing_is_named(key):
         ("[build]\nthreads = 1.5", r"key threads: 1.5 is no int"),
         ("[build]\nseed = 'x'", r"key seed: 'x' is no int"),
         ("[build]\nforce = 1", r"key force: 1 is no bool"),
+        ("[build]\ninclude-preprocessing = 'yes'", r"key include_preprocessing: 'yes' is no bool"),
         ("[build]\nmetric = 3", r"key metric: 3 is no str"),
         ("[build]\ncheckpoint = 3", r"key checkpoint: 3 is no str"),
         ("[build]\nbatch = ['x']", r"key batch: 'x' is no int"),
@@ -213,6 +216,7 @@ VALUES = {
     "seed": st.integers(0, 100),
     "name": st.sampled_from(["one", "two"]),
     "force": st.booleans(),
+    "include_preprocessing": st.booleans(),
     "inputs": st.sampled_from([(TensorSpec("x", "float32", ("batch", 2)),), (TensorSpec("y", "float32", ("batch",)),)]),
     "series": st.sampled_from([{"stride": 1}, {"stride": 2}]),
 }

@@ -65,6 +65,12 @@ class _Percent(click.ParamType[float]):
 @click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
 @click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
 @click.option("--max-output-error", type=_Percent(), help="Relative RMS error where there are no labels; 5%.")
+@click.option(
+    "--include-preprocessing",
+    is_flag=True,
+    default=None,
+    help="Put scaling, gaps, calendar and scaling back into the graph: it then takes raw windows.",
+)
 @click.option("--objective", help="What selection looks for: latency (default) or size.")
 @click.option("--batch", "batches", type=int, multiple=True, help="A batch size to measure; by default 1, 10 and 32.")
 @click.option("--runtime", help="Select for this runtime alone.")

@@ -11,7 +11,8 @@ from tsexport.cli.lists import json_option
 from tsexport.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from tsexport.bench.tables import LatencyTables
+    from tsexport.bench.tables import LatencyRow, LatencyTables, MemoryRow
+    from tsexport.models.definition import Component
     from tsexport.models.registry import ModelEntry
     from tsexport.types import Budget, TensorSpec
 
@@ -25,6 +26,7 @@ class _Model:
     inputs: "tuple[TensorSpec, ...]"
     outputs: "tuple[TensorSpec, ...]"
     sizes: tuple[str, ...]
+    components: "tuple[Component, ...]"
     budgets: "tuple[Budget, ...]"
 
 
@@ -48,6 +50,7 @@ def models(name: str | None, as_json: bool) -> None:
     elif name is None:
         _print_list(found)
         say("published: latency budgets at batch 1; all of them, and all about a model: `tsexport models MODEL`")
+        say("in brackets: the published number of parameters, where ours is another")
         say("build one: `tsexport build MODEL --target cpu4-int8 -o dist`; MODEL may also be module:factory or a file")
     else:
         _print_one(found[0])
@@ -55,19 +58,21 @@ def models(name: str | None, as_json: bool) -> None:
 
 def _describe(entry: "ModelEntry", tables: "LatencyTables") -> _Model:
     from tsexport.bench.tables import latency_budgets
-    from tsexport.models.definition import sizes_of
+    from tsexport.models.definition import components_of, sizes_of
 
-    config_type = entry.definition().Config
+    definition = entry.definition()
+    config_type = definition.Config
     config = config_type()
-    rows = (*tables.latency, *tables.memory)
-    components = dict.fromkeys(row.component for row in rows if row.model == entry.name)
-    parts = [None, *(one for one in components if one not in (None, "total"))]
+    rows: tuple[LatencyRow | MemoryRow, ...] = (*tables.latency, *tables.memory)
+    judged = dict.fromkeys(row.component for row in rows if row.model == entry.name)
+    parts = [None, *(one for one in judged if one not in (None, "total"))]
     budgets = [latency_budgets(entry.name, entry.family, part, tables=tables) for part in parts]
     return _Model(
         entry=entry,
         inputs=config.inputs,
         outputs=config.outputs,
         sizes=tuple(sizes_of(config_type)),
+        components=components_of(definition),
         budgets=tuple(budget for rows in budgets for budget in rows),
     )
 
@@ -87,7 +92,9 @@ def _document(one: _Model) -> dict[str, Any]:
         "inputs": [dataclasses.asdict(spec) for spec in one.inputs],
         "outputs": [dataclasses.asdict(spec) for spec in one.outputs],
         "sizes": list(one.sizes),
+        "components": [{"name": part.name, "summary": part.summary} for part in one.components],
         "checkpoint": entry.checkpoint is not None,
+        "checkpoint_size": entry.checkpoint_size,
         "caveats": list(entry.caveats),
         "budgets": [dataclasses.asdict(budget) for budget in one.budgets],
     }
@@ -98,7 +105,7 @@ def _print_list(found: Sequence[_Model]) -> None:
         (
             one.entry.name,
             one.entry.family,
-            _parameters(one.entry),
+            _short_parameters(one.entry),
             _tensors(one.inputs),
             _tensors(one.outputs),
             "\n".join(_headline(budget) for budget in one.budgets if _is_headline(budget)) or "-",
@@ -106,6 +113,14 @@ def _print_list(found: Sequence[_Model]) -> None:
         for one in found
     ]
     print_table(("model", "family", "parameters", "a sample in", "a sample out", "published"), rows)
+
+
+def _weights(entry: "ModelEntry") -> str:
+    if entry.checkpoint is None:
+        return "initialised from --seed"
+    return "a reference checkpoint comes with it" + (
+        f" for --set size={entry.checkpoint_size}" if entry.checkpoint_size else ""
+    )
 
 
 def _print_one(one: _Model) -> None:
@@ -117,12 +132,13 @@ def _print_one(one: _Model) -> None:
         ("source", entry.source),
         (
             "parameters",
-            _parameters(entry).replace("\n", ", ") + (f": {entry.published_note}" * bool(entry.published_note)),
+            _parameters(entry) + (f": {entry.published_note}" * bool(entry.published_note)),
         ),
         ("sizes", ", ".join(one.sizes) or "-"),
-        ("weights", "a reference checkpoint comes with it" if entry.checkpoint else "initialised from --seed"),
+        ("weights", _weights(entry)),
         *(("input", str(spec)) for spec in one.inputs),
         *(("output", str(spec)) for spec in one.outputs),
+        *(("component", f"{part.name}: {part.summary}") for part in one.components),
         *(("caveat", caveat) for caveat in entry.caveats),
     ]
     width = max(len(label) for label, _ in lines)
@@ -152,7 +168,13 @@ def _budget_cells(budget: "Budget", asked: str) -> tuple[str, ...]:
 
 def _parameters(entry: "ModelEntry") -> str:
     own = f"{entry.parameters:,}"
-    return own if entry.published_parameters is None else f"{own}\npublished {entry.published_parameters:,}"
+    return own if entry.published_parameters is None else f"{own}, published {entry.published_parameters:,}"
+
+
+def _short_parameters(entry: "ModelEntry") -> str:
+    """Return the count, and below it the published one where that is another: the list has to fit a terminal."""
+    own, published = f"{entry.parameters:,}", entry.published_parameters
+    return own if published is None else f"{own}\n({published / 1e6:.3g} M)"
 
 
 def _tensors(specs: "Sequence[TensorSpec]") -> str:
@@ -169,9 +191,10 @@ def _tensor(spec: "TensorSpec") -> str:
 
 
 def _is_headline(budget: "Budget") -> bool:
-    return budget.kind == "latency" and budget.batch == 1 and budget.via is None and not budget.formula
+    whole = budget.component in (None, "total")
+    return whole and budget.kind == "latency" and budget.batch == 1 and budget.via is None and not budget.formula
 
 
 def _headline(budget: "Budget") -> str:
     limit = f"{budget.max_ms:g} ms" if budget.max_ms is not None else f"claims {budget.min_ms:g} ms"
-    return f"{budget.device}{f' {budget.component}' if budget.component else ''} {limit}"
+    return f"{budget.device} {limit}"

@@ -1,0 +1,143 @@
+"""One model from its plan to its result: the bundle, the plain exports, and all of them side by side."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tsexport.bench.records import read_record
+from tsexport.bench.suites.contest import (
+    Pace,
+    Say,
+    fewer_windows,
+    judge_accuracy,
+    make_entrants,
+    time_side_by_side,
+    try_once,
+)
+from tsexport.bench.suites.plain_runtimes import EagerSource, registered
+from tsexport.bench.suites.rows import ModelResult
+from tsexport.bundles import Bundle
+from tsexport.data import model_config
+from tsexport.errors import UsageError
+from tsexport.models.sources import SourceIdentity
+from tsexport.pipeline import Plan, run_build
+from tsexport.progress import Progress, Step
+from tsexport.quantize.evaluation import EvaluationSet
+from tsexport.samples import Samples, take_samples
+from tsexport.types import Verdict
+
+
+def steps_of(model: str, pace: Pace, *, with_build: bool, build_seconds: float = 90.0) -> list[tuple[str, float]]:
+    """Return a model's steps with a first guess at their seconds: 8 contestants take 50 ms a round and 2 s to start."""
+    race_seconds = min(8 * 0.05 * pace.rounds, pace.max_seconds) + 16.0
+    return [
+        (f"{model}: model and data", 5.0),
+        *([(f"{model}: build the bundle", build_seconds)] if with_build else []),
+        (f"{model}: plain exports", 10.0),
+        (f"{model}: try each once", 15.0),
+        (f"{model}: accuracy", 10.0),
+        *((f"{model}: side by side, process {n + 1}", race_seconds) for n in range(pace.processes)),
+    ]
+
+
+def measure_model(
+    plan: Plan,
+    given: Bundle | None,
+    pace: Pace,
+    progress: Progress,
+    folder: Path,
+    *,
+    plain_int8: bool = True,
+    accuracy_seconds: float = math.inf,
+) -> ModelResult:
+    """Build a model's bundle unless one is given, make the plain exports in `folder`, and time all of them.
+
+    Args:
+        plain_int8: whether ONNX Runtime's quantize_dynamic is among the contestants.
+        accuracy_seconds: for each contestant's errors; without it they are over all windows of the evaluation.
+
+    Raises:
+        TsexportError: the model cannot be built, or the given bundle is of another configuration.
+    """
+    model = plan.context.identity.name
+    if given is not None:
+        _require_same(given, plan.context.identity)
+    with progress.step(f"{model}: model and data") as step:
+        samples, step.reused = take_samples(plan.context)
+    if given is None:
+        with progress.step(f"{model}: build the bundle"):
+            bundle = run_build(plan, quiet=True)
+    else:
+        bundle = given
+    evaluation = samples.evaluation_set(plan.context.options.metric)
+    options = plan.context.options
+    eager = EagerSource(options.model, options.settings, options.seed)
+    with registered():
+        with progress.step(f"{model}: plain exports"):
+            entrants = make_entrants(samples.spec, eager, bundle, folder, plain_int8=plain_int8)
+        with progress.step(f"{model}: try each once"):
+            entrants = try_once(entrants, evaluation, folder, pace.threads)
+            if accuracy_seconds < math.inf:
+                evaluation = fewer_windows(evaluation, entrants, accuracy_seconds)
+        with progress.step(f"{model}: accuracy") as step:
+            rows = []
+            for index, one in enumerate(entrants):
+                step.say(one.name, index / len(entrants))
+                rows.append(judge_accuracy(one, evaluation, bundle, pace.threads))
+        with _RaceSteps(model, progress) as steps:
+            result = time_side_by_side(
+                model, entrants, rows, evaluation, pace, steps.start, _caveats(samples, evaluation)
+            )
+    return replace(result, why=bundle.selection.why, verdicts=_verdicts(bundle))
+
+
+def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
+    """Return what the bundle's own build judged on this machine; () for one that came without measurements."""
+    records = sorted((bundle.path / "measurements").glob("*.json"))
+    return read_record(records[0]).verdicts if len(records) == 1 else ()
+
+
+def _require_same(bundle: Bundle, identity: SourceIdentity) -> None:
+    """Raise UsageError unless a bundle was made of the model that eager runs."""
+    manifest = bundle.manifest
+    checkpoint = manifest.provenance.checkpoint
+    own = dict(model_config(identity)), identity.checkpoint_sha256
+    if (dict(manifest.model.config), checkpoint.sha256 if checkpoint else None) != own:
+        raise UsageError(
+            f"the bundle {bundle.name} was built with another configuration or checkpoint of {identity.name}",
+            next_step="give the same --set as at its build, or leave --bundle out",
+        )
+
+
+def _caveats(samples: Samples, evaluation: EvaluationSet) -> tuple[str, ...]:
+    metric = (
+        f"task metric: {evaluation.metric} on {samples.record.evaluation.source}" if samples.record.evaluation else ""
+    )
+    return tuple(one for one in (metric, *samples.spec.caveats, *samples.record.caveats) if one)
+
+
+class _RaceSteps:
+    """Turns the processes of one race into steps of the progress: a step ends when the next begins."""
+
+    def __init__(self, model: str, progress: Progress) -> None:
+        self._model, self._progress = model, progress
+        self._open: Any = None
+
+    def start(self, number: int) -> Say:
+        """Begin the step of a process, and return its progress callback."""
+        self._end()
+        self._open = self._progress.step(f"{self._model}: side by side, process {number + 1}")
+        step: Step = self._open.__enter__()
+        return step.say
+
+    def _end(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
+
+    def __enter__(self) -> "_RaceSteps":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
