@@ -84,7 +84,8 @@ def test_says_what_a_reader_needs(page):
     for expected in (
         "tiny-cpu4-int8", "fastest candidate within the accuracy budget", "Example CPU", "2 usable of 4 logical cores",
         "mse 8 % worse, allowed 5 %", "nncf raised: no such operator", "int8 answers depend on the rest of the batch",
-        "a caveat of the model", "the reference checkpoint was used", "fuse-qkv", "No openvino: not asked for",
+        "a caveat of the model", "the reference checkpoint was used", "fuse-qkv", "no: slower on onnxruntime",
+        "No openvino: not asked for",
         "onnxruntime: 1.31.1",
         "budget: 5 % worse mse", "x float32[batch, 4]", "1 published budget(s) that nothing here can judge",
     ):  # fmt: skip
