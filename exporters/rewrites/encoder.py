@@ -57,6 +57,8 @@ class PlainEncoderLayer(nn.Module):
         self.norm1, self.norm2 = layer.norm1, layer.norm2
         self.activation = layer.activation
         self.norm_first = layer.norm_first
+        self.apart = (-1, steps, layer.self_attn.embed_dim)
+        self.together = (-1, layer.self_attn.embed_dim)
 
     def feed_forward(self, rows: Tensor) -> Tensor:
         fed: Tensor = self.linear2(self.activation(self.linear1(rows)))
@@ -64,8 +66,10 @@ class PlainEncoderLayer(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.norm_first:
-            rows = rows + self.self_attn(self.norm1(rows))
-            return rows + self.feed_forward(self.norm2(rows))
+            # Summed in three dimensions: of rows, OpenVINO 2026.4 takes this for its fused MLP, and its process ends.
+            tokens = rows.reshape(self.apart) + self.self_attn(self.norm1(rows)).reshape(self.apart)
+            fed = self.feed_forward(self.norm2(tokens.reshape(self.together)))
+            return (tokens + fed.reshape(self.apart)).reshape(self.together)
         rows = self.norm1(rows + self.self_attn(rows))
         normed: Tensor = self.norm2(rows + self.feed_forward(rows))
         return normed

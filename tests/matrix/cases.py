@@ -212,6 +212,7 @@ CASES = (
             ("stream-step-cross", {**STREAM, "cross_attention": True}),
         )
     ),
+    Case("encoder-pre-norm", f"{FACTORIES}:pre_norm", lambda: bars(6, 8)),
     Case("two-inputs-two-outputs", f"{FACTORIES}:two_by_two", bars_and_asset),
     Case(
         "migt-tvdt",

@@ -68,3 +68,22 @@ def cnn() -> nn.Module:
 
 def two_by_two() -> nn.Module:
     return TwoByTwo()
+
+
+class PreNorm(nn.Module):
+    """bars [batch, 6, 8] -> [batch, 6, 24]; of such an encoder's rows OpenVINO's process once ended."""
+
+    tsexport_inputs = {"bars": ("batch", 6, 8)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(24, 2, 24, batch_first=True, norm_first=True, activation="gelu")
+        self.embedding = nn.Linear(8, 24)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, bars: Tensor) -> Tensor:
+        return self.encoder(self.embedding(bars))
+
+
+def pre_norm() -> nn.Module:
+    return PreNorm()
