@@ -69,7 +69,8 @@ class PlainEncoderLayer(nn.Module):
             # Summed in three dimensions: of rows, OpenVINO 2026.4 takes this for its fused MLP, and its process ends.
             tokens = rows.reshape(self.apart) + self.self_attn(self.norm1(rows)).reshape(self.apart)
             fed = self.feed_forward(self.norm2(tokens.reshape(self.together)))
-            return (tokens + fed.reshape(self.apart)).reshape(self.together)
+            summed: Tensor = (tokens + fed.reshape(self.apart)).reshape(self.together)
+            return summed
         rows = self.norm1(rows + self.self_attn(rows))
         normed: Tensor = self.norm2(rows + self.feed_forward(rows))
         return normed
