@@ -78,7 +78,7 @@ def trading_days(days: int, minutes: int, split: SplitName) -> ArrayDataset:
     daily = np.stack([tokens[first : first + days] for first in range(count - days)])
     part = slice(0, TRAINING_DAYS) if split == "train" else slice(TRAINING_DAYS, None)
     arrays: dict[str, Array] = {"daily": daily[part].astype(np.float32), "minutes": by_minute[part].astype(np.float32)}
-    return ArrayDataset(arrays, target[part].astype(np.float32))
+    return ArrayDataset(arrays, target[part].astype(np.float32), prefix=split)
 
 
 def minute_features(bars: Bars, sessions: NDArray[np.intp]) -> Values:

@@ -146,6 +146,8 @@ def test_a_day_has_the_tokens_of_those_before_it_and_the_target_behind_its_minut
 def test_training_days_come_before_those_held_out_and_set_the_scale():
     train, test = read("train")[0], read("test")[0]
     assert (len(train), len(test)) == (TRAINING_DAYS, HELD_OUT_DAYS)
+    assert (train.ids[0], test.ids[0]) == ("train:000000", "test:000000")
+    assert not set(train.ids) & set(test.ids)
     assert train.feeds["daily"].dtype == train.feeds["minutes"].dtype == train.target.dtype == np.float32
     # The last training day is not yet among the tokens of itself, but of the first one held out.
     np.testing.assert_array_equal(train.feeds["daily"][-1][1:], test.feeds["daily"][0][:-1])
