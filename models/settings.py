@@ -5,7 +5,7 @@ whatever order they are written.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -48,6 +48,23 @@ def _fields_of_size(config_type: type[ModelConfig], size: object, model: str) ->
             next_step=f"Write for example --set {SIZE}={next(iter(sizes))}, or set the sizes one by one.",
         )
     return sizes[str(size)]
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, object]:
+    """Return the settings that "key=value" each give, values as `parse_scalar` reads them; a later one goes over.
+
+    Raises:
+        ConfigurationError: no "=", or nothing before it.
+    """
+    settings = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ConfigurationError(
+                f"--set {pair!r} has no form key=value", next_step="write for example --set horizon=96"
+            )
+        settings[key] = parse_scalar(value)
+    return settings
 
 
 def parse_scalar(text: str) -> object:

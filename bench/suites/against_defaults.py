@@ -37,17 +37,16 @@ from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.suites.contest import BATCH, Pace
 from tsexport.bench.suites.goals import Conditions, Judged, judge_goals
 from tsexport.bench.suites.one_model import measure_model, steps_of
-from tsexport.bench.suites.report import goals_text, machine_text, model_text, write_results
+from tsexport.bench.suites.report import goals_text, machine_text, model_text, publish, results_path
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import default_root
 from tsexport.errors import ConfigurationError, TsexportError, UsageError
-from tsexport.models.settings import parse_scalar
+from tsexport.models.settings import parse_settings
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODELS = ("patchtst-cpu", "patchtst", "dlinear", "linear")
 TARGET = "cpu4-int8"
 ROUNDS, PROCESSES, MAX_SECONDS = 30, 3, 120.0
@@ -88,10 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             goals_text(report.goals, report.machine),
         ]
     )
-    print(text)
-    output = args.output or RESULTS / f"against_defaults-{report.machine.instruction_set}.json"
-    written = write_results(report, text, output)
-    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
+    publish(report, text, args.output or results_path(report.suite, report.machine))
     return 0
 
 
@@ -102,7 +98,7 @@ def run(args: argparse.Namespace) -> Report:
         TsexportError: a model, setting or bundle that cannot be used.
     """
     models = [name for name in args.models.split(",") if name]
-    settings = _settings(args.set)
+    settings = parse_settings(args.set)
     if args.seed < 0 or min(args.threads, args.rounds, args.processes) < 1:
         raise ConfigurationError("--threads, --rounds and --processes are whole numbers from 1 on, --seed from 0 on")
     machine = fingerprint()
@@ -137,16 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of drawn windows and untrained weights; 0")
     parser.add_argument("--output", type=Path, help="the .json to write; the .md goes beside it")
     return parser
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ConfigurationError(f"--set {pair!r} has no form key=value", next_step="write --set layers=2")
-        settings[key] = parse_scalar(value)
-    return settings
 
 
 def _bundles(paths: Sequence[Path], models: Sequence[str]) -> dict[str, Bundle]:

@@ -38,7 +38,15 @@ from tsexport.bench.suites.goals import Conditions, Judged
 from tsexport.bench.suites.goals_of_models import judge_models
 from tsexport.bench.suites.one_model import measure_model, steps_of
 from tsexport.bench.suites.overview import budgets_text, overview_text
-from tsexport.bench.suites.report import goals_text, machine_text, model_text, table, write_results
+from tsexport.bench.suites.report import (
+    goals_text,
+    machine_text,
+    model_text,
+    publish,
+    results_path,
+    table,
+    threads_text,
+)
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.cache import default_root
 from tsexport.calibration.reference import has_reference
@@ -52,7 +60,6 @@ from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress, duration
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 LEFT_OUT: Mapping[str, str] = {
     "sfno-hybrid": "2 GB in fp32, and minutes to export: it has a benchmark of its own; name it in --models to run it",
 }
@@ -148,11 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = report_text(report)
-    print(text)
-    written = write_results(report, text, run.output)
+    publish(report, report_text(report), run.output)
     shutil.rmtree(run.partial, ignore_errors=True)
-    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
     return 0
 
 
@@ -234,8 +238,8 @@ def report_text(report: Report) -> str:
     parts = [
         "# Every registered model: plain exports and what tsexport selects",
         machine_text(report.machine),
-        f"Milliseconds are p50 of single calls at batch {report.batch}, {report.pace.threads} thread"
-        f"{'s' if report.pace.threads > 1 else ''}, {report.pace.processes} fresh processes of each contestant, "
+        f"Milliseconds are p50 of single calls at batch {report.batch}, "
+        f"{threads_text(report.pace.threads)}, {report.pace.processes} fresh processes of each contestant, "
         f"interleaved; 'x' columns say how many times faster, with 95 % intervals; memory is a process's peak above "
         f"idle. The run took {duration(report.wall_seconds)}.",
         goals_text(report.goals, report.machine),
@@ -275,7 +279,7 @@ def _run_of(args: argparse.Namespace) -> Run:
         pace=Pace(args.threads, args.rounds, args.processes, args.max_seconds),
         seconds=args.seconds,
         seed=args.seed,
-        output=args.output or RESULTS / f"bench_models-{machine.instruction_set}.json",
+        output=args.output or results_path("bench_models", machine),
         machine=machine,
     )
 

@@ -31,10 +31,9 @@ from typing import Literal
 
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.records import read_record
-from tsexport.bench.suites.report import machine_text, table, write_results
+from tsexport.bench.suites.report import machine_text, publish, results_path, table
 from tsexport.errors import InconclusiveError, TsexportError
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODEL, TARGET = "patchtst-cpu", "cpu4-int8"
 CORES = 2
 MEASURING = "measure "
@@ -115,11 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = report_text(report)
-    print(text)
-    output = args.output or RESULTS / f"build_stages-{report.machine.instruction_set}.json"
-    written = write_results(report, text, output)
-    print(f"written: {', '.join(str(path) for path in written)}", file=sys.stderr)
+    publish(report, report_text(report), args.output or results_path("build_stages", report.machine))
     return 0
 
 

@@ -22,16 +22,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.race import Contestant, race
 from tsexport.bench.statistics import Ratio, Summary
 from tsexport.bench.suites.goals import Status, status_of
-from tsexport.bench.suites.report import interval_text, machine_text, ratio_text, table, write_results
+from tsexport.bench.suites.report import interval_text, machine_text, publish, ratio_text, results_path, table
 from tsexport.errors import InconclusiveError, TsexportError
+from tsexport.models.settings import parse_settings
 from tsexport.types import Array, Artifact, Feeds, ModelSpec, Tolerance, random_feeds
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODEL, REWRITE = "weather-gnn", "gather-messages"
 OURS, SCATTER_ND, SCATTER_ELEMENTS = "gathered", "ScatterND", "ScatterElements"
 GOAL = 1.4
@@ -57,7 +58,7 @@ class Report:
     suite: str
     machine: Machine
     model: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
     processes: int
     rounds: int
     rows: tuple[Row, ...]
@@ -97,7 +98,7 @@ def as_scatter_nd(source: Artifact, receivers: Sequence[Array], spec: ModelSpec,
     return finish_onnx(proto, spec, path, ("ScatterElements as ScatterND",)), len(proto.graph.node)
 
 
-def export_all(settings: Mapping[str, str], folder: Path) -> tuple[dict[str, tuple[Artifact, int]], ModelSpec]:
+def export_all(settings: Mapping[str, object], folder: Path) -> tuple[dict[str, tuple[Artifact, int]], ModelSpec]:
     """Return the three artifacts with their numbers of nodes, by name, and the model's specification.
 
     Raises:
@@ -133,7 +134,7 @@ def export_all(settings: Mapping[str, str], folder: Path) -> tuple[dict[str, tup
     return made, source.spec
 
 
-def run(settings: Mapping[str, str], processes: int, seconds: float) -> Report:
+def run(settings: Mapping[str, object], processes: int, seconds: float) -> Report:
     """Export, check and race.
 
     Raises:
@@ -155,9 +156,7 @@ def run(settings: Mapping[str, str], processes: int, seconds: float) -> Report:
     over = next(row for row in rows if row.name == SCATTER_ND).ours_is_faster
     status: Status = "not measured" if settings else status_of(over, GOAL)
     reason = "the goal is for the model's default sizes; --set changed them" if settings else ""
-    return Report(
-        "message_passing", machine, MODEL, settings, processes, result.rounds, rows, GOAL, status, reason
-    )  # fmt: skip
+    return Report("message_passing", machine, MODEL, settings, processes, result.rounds, rows, GOAL, status, reason)
 
 
 def inverse(ratio: Ratio) -> Ratio:
@@ -195,14 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return the exit code: 0, or that of the error that ended it.  A missed goal is no error."""
     args = _parser().parse_args(arguments)
     try:
-        report = run(dict(args.settings), args.processes, args.seconds)
+        report = run(parse_settings(args.settings), args.processes, args.seconds)
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = report_text(report)
-    print(text)
-    output = args.output or RESULTS / f"message_passing-{report.machine.instruction_set}.json"
-    print(f"written: {', '.join(map(str, write_results(report, text, output)))}", file=sys.stderr)
+    publish(report, report_text(report), args.output or results_path(report.suite, report.machine))
     return 0
 
 
@@ -211,18 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=3, help="fresh processes of each export; 3")
     parser.add_argument("--seconds", type=float, default=30.0, help="at most, for all rounds; 30")
     parser.add_argument(
-        "--set", dest="settings", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the model; the goal is then not judged",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="the .json to write; the .md goes beside it")
     return parser
-
-
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
-    return key, value
 
 
 if __name__ == "__main__":

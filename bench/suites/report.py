@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tsexport.bench.suites.goals import Judged
 from tsexport.bench.suites.rows import ModelResult, Row
 from tsexport.codec import encode
 
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 NOT_MEASURED = "n/a"
 
 
@@ -88,11 +90,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def model_text(result: ModelResult, machine: Machine, threads: int) -> str:
     """Return one model's section: the table, what failed, and what to know about it."""
-    before, after = result.load_average
     count = f"{result.processes} fresh process{'es' if result.processes > 1 else ''} of each contestant"
     notes = [
-        f"{machine.instruction_set}, {threads} thread{'s' if threads > 1 else ''}, batch 1, {count}, {result.rounds} "
-        f"rounds together; load average {before:.1f} before, {after:.1f} after; errors over {result.windows} windows.",
+        f"{machine.instruction_set}, {threads_text(threads)}, batch 1, {count}, {result.rounds} rounds together; "
+        f"{load_text(result.load_average)}; errors over {result.windows} windows.",
         *(f"{row.name} failed: {row.failed}" for row in result.rows if row.failed),
         *(
             f"{row.name} was still drifting when its warm-up was capped"
@@ -130,6 +131,28 @@ def machine_text(machine: Machine) -> str:
     return (
         f"{machine} ({machine.architecture}, {machine.operating_system}, Python {platform.python_version()}; {tools})"
     )
+
+
+def load_text(load_average: tuple[float, float]) -> str:
+    """Return the system's load over the last minute, (before, after) what was measured."""
+    before, after = load_average
+    return f"load average {before:.1f} before, {after:.1f} after"
+
+
+def threads_text(threads: int) -> str:
+    """Return "1 thread" or "2 threads"."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def results_path(suite: str, machine: Machine) -> Path:
+    """Return where a suite's record goes unless it is told otherwise."""
+    return RESULTS / f"{suite}-{machine.instruction_set}.json"
+
+
+def publish(record: object, text: str, path: Path) -> None:
+    """Print a suite's text, write it and its record, and say where they are."""
+    print(text)
+    print(f"written: {', '.join(str(written) for written in write_results(record, text, path))}", file=sys.stderr)
 
 
 def write_results(record: object, text: str, path: Path) -> tuple[Path, Path]:

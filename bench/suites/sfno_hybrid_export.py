@@ -33,14 +33,14 @@ from pathlib import Path
 import numpy as np
 
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.suites.report import machine_text, table, write_results
+from tsexport.bench.suites.report import load_text, machine_text, publish, results_path, table, threads_text
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.codec import decode, encode
 from tsexport.errors import InconclusiveError, TsexportError
+from tsexport.models.settings import parse_settings
 from tsexport.models.sources import OpenedSource, identify, open_source
 from tsexport.types import Artifact, Feeds, ModelSpec, random_feeds
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 MODEL = "sfno-hybrid"
 SCHEMA_VERSION = 1
 GIB = 1 << 30
@@ -92,8 +92,7 @@ class Job:
     threads: int
 
     def source(self) -> OpenedSource:
-        pairs = dict(setting.split("=", 1) for setting in self.settings)
-        return open_source(identify(MODEL, settings=pairs, seed=SEED))
+        return open_source(identify(MODEL, settings=parse_settings(self.settings), seed=SEED))
 
     def spec(self, source: OpenedSource) -> ModelSpec:
         """The model's tensors, with the batch that is exported."""
@@ -240,15 +239,14 @@ def report_text(report: Report) -> str:
         for stage in report.stages
     ]
     columns = ["stage", "seconds", "peak GiB", "files, MB", "one call, s", "max error", "relative RMS error"]
-    before, after = report.load_average
     size = f" with {', '.join(report.settings)}" if report.settings else ""
     notes = [f"- {stage.name}: {note}" for stage in report.stages for note in stage.notes]
     return "\n".join(
         [
             f"# Exporting {report.model}{size}, batch {report.batch}",
             "",
-            f"{machine_text(report.machine)}; {report.threads} thread{'s' if report.threads > 1 else ''}; load average "
-            f"{before:.1f} before, {after:.1f} after; {report.parameters:,} parameters, untrained.",
+            f"{machine_text(report.machine)}; {threads_text(report.threads)}; "
+            f"{load_text(report.load_average)}; {report.parameters:,} parameters, untrained.",
             "",
             table(columns, rows),
             "",
@@ -271,10 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    text = report_text(report)
-    print(text)
-    output = args.output or RESULTS / f"sfno_hybrid_export-{report.machine.instruction_set}.json"
-    print(f"written: {', '.join(str(path) for path in write_results(report, text, output))}", file=sys.stderr)
+    publish(report, report_text(report), args.output or results_path(report.suite, report.machine))
     return 0
 
 

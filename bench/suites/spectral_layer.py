@@ -34,7 +34,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,20 +42,19 @@ from torch import Tensor
 
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.statistics import Ratio, ratio_of_medians
-from tsexport.bench.suites.report import machine_text, ratio_text, table, write_results
+from tsexport.bench.suites.goals import Status, status_of
+from tsexport.bench.suites.report import load_text, machine_text, publish, ratio_text, results_path, table, threads_text
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino, convert_to_torchscript
 from tsexport.exporters.rewrites.spectral import MatrixSpectralConv
 from tsexport.models.spectral import SpectralConv
 from tsexport.runtimes.registry import load
 from tsexport.types import Array, Artifact, Feeds, ModelSpec, Session, TensorSpec
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 SCHEMA_VERSION = 1
 GOAL = 10.0
 OURS, DFT = "products in ONNX Runtime", "DFT in ONNX Runtime"
 SEED = 0
 Call = Callable[[], Array]
-Status = Literal["met", "missed", "inconclusive"]
 
 
 class _Dft(torch.autograd.Function):
@@ -237,14 +236,7 @@ def run(channels: int, points: int, modes: int, rounds: int) -> Report:
     assert goal is not None
     load_average = (before, os.getloadavg()[0])
     size = (channels, points, modes)
-    return Report("spectral_layer", fingerprint(), *size, 1, found, GOAL, judge(goal), load_average)
-
-
-def judge(ratio: Ratio) -> Status:
-    """Return whether the goal is met: where the whole interval lies on one side of it."""
-    if ratio.low >= GOAL:
-        return "met"
-    return "missed" if ratio.high is not None and ratio.high < GOAL else "inconclusive"
+    return Report("spectral_layer", fingerprint(), *size, 1, found, GOAL, status_of(goal, GOAL), load_average)
 
 
 def _in_double(layer: SpectralConv, field: Tensor) -> Array:
@@ -271,14 +263,14 @@ def report_text(report: Report) -> str:
         ]
         for one in report.contestants
     ]
-    rounds, (before, after) = len(report.contestants[0].samples_ms), report.load_average
+    rounds = len(report.contestants[0].samples_ms)
     columns = ["contestant", "median ms", "x DFT", "x eager torch.fft", "relative RMS error"]
     return "\n".join(
         [
             f"# A spectral layer: {report.channels} channels on {report.points}x{report.points}, {report.modes} modes",
             "",
-            f"{machine_text(report.machine)}; {report.threads} thread, batch 1, {rounds} interleaved rounds; load "
-            f"average {before:.1f} before, {after:.1f} after.",
+            f"{machine_text(report.machine)}; {threads_text(report.threads)}, batch 1, {rounds} interleaved rounds; "
+            f"{load_text(report.load_average)}.",
             "",
             table(columns, rows),
             "",
@@ -294,10 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; a missed goal is no error."""
     args = _parser().parse_args(arguments)
     report = run(args.channels, args.points, args.modes, args.rounds)
-    text = report_text(report)
-    print(text)
-    output = args.output or RESULTS / f"spectral_layer-{report.machine.instruction_set}.json"
-    print(f"written: {', '.join(str(path) for path in write_results(report, text, output))}", file=sys.stderr)
+    publish(report, report_text(report), args.output or results_path(report.suite, report.machine))
     return 0
 
 

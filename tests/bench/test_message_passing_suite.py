@@ -32,6 +32,10 @@ def test_a_run_on_a_tiny_mesh(tmp_path, capsys):
     assert "ScatterElements" in capsys.readouterr().out
 
 
-def test_an_unknown_setting_ends_it(tmp_path, capsys):
-    assert message_passing.main(["--set", "mesh=1", "--output", str(tmp_path / "m.json")]) == 2
-    assert "mesh" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("mesh=1", "no setting 'mesh'"), ("mesh_level", "has no form key=value")],
+)
+def test_a_setting_that_cannot_be_used_ends_it(tmp_path, capsys, setting, message):
+    assert message_passing.main(["--set", setting, "--output", str(tmp_path / "m.json")]) == 2
+    assert message in capsys.readouterr().err

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tsexport.errors import ConfigurationError
 from tsexport.models import patchtst_cpu
-from tsexport.models.settings import configure, parse_input, parse_scalar
+from tsexport.models.settings import configure, parse_input, parse_scalar, parse_settings
 from tsexport.types import TensorSpec
 
 
@@ -45,6 +45,17 @@ def test_scalars_survive(value):
 @pytest.mark.parametrize("text", ["abc", "a b", "'open", "", "1\nother = 2"])
 def test_other_text_stays_text(text):
     assert parse_scalar(text) == text
+
+
+def test_pairs_are_settings():
+    given = ("horizon=96", "widths=[8, 16]", "name=a=b", "horizon=24")
+    assert parse_settings(given) == {"horizon": 24, "widths": [8, 16], "name": "a=b"}
+
+
+@pytest.mark.parametrize("pair", ["horizon", "=3", ""])
+def test_bad_pairs(pair):
+    with pytest.raises(ConfigurationError, match="has no form key=value"):
+        parse_settings([pair])
 
 
 def test_input_description():

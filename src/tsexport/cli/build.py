@@ -20,21 +20,6 @@ def _split(value: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value else None
 
 
-def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    from tsexport.errors import ConfigurationError
-    from tsexport.models.settings import parse_scalar
-
-    settings = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise ConfigurationError(
-                f"--set {pair!r} has no form key=value", next_step="write for example --set horizon=96"
-            )
-        settings[key] = parse_scalar(value)
-    return settings
-
-
 class _Percent(click.ParamType[float]):
     """A fraction, or a percentage: 0.05 or 5%."""
 
@@ -103,12 +88,12 @@ def build(
     Exit codes: 0 done, 2 bad input, 3 accuracy or parity missed,
     4 latency budget missed, 5 not supported by the target.
     """
-    from tsexport.models.settings import parse_input
+    from tsexport.models.settings import parse_input, parse_settings
     from tsexport.options import merge, read_config
 
     values = {
         **given,
-        "settings": _settings(settings),
+        "settings": parse_settings(settings),
         "inputs": tuple(parse_input(text) for text in inputs) or None,
         "batches": batches or None,
         "formats": _split(formats),
