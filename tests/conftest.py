@@ -15,6 +15,7 @@ from tsexport.bench.statistics import ratio_of_medians, summarize
 from tsexport.bench.verdicts import judge
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
+from tsexport.entries import artifact_entry
 from tsexport.golden import write_golden
 from tsexport.manifest import (
     AbsentFormat,
@@ -28,7 +29,6 @@ from tsexport.manifest import (
     RewriteRecord,
     SelectedArtifact,
     Selection,
-    artifact_entry,
     manifest_text,
     selection_text,
 )

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tsexport.archives import SUFFIXES, is_archive, unpack
+from tsexport.entries import bundle_artifact
 from tsexport.errors import BundleError, UsageError
 from tsexport.manifest import (
     MANIFEST,
     SELECTION,
     Manifest,
     Selection,
-    bundle_artifact,
     parse_manifest,
     parse_selection,
 )

@@ -7,7 +7,7 @@ the same inputs and the same selection give the same bytes.  What was measured s
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from tsexport import codec
@@ -16,14 +16,12 @@ from tsexport.targets import Target
 from tsexport.types import (
     Accuracy,
     AccuracyBudget,
-    Artifact,
     Candidate,
     Format,
     ModelSpec,
     Parity,
     Precision,
     TensorSpec,
-    file_sha256,
 )
 
 SCHEMA_VERSION = 1
@@ -238,51 +236,6 @@ class Selection:
     threads: int
     triton_batch_sizes: tuple[int, ...]
     rewrites: tuple[RewriteChoice, ...] = ()
-
-
-def artifact_entry(
-    artifact: Artifact, root: Path, golden_tolerance: GoldenTolerance, *, batch_dependent: bool = False
-) -> ArtifactEntry:
-    """Return the manifest's entry for an artifact whose files lie under the bundle's folder `root`."""
-    files = tuple(
-        FileDigest(path.relative_to(root).as_posix(), file_sha256(path), path.stat().st_size) for path in artifact.files
-    )
-    return ArtifactEntry(
-        name=artifact.name,
-        path=artifact.path.relative_to(root).as_posix(),
-        files=files,
-        format=artifact.format,
-        precision=artifact.precision,
-        opset=artifact.opset,
-        size_bytes=sum(file.size_bytes for file in files),
-        sha256=artifact.sha256,
-        inputs=artifact.inputs,
-        outputs=artifact.outputs,
-        runtimes=artifact.runtimes,
-        options=artifact.options,
-        provenance=artifact.provenance,
-        golden_tolerance=golden_tolerance,
-        batch_dependent=batch_dependent,
-    )
-
-
-def bundle_artifact(entry: ArtifactEntry, root: Path) -> Artifact:
-    """Return the entry as an artifact that a runtime can load, with paths under the bundle's folder `root`."""
-    return Artifact(
-        name=entry.name,
-        path=root / entry.path,
-        format=entry.format,
-        precision=entry.precision,
-        inputs=entry.inputs,
-        outputs=entry.outputs,
-        files=tuple(root / file.path for file in entry.files),
-        sha256=entry.sha256,
-        size_bytes=entry.size_bytes,
-        opset=entry.opset,
-        runtimes=entry.runtimes,
-        options=entry.options,
-        provenance=entry.provenance,
-    )
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -12,6 +12,7 @@ from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
+from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
 from tsexport.manifest import (
@@ -26,7 +27,6 @@ from tsexport.manifest import (
     RankedArtifact,
     SelectedArtifact,
     Selection,
-    artifact_entry,
     manifest_text,
     selection_text,
 )
