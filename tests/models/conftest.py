@@ -33,6 +33,20 @@ def factories() -> Path:
     return Path(__file__).parent / "factories"
 
 
+@pytest.fixture(scope="session")
+def random_weights():
+    """Build a module with every weight random, so that none hides a mistake by being zero or one."""
+
+    def run(build, config, spread: float) -> nn.Module:
+        torch.manual_seed(0)
+        module = build(config).eval()
+        for value in module.parameters():
+            value.data.uniform_(-spread, spread)
+        return module.requires_grad_(False)
+
+    return run
+
+
 @pytest.fixture
 def trace():
     """Trace a module as users do, without torch's note that tracing is deprecated."""

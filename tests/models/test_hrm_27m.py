@@ -1,4 +1,4 @@
-"""hrm-27m: published counts, the whole against its formulas in float64, what a minute may see, its parts, streaming."""
+"""hrm-27m: published counts, the whole against its formulas in float64, what a minute may see, its parts."""
 
 from dataclasses import replace
 
@@ -9,17 +9,13 @@ from torch import nn
 
 from tsexport.bench.tables import load_tables
 from tsexport.errors import CheckpointError, ConfigurationError
-from tsexport.exporters.conversion import convert_to_onnx
 from tsexport.models import hrm_27m
 from tsexport.models.registry import get_entry
 from tsexport.models.sources import identify, open_source
-from tsexport.runtimes.registry import load
 from tsexport.types import random_feeds
 
 ATOL = 2e-5
 """fp32 against float64, or against a sum in another order, in a few layers of unit scale."""
-STREAM_ATOL = 5e-5
-"""A day in steps against the whole pass: the same fp32 sums over caches of another length, layer upon layer."""
 PUBLISHED_MARGIN = 0.03
 
 SMALL = hrm_27m.Config(
@@ -48,13 +44,9 @@ CONFIGS = {
 }
 
 
-def make(config):
-    """Build with every weight random, so that none hides a mistake by being zero or one."""
-    torch.manual_seed(0)
-    module = hrm_27m.build(config).eval()
-    for value in module.parameters():
-        value.data.uniform_(-0.5, 0.5)
-    return module.requires_grad_(False)
+@pytest.fixture(scope="module")
+def make(random_weights):
+    return lambda config: random_weights(hrm_27m.build, config, 0.5)
 
 
 def tensors(specs, batch, seed=1):
@@ -197,7 +189,7 @@ def reference(config, state, daily, minutes):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_whole_is_its_formulas(config):
+def test_the_whole_is_its_formulas(make, config):
     module = make(config)
     feeds = tensors(config.inputs, 2)
     with torch.inference_mode():
@@ -226,7 +218,7 @@ def test_fresh_queries_carry_the_scale():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("minute", [0, 5, 13])
-def test_which_minutes_a_change_reaches(config, minute):
+def test_which_minutes_a_change_reaches(make, config, minute):
     config = replace(config, segments=1)  # from the second segment on every minute hears of every other
     module = make(config)
     feeds = tensors(config.inputs, 1)
@@ -239,7 +231,7 @@ def test_which_minutes_a_change_reaches(config, minute):
     assert not reached[~may_see(config)[:, minute]].any()
 
 
-def test_further_segments_let_every_minute_hear_of_every_other():
+def test_further_segments_let_every_minute_hear_of_every_other(make):
     module = make(replace(SMALL, segments=2, l_window=7))
     feeds = tensors(SMALL.inputs, 1)
     changed = {**feeds, "minutes": feeds["minutes"].clone()}
@@ -248,7 +240,7 @@ def test_further_segments_let_every_minute_hear_of_every_other():
         assert (module(**feeds)[0] != module(**changed)[0]).any(-1).all()
 
 
-def test_days_reach_every_minute():
+def test_days_reach_every_minute(make):
     module = make(CONFIGS["causal windows"])
     feeds = tensors(SMALL.inputs, 1)
     with torch.inference_mode():
@@ -260,7 +252,7 @@ def test_days_reach_every_minute():
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_components_together_are_the_whole(config):
+def test_the_components_together_are_the_whole(make, config):
     whole = make(config)
     parts = {part.name: part for part in hrm_27m.COMPONENTS if part.name != "stream-step"}
     assert list(parts) == ["h-module", "l-module", "conditioning-heads"]
@@ -289,7 +281,7 @@ def test_the_components_together_are_the_whole(config):
     torch.testing.assert_close(known["q"], q, atol=ATOL, rtol=0)
 
 
-def test_a_component_has_the_weights_of_the_wholes_checkpoint(tmp_path):
+def test_a_component_has_the_weights_of_the_wholes_checkpoint(make, tmp_path):
     settings = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
     whole, path = make(SMALL), tmp_path / "whole.pth"
     torch.save(whole.state_dict(), path)
@@ -299,124 +291,6 @@ def test_a_component_has_the_weights_of_the_wholes_checkpoint(tmp_path):
     torch.save(whole.h_module.state_dict(), path)
     with pytest.raises(CheckpointError, match="does not fit hrm-27m: missing: h_module"):
         open_source(identify("hrm-27m", checkpoint=path, settings=settings, component="h-module"))
-
-
-# Streaming
-
-STREAMS = {
-    "a minute at a time": replace(SMALL, causal=True),
-    "seven minutes at a time": replace(SMALL, causal=True, stream_minutes=7),
-    "windows": replace(SMALL, causal=True, l_window=4),
-    "steps across windows": replace(SMALL, causal=True, l_window=3, stream_minutes=7),
-    "cross-attention": replace(SMALL, causal=True, l_window=5, cross_attention=True, stream_minutes=2),
-}
-
-
-def stream_day(step, config, day, batch):
-    """Run `step` over a day; `day` holds minutes, scale, shift and history."""
-    spec = hrm_27m.COMPONENTS[-1].tensors(config)
-    feeds = {one.name: np.zeros(one.with_batch(batch), one.dtype) for one in spec.inputs}
-    feeds |= {name: day[name] for name in feeds if name in day}
-    forecasts = []
-    for first in range(0, config.minutes, config.stream_minutes):
-        feeds["minutes"] = np.ascontiguousarray(day["minutes"][:, first : first + config.stream_minutes])
-        answer = step(feeds)
-        assert {name: (value.shape, value.dtype.name) for name, value in answer.items()} == {
-            one.name: (one.with_batch(batch), one.dtype) for one in spec.outputs
-        }
-        forecasts.append(answer["forecast"])
-        feeds |= {name.removeprefix("next_"): value for name, value in answer.items() if name.startswith("next_")}
-    assert (feeds["position"] == config.minutes).all()
-    return np.concatenate(forecasts, axis=1)
-
-
-def day_of(whole, config, batch):
-    """Return what a day's steps are fed, and the forecast of the whole pass."""
-    known = tensors(config.inputs, batch)
-    with torch.inference_mode():
-        forecast, _ = whole(**known)
-        known["history"] = whole.h_module(known["daily"])
-        known["scale"], known["shift"] = whole.conditioning.modulation(known["history"])
-    return {name: value.numpy() for name, value in known.items()}, forecast.numpy()
-
-
-def in_torch(whole, config):
-    step, spec = hrm_27m.COMPONENTS[-1].take(whole), hrm_27m.COMPONENTS[-1].tensors(config)
-
-    def run(feeds):
-        with torch.inference_mode():
-            answers = step(*(torch.from_numpy(feeds[one.name]) for one in spec.inputs))
-        return {one.name: value.numpy() for one, value in zip(spec.outputs, answers, strict=True)}
-
-    return run
-
-
-@pytest.mark.parametrize("config", STREAMS.values(), ids=STREAMS)
-def test_a_day_in_steps_is_the_whole_causal_pass(config):
-    whole = make(config)
-    day, expected = day_of(whole, config, batch=3)
-    actual = stream_day(in_torch(whole, config), config, day, batch=3)
-    np.testing.assert_allclose(actual, expected, atol=STREAM_ATOL, rtol=STREAM_ATOL)
-
-
-def test_rows_of_a_batch_may_stand_at_different_minutes():
-    config = STREAMS["windows"]
-    whole = make(config)
-    day, _ = day_of(whole, config, batch=1)
-    step = in_torch(whole, config)
-    early = {one.name: np.zeros(one.with_batch(1), one.dtype) for one in hrm_27m.COMPONENTS[-1].tensors(config).inputs}
-    early |= {name: day[name] for name in ("scale", "shift")}
-    answers = []
-    for minute in range(6):
-        early["minutes"] = day["minutes"][:, minute : minute + 1]
-        answers.append((early.copy(), answer := step(early)))
-        early |= {name.removeprefix("next_"): value for name, value in answer.items() if name.startswith("next_")}
-    (first, first_answer), (last, last_answer) = answers[1], answers[5]
-    together = step({name: np.concatenate([first[name], last[name]]) for name in first})
-    for name, value in together.items():
-        apart = np.concatenate([first_answer[name], last_answer[name]])
-        np.testing.assert_allclose(value, apart, atol=ATOL, rtol=0)
-
-
-def test_what_lies_before_the_day_or_the_window_in_a_cache_is_not_seen():
-    config = STREAMS["windows"]
-    whole = make(config)
-    day, _ = day_of(whole, config, batch=1)
-    spec = hrm_27m.COMPONENTS[-1].tensors(config)
-    feeds = random_feeds(spec.inputs, 1, 0) | {name: day[name] for name in ("scale", "shift")}
-    for position, seen in ((0, 0), (2, 2), (4, 0), (7, 3)):
-        feeds["position"] = np.array([position])
-        other = dict(feeds)
-        for name in ("keys", "values"):
-            other[name] = feeds[name].copy()
-            other[name][:, :, : config.span - 1 - seen] += 5
-        first, second = (in_torch(whole, config)(one)["forecast"] for one in (feeds, other))
-        np.testing.assert_array_equal(first, second)
-
-
-def stream_in_onnx(config, folder, seed=0):
-    """Export the step, run a day through tsexport's session, and return it with the whole pass in torch."""
-    settings = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    whole = open_source(identify("hrm-27m", settings=settings, seed=seed))
-    step = open_source(identify("hrm-27m", settings=settings, seed=seed, component="stream-step"))
-    artifact = convert_to_onnx(step.module, None, step.spec, None, folder / "step.onnx").artifact
-    day, expected = day_of(whole.module, config, batch=2)
-    with load(artifact, "onnxruntime", threads=1) as session:
-        return stream_day(session.run, config, day, batch=2), expected
-
-
-@pytest.mark.parametrize("config", STREAMS.values(), ids=STREAMS)
-def test_a_day_in_steps_of_the_onnx_file_is_the_whole_causal_pass(config, tmp_path):
-    actual, expected = stream_in_onnx(config, tmp_path)
-    np.testing.assert_allclose(actual, expected, atol=STREAM_ATOL, rtol=STREAM_ATOL)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"l_window": 60, "stream_minutes": 5}], ids=["minutes", "windows of 60"])
-def test_a_day_of_the_full_size_in_steps_of_the_onnx_file(changes, tmp_path):
-    actual, expected = stream_in_onnx(hrm_27m.Config(causal=True, **changes), tmp_path)
-    print(f"largest difference {np.abs(actual - expected).max():.2g}, largest value {np.abs(expected).max():.2g}")
-    np.testing.assert_allclose(actual, expected, atol=STREAM_ATOL, rtol=STREAM_ATOL)
 
 
 # Configurations

@@ -15,13 +15,9 @@ PLAIN = tft.Config(12, 5, 3, 2, width=8, heads=2)
 STEERED = tft.Config(12, 5, 3, 2, static_channels=3, width=8, heads=2)
 
 
-def make(config):
-    """Build with every weight random, so that none hides a mistake by being zero or one."""
-    torch.manual_seed(0)
-    module = tft.build(config).eval()
-    for value in module.parameters():
-        value.data.uniform_(-0.4, 0.4)
-    return module.requires_grad_(False)
+@pytest.fixture(scope="module")
+def make(random_weights):
+    return lambda config: random_weights(tft.build, config, 0.4)
 
 
 def answer(module, feeds):
@@ -35,7 +31,7 @@ def ask(module, config, batch, seed=1):
 
 
 @pytest.mark.parametrize("config", [PLAIN, STEERED], ids=["plain", "steered"])
-def test_known_inputs_of_the_future_are_seen_only_from_their_step_on(config):
+def test_known_inputs_of_the_future_are_seen_only_from_their_step_on(make, config):
     module = make(config)
     before, feeds = ask(module, config, 2)
     for step in range(config.horizon):
@@ -46,7 +42,7 @@ def test_known_inputs_of_the_future_are_seen_only_from_their_step_on(config):
         assert not np.isclose(after[:, step:], before[:, step:], atol=1e-6, rtol=0).all(axis=(0, 2)).any()
 
 
-def test_attention_is_the_published_one():
+def test_attention_is_the_published_one(make):
     """Softmax over the steps up to each future one, head by head, averaged, over shared values."""
     config = PLAIN
     attention = make(config).attention
@@ -79,7 +75,7 @@ def residual(block, values, context=None):
 
 
 @pytest.mark.parametrize("steered", [False, True])
-def test_variable_selection_is_that_of_one_network_after_the_other(steered):
+def test_variable_selection_is_that_of_one_network_after_the_other(make, steered):
     config = STEERED if steered else PLAIN
     selection = make(config).past
     values = torch.randn(2, config.context_length, 5)
@@ -103,7 +99,7 @@ def test_variable_selection_is_that_of_one_network_after_the_other(steered):
     torch.testing.assert_close(given, expected, atol=ATOL, rtol=1e-5)
 
 
-def test_joins_its_parts_as_published():
+def test_joins_its_parts_as_published(make):
     config = STEERED
     module = make(config)
     given, feeds = ask(module, config, 2)
