@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.arrays import ArrayDataset
+from tsexport.calibration.calendars import calendar_numbers
 from tsexport.calibration.migt_features import MIGT_FEATURES, migt_feature_names, migt_features
 from tsexport.calibration.series import SPLITS, SeriesConfig, SplitName
 from tsexport.calibration.synthetic import MINUTES_PER_DAY, market_ohlcv
@@ -51,11 +52,8 @@ class MarketDays:
 
 def calendar_of(time: NDArray[np.datetime64]) -> NDArray[np.int64]:
     """Return the calendar [rows, 4] of times, in the order of CALENDAR."""
-    days, months, years = (time.astype(f"datetime64[{unit}]") for unit in "DMY")
-    minute = (time - days).astype("timedelta64[m]").astype(np.int64)
-    weekday = (days.astype(np.int64) + 3) % 7  # day 0, 1970-01-01, was a Thursday
-    month_day, year_day = ((days - start.astype("datetime64[D]")).astype(np.int64) + 1 for start in (months, years))
-    return np.stack((minute, weekday, month_day, year_day), axis=-1)
+    given = calendar_numbers(time)
+    return np.stack((given.minute_of_day, given.weekday, given.day_of_month + 1, given.day_of_year + 1), axis=-1)
 
 
 def market_days(features: Array, time: NDArray[np.datetime64], bars_per_day: int = BARS_PER_DAY) -> MarketDays:

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration import indicators
+from tsexport.calibration.calendars import calendar_numbers
 from tsexport.calibration.market import MACD_FAST_BARS, MACD_SLOW_BARS, RSI_BARS, VOLATILITY_BARS, require_bars
 from tsexport.calibration.synthetic import Bars
 from tsexport.errors import DataError
@@ -67,7 +68,7 @@ def migt_features(bars: Bars, *, dropped: Dropped | None = "macd_signal") -> NDA
     """
     _require_ohlcv(bars)
     o, h, l, c, v = (np.asarray(getattr(bars, name), np.float64) for name in ("open", "high", "low", "close", "volume"))  # noqa: E741
-    minute = (bars.time - bars.time.astype("datetime64[D]")).astype("timedelta64[m]").astype(np.int64)
+    minute = calendar_numbers(bars.time).minute_of_day
     day = bars.time.astype("datetime64[D]").astype(np.int64)
     returns = indicators.log_returns(c)
     macd = indicators.macd(c, MACD_FAST_BARS, MACD_SLOW_BARS)

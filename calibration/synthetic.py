@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tsexport.calibration.calendars import calendar_numbers
 from tsexport.errors import ConfigurationError
 
 MINUTES_PER_DAY = 1440
@@ -140,10 +141,9 @@ def time_marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:
 
     hour / 23, weekday / 6 (Monday is 0), (day of month - 1) / 30 and (day of year - 1) / 365, less 0.5 each.
     """
-    hours, days, months, years = (times.astype(f"datetime64[{unit}]") for unit in "hDMY")
-    weekday = (days.astype(np.int64) + 3) % 7  # day 0, 1970-01-01, was a Thursday
-    counts = (hours - days, weekday, days - months, days - years)
-    scaled = [np.asarray(n).astype(np.int64) / most for n, most in zip(counts, (23, 6, 30, 365), strict=True)]
+    given = calendar_numbers(times)
+    counts = (given.minute_of_day // 60, given.weekday, given.day_of_month, given.day_of_year)
+    scaled = [count / most for count, most in zip(counts, (23, 6, 30, 365), strict=True)]
     return np.stack(scaled, axis=-1).astype(np.float32) - np.float32(0.5)
 
 

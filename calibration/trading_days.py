@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsexport.calibration.arrays import ArrayDataset
+from tsexport.calibration.calendars import calendar_numbers
 from tsexport.calibration.series import SplitName
 from tsexport.calibration.synthetic import MINUTES_PER_DAY, Bars, market_ohlcv
 from tsexport.types import Array
@@ -111,7 +112,7 @@ def daily_features(bars: Bars, sessions: NDArray[np.intp]) -> Values:
     high, low = bars.high[sessions].max(axis=1), bars.low[sessions].min(axis=1)
     volatility = np.sqrt((moves(np.log(bars.close), 1)[sessions] ** 2).mean(axis=1))
     volume = bars.volume[sessions].sum(axis=1)
-    weekday = (bars.time[sessions[:, 0]].astype("datetime64[D]").astype(np.int64) + 3) % 7  # 1970 began on a Thursday
+    weekday = calendar_numbers(bars.time[sessions[:, 0]]).weekday
     return np.stack(
         [
             *(moves(last, days) for days in (1, 5, 20)),
