@@ -42,13 +42,14 @@ def momentum(close: Values, bars: int) -> Values:
 
 def rolling_mean(values: Values, bars: int) -> Values:
     """Return the mean of the last `bars` values.  Warm-up: of those there are."""
-    return np.asarray(np.nanmean(_windows(values, bars), axis=1))
+    sums = _windows(values, bars, before=0.0).sum(axis=1)
+    return np.asarray(sums / np.minimum(np.arange(1, len(values) + 1), bars))
 
 
 def rolling_std(values: Values, bars: int) -> Values:
     """Return the population standard deviation of the last `bars` values.  Warm-up: of those there are."""
-    # two passes, since E[x^2] - E[x]^2 cancels
-    return np.asarray(np.nanstd(_windows(values, bars), axis=1))
+    # two passes, since E[x^2] - E[x]^2 cancels; NaN is left out of both
+    return np.asarray(np.nanstd(_windows(values, bars, before=np.nan), axis=1))
 
 
 def exponential_average(values: Values, bars: int) -> Values:
@@ -171,7 +172,7 @@ def spread_proxy(high: Values, low: Values) -> Values:
     return np.asarray(np.maximum(2 * np.tanh(alpha / 2), 0.0))  # (e^a - 1) / (e^a + 1) = tanh(a / 2)
 
 
-def _windows(values: Values, bars: int) -> Values:
-    # Rows before the first are NaN, and left out of each mean.
-    padded = np.concatenate((np.full(bars - 1, np.nan), values))
+def _windows(values: Values, bars: int, before: float) -> Values:
+    """Return the last `bars` values of each row, [rows, bars]; `before` stands for those before the first."""
+    padded = np.concatenate((np.full(bars - 1, before), values))
     return np.lib.stride_tricks.sliding_window_view(padded, bars)

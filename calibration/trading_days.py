@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.calibration.calendars import calendar_numbers
+from tsexport.calibration.indicators import Values, log_returns, momentum, ratio, rolling_mean
 from tsexport.calibration.series import SplitName
 from tsexport.calibration.synthetic import MINUTES_PER_DAY, Bars, market_ohlcv
 from tsexport.types import Array
@@ -38,7 +39,6 @@ LONGEST_SESSION = MINUTES_PER_DAY - OPEN_MINUTE - max(TARGET_MINUTES)
 TRAINING_DAYS, HELD_OUT_DAYS = 64, 64
 """Few, since a day is 390 steps of a large model: what the checks of data ask for, or a little more."""
 SEED = 2026
-Values = NDArray[np.float64]
 
 
 def has_trading_days(config: Mapping[str, Any]) -> bool:
@@ -84,15 +84,15 @@ def trading_days(days: int, minutes: int, split: SplitName) -> ArrayDataset:
 
 def minute_features(bars: Bars, sessions: NDArray[np.intp]) -> Values:
     """Return [days, minutes, 16] for the rows of sessions [days, minutes]."""
-    close, returns = np.log(bars.close), moves(np.log(bars.close), 1)
-    volume = trailing_mean(bars.volume, 60)
+    close, returns = np.log(bars.close), log_returns(bars.close)
+    volume = rolling_mean(bars.volume, 60)
     running = (
-        *(moves(close, minutes) for minutes in (1, 5, 15, 30, 60)),
-        *(np.sqrt(trailing_mean(returns * returns, minutes)) for minutes in (15, 60)),
+        *(momentum(close, minutes) for minutes in (1, 5, 15, 30, 60)),
+        *(np.sqrt(rolling_mean(returns * returns, minutes)) for minutes in (15, 60)),
         np.log(bars.high / bars.low),
-        place(bars.close, bars.low, bars.high),
+        ratio(bars.close - bars.low, bars.high - bars.low, 0.5),
         np.log(bars.volume / volume),
-        np.log(trailing_mean(bars.volume, 5) / volume),
+        np.log(rolling_mean(bars.volume, 5) / volume),
     )
     price, traded = bars.close[sessions], bars.volume[sessions]
     within = (
@@ -110,45 +110,27 @@ def daily_features(bars: Bars, sessions: NDArray[np.intp]) -> Values:
     prices = np.log(bars.close[sessions])
     first, last, middle = np.log(bars.open[sessions[:, 0]]), prices[:, -1], prices[:, sessions.shape[1] // 2]
     high, low = bars.high[sessions].max(axis=1), bars.low[sessions].min(axis=1)
-    volatility = np.sqrt((moves(np.log(bars.close), 1)[sessions] ** 2).mean(axis=1))
+    volatility = np.sqrt((log_returns(bars.close)[sessions] ** 2).mean(axis=1))
     volume = bars.volume[sessions].sum(axis=1)
     weekday = calendar_numbers(bars.time[sessions[:, 0]]).weekday
     return np.stack(
         [
-            *(moves(last, days) for days in (1, 5, 20)),
+            *(momentum(last, days) for days in (1, 5, 20)),
             first - np.concatenate((first[:1], last[:-1])),
             last - first,
             np.log(high / low),
-            place(bars.close[sessions[:, -1]], low, high),
+            ratio(bars.close[sessions[:, -1]] - low, high - low, 0.5),
             middle - first,
             last - middle,
             volatility,
-            *(trailing_mean(volatility, days) for days in (5, 20)),
-            np.log(volume / trailing_mean(volume, 20)),
-            np.log(trailing_mean(volume, 5) / trailing_mean(volume, 20)),
-            last - trailing_mean(last, 20),
+            *(rolling_mean(volatility, days) for days in (5, 20)),
+            np.log(volume / rolling_mean(volume, 20)),
+            np.log(rolling_mean(volume, 5) / rolling_mean(volume, 20)),
+            last - rolling_mean(last, 20),
             weekday / 6 - 0.5,
         ],
         axis=-1,
     )
-
-
-def moves(values: Values, rows: int) -> Values:
-    """Return x_t - x_(t - rows); the first value stands for those before it."""
-    return np.asarray(values - np.concatenate((np.full(min(rows, len(values)), values[0]), values[:-rows])))
-
-
-def trailing_mean(values: Values, rows: int) -> Values:
-    """Return the mean of the last `rows` values at each row, of fewer at the start."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    first = np.maximum(np.arange(len(values)) + 1 - rows, 0)
-    return np.asarray((sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first))
-
-
-def place(values: Values, low: Values, high: Values) -> Values:
-    """Return where values lie between low (0) and high (1); 0.5 where there is nothing between."""
-    span = high - low
-    return np.asarray(np.where(span > 0, (values - low) / np.where(span > 0, span, 1), 0.5))
 
 
 def standardised(values: Values, training: Values) -> Values:

@@ -15,11 +15,8 @@ from tsexport.calibration.trading_days import (
     TRAINING_DAYS,
     daily_features,
     minute_features,
-    moves,
-    place,
     standardised,
     trading_days,
-    trailing_mean,
 )
 
 ATOL = 1e-9
@@ -113,16 +110,13 @@ def test_daily_features_are_their_formulas(bars, sessions):
     np.testing.assert_allclose(given[day], expected, atol=ATOL, rtol=0)
 
 
-def test_windows_at_the_start_are_shorter():
-    values = np.array([1.0, 3.0, 5.0, 9.0])
-    assert moves(values, 2).tolist() == [0, 2, 4, 6]
-    assert moves(values, 9).tolist() == [0, 2, 4, 8]
-    np.testing.assert_allclose(trailing_mean(values, 3), [1, 2, 3, 17 / 3], atol=ATOL, rtol=0)
-
-
-def test_a_bar_without_a_range_and_a_constant_feature():
-    assert place(np.array([2.0, 2.5]), np.array([2.0, 2.0]), np.array([2.0, 3.0])).tolist() == [0.5, 0.5]
+def test_a_constant_feature_is_zero():
     assert standardised(np.full((3, 2), 7.0), np.full((3, 2), 7.0)).tolist() == [[0, 0]] * 3
+
+
+def test_a_bar_without_a_range_closes_in_its_middle(bars, sessions):
+    flat = Bars(bars.time, *(bars.close for _ in range(4)), bars.volume)
+    assert (minute_features(flat, sessions)[:, :, 8] == 0.5).all()
 
 
 def test_a_day_has_the_tokens_of_those_before_it_and_the_target_behind_its_minutes():
