@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tsexport.exporters.rewrites.modules import alike_in_all_calls
 from tsexport.types import Feeds
 
 
@@ -83,7 +84,8 @@ def _as_addition(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
-def _fits(part: nn.Module) -> bool:
+def is_packed(part: nn.Module) -> bool:
+    """Return whether a module is torch's own attention, batch first, with one packed projection and nothing added."""
     return (
         type(part) is nn.MultiheadAttention
         and part.batch_first
@@ -91,6 +93,11 @@ def _fits(part: nn.Module) -> bool:
         and part.bias_k is None
         and not part.add_zero_attn
     )
+
+
+def _lengths(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[int, int] | None:
+    """Return the lengths of queries and keys of an attention's call."""
+    return (int(query.shape[1]), int(key.shape[1])) if query.dim() == 3 and key.dim() == 3 else None
 
 
 class SeparateProjections:
@@ -101,42 +108,14 @@ class SeparateProjections:
     required = False
 
     def _attentions(self, module: nn.Module) -> dict[str, nn.MultiheadAttention]:
-        return {name: part for name, part in module.named_modules() if name and _fits(part)}
+        return {name: part for name, part in module.named_modules() if name and is_packed(part)}
 
     def requires(self, module: nn.Module) -> bool:
         return bool(self._attentions(module))
 
     def call(self, module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, int]:
         attentions = self._attentions(module)
-        lengths = _lengths(module, attentions, [torch.from_numpy(array) for array in probes[0].values()])
+        lengths = alike_in_all_calls(module, attentions, probes[0], _lengths)
         for name, (steps, others) in lengths.items():
             module.set_submodule(name, PlainAttention(attentions[name], steps, others).eval())
         return module, len(lengths)
-
-
-def _lengths(
-    module: nn.Module, attentions: dict[str, nn.MultiheadAttention], tensors: Sequence[Tensor]
-) -> dict[str, tuple[int, int]]:
-    """Run once and return the lengths of query and key of each attention that was always called with the same."""
-    seen: dict[str, set[tuple[int, int] | None]] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            query, key = (*args, *(kwargs.get(one) for one in ("query", "key", "value")[len(args) :]))[:2]
-            plain = query.dim() == 3 and key.dim() == 3
-            seen.setdefault(name, set()).add((int(query.shape[1]), int(key.shape[1])) if plain else None)
-
-        return hook
-
-    handles = [part.register_forward_pre_hook(watch(name), with_kwargs=True) for name, part in attentions.items()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it goes past the attention that is watched
-    try:
-        with torch.no_grad():
-            module(*tensors)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
-    single = {name: next(iter(found)) for name, found in seen.items() if len(found) == 1}
-    return {name: lengths for name, lengths in single.items() if lengths is not None}

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tsexport.exporters.rewrites.attention import is_packed
+from tsexport.exporters.rewrites.modules import alike_in_all_calls
 from tsexport.types import Feeds
 
 
@@ -96,15 +98,7 @@ class PlainEncoder(nn.Module):
 
 
 def _fits(layer: nn.Module) -> bool:
-    attention = getattr(layer, "self_attn", None)
-    return (
-        type(layer) is nn.TransformerEncoderLayer
-        and isinstance(attention, nn.MultiheadAttention)
-        and attention.batch_first
-        and attention._qkv_same_embed_dim
-        and attention.bias_k is None
-        and not attention.add_zero_attn
-    )
+    return type(layer) is nn.TransformerEncoderLayer and is_packed(layer.self_attn)
 
 
 def _encoders(module: nn.Module) -> dict[str, nn.Module]:
@@ -119,30 +113,11 @@ def _encoders(module: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _called_plainly(module: nn.Module, encoders: dict[str, nn.Module], tensors: Sequence[Tensor]) -> dict[str, int]:
-    """Run once and return {encoder: steps} of those called with one tensor and no mask, always of one length."""
-    steps: dict[str, set[int | None]] = {}
-    handles = []
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Masks may come as further arguments; `is_causal=None` and `is_causal=False` are no mask.
-            masked = any(value is not None and value is not False for value in (*args[1:], *kwargs.values()))
-            plain = len(args) >= 1 and args[0].dim() == 3 and not masked
-            steps.setdefault(name, set()).add(int(args[0].shape[1]) if plain else None)
-
-        return hook
-
-    try:
-        for name, part in encoders.items():
-            handles.append(part.register_forward_pre_hook(watch(name), with_kwargs=True))
-        with torch.no_grad():
-            module(*tensors)
-    finally:
-        for handle in handles:
-            handle.remove()
-    plain = {name: next(iter(seen)) for name, seen in steps.items() if len(seen) == 1}
-    return {name: length for name, length in plain.items() if length is not None}
+def _plain_steps(*args: Any, **kwargs: Any) -> int | None:
+    """Return the steps that an encoder is called with, where it gets one tensor [batch, steps, width] and no mask."""
+    # Masks may come as further arguments; `is_causal=None` and `is_causal=False` are no mask.
+    masked = any(value is not None and value is not False for value in (*args[1:], *kwargs.values()))
+    return int(args[0].shape[1]) if args and args[0].dim() == 3 and not masked else None
 
 
 class EncoderAsMatrixProducts:
@@ -156,8 +131,7 @@ class EncoderAsMatrixProducts:
         return bool(_encoders(module))
 
     def call(self, module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, int]:
-        tensors = [torch.from_numpy(array) for array in probes[0].values()]
-        steps_of = _called_plainly(module, _encoders(module), tensors)
+        steps_of = alike_in_all_calls(module, _encoders(module), probes[0], _plain_steps)
         for name, steps in steps_of.items():
             plain = PlainEncoder(module.get_submodule(name), steps).eval()  # type: ignore[arg-type]
             if name:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tsexport.exporters.rewrites.modules import alike_in_all_calls
 from tsexport.models.interaction import interaction
 from tsexport.types import Array, Feeds
 
@@ -147,24 +148,9 @@ class GatheredInteraction(nn.Module):
         return target + self.node_rest(self.of_target(target) + self.of_heard(heard)), edges + message
 
 
-def _targets(module: nn.Module, steps: dict[str, nn.Module], tensors: Sequence[Tensor]) -> dict[str, int]:
-    """Run once and return the number of receivers of every step that was called."""
-    seen: dict[str, int] = {}
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name] = int(args[1].shape[1])
-
-        return hook
-
-    handles = [part.register_forward_pre_hook(watch(name)) for name, part in steps.items()]
-    try:
-        with torch.no_grad():
-            module(*tensors)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+def _targets(source: Tensor, target: Tensor, edges: Tensor) -> int:
+    """Return the number of receivers of a step's call."""
+    return int(target.shape[1])
 
 
 class GatherMessages:
@@ -182,7 +168,7 @@ class GatherMessages:
 
     def call(self, module: nn.Module, probes: Sequence[Feeds]) -> tuple[nn.Module, int]:
         steps = self._steps(module)
-        targets = _targets(module, steps, [torch.from_numpy(array) for array in probes[0].values()])
+        targets = alike_in_all_calls(module, steps, probes[0], _targets)
         for name, count in targets.items():
             module.set_submodule(name, GatheredInteraction(steps[name], count).eval())
         return module, len(targets)

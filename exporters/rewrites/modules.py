@@ -5,14 +5,16 @@ on every probe must stay within REWRITE_TOLERANCE of those of the untouched modu
 """
 
 import copy
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from tsexport.exporters.rewrites.proofs import REWRITE_TOLERANCE, Applied, worst_difference
 from tsexport.types import Array, Feeds
+
+T = TypeVar("T", bound=Hashable)
 
 
 class ModuleRewrite(Protocol):
@@ -37,6 +39,34 @@ def copied(module: nn.Module) -> nn.Module:
     """Return a copy that shares the parameters and buffers."""
     shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
+
+
+def alike_in_all_calls(
+    module: nn.Module, parts: Mapping[str, nn.Module], feeds: Feeds, read: Callable[..., T | None]
+) -> dict[str, T]:
+    """Run `module` once, and return what `read` says of the calls of each part, of whose arguments it is given all.
+
+    Left out are parts that were not called, and those of which it said None, or not the same at every call.
+    """
+    said: dict[str, set[T | None]] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            said.setdefault(name, set()).add(read(*args, **kwargs))
+
+        return hook
+
+    handles = [part.register_forward_pre_hook(watch(name), with_kwargs=True) for name, part in parts.items()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it goes past the parts of an encoder
+    try:
+        run_plainly(module, feeds)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for handle in handles:
+            handle.remove()
+    single = {name: next(iter(one)) for name, one in said.items() if len(one) == 1}
+    return {name: one for name, one in single.items() if one is not None}
 
 
 def run_plainly(module: nn.Module, feeds: Feeds) -> dict[str, Array]:
