@@ -124,10 +124,11 @@ def windows(name: str, steps: int, channels: int) -> Callable[[], Feeds]:
 
 
 def calendar(steps: int) -> np.ndarray:
-    """Return hour, weekday, day of month and day of year of hourly windows, each -0.5..0.5: [samples, steps, 4]."""
-    hours = (np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)).astype(np.float64)  # [samples, steps]
-    periods = (24, 24 * 7, 24 * 30, 24 * 365)
-    return np.stack([np.floor(hours % period) / (period - 1) - 0.5 for period in periods], axis=-1).astype(np.float32)
+    """Return the calendar of hourly windows as models take it, [samples, steps, 4]."""
+    from tsexport.calibration.synthetic import FIRST_BAR, time_marks
+
+    hours = np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)
+    return time_marks(FIRST_BAR.astype("datetime64[h]") + hours)
 
 
 def series_and_marks() -> Feeds:
@@ -147,32 +148,11 @@ def observed_known_and_static() -> Feeds:
 
 
 @cache
-def fields(channels: int, latitudes: int, longitudes: int) -> Feeds:
-    """Return smooth standardised fields [samples, channels, latitudes, longitudes]: sums of five plane waves each."""
-    random = np.random.default_rng(6)
-    rows, columns = np.arange(latitudes) / latitudes, np.arange(longitudes) / longitudes
-    waves = random.integers(-3, 4, (5, 2, SAMPLES, channels, 1, 1))
-    phases, sizes = (
-        random.uniform(0, 2 * np.pi, (5, SAMPLES, channels, 1, 1)),
-        random.random((5, SAMPLES, channels, 1, 1)),
-    )
-    angles = 2 * np.pi * (waves[:, 0] * rows[:, None] + waves[:, 1] * columns) + phases
-    field = (sizes * np.cos(angles)).sum(axis=0)
-    return {"state": (field / field.std()).astype(np.float32)}
+def weather(channels: int, latitudes: int, longitudes: int) -> Feeds:
+    """Return hours of the reference weather, a day apart: [samples, channels, latitudes, longitudes]."""
+    from tsexport.calibration.weather import fields
 
-
-@cache
-def states(latitudes: int = 64, longitudes: int = 64, channels: int = 13, count: int = SAMPLES) -> Feeds:
-    """Return states [count, channels, latitudes, longitudes] with a weather field's spectrum, standardised.
-
-    Amplitudes fall with the wave number to the power -1.5, as those of height and temperature do about the synoptic
-    scale, so that neighbours are alike.
-    """
-    generator = np.random.default_rng(11)
-    spectrum = np.fft.rfft2(generator.standard_normal((count, channels, latitudes, longitudes)))
-    waves = np.hypot(np.fft.fftfreq(latitudes)[:, None] * latitudes, np.arange(longitudes // 2 + 1)[None, :])
-    fields = np.fft.irfft2(spectrum / np.maximum(waves, 1) ** 1.5, s=(latitudes, longitudes))
-    return {"state": (fields / fields.std(axis=(2, 3), keepdims=True)).astype(np.float32)}
+    return {"state": fields(24 * np.arange(SAMPLES), channels, latitudes, longitudes)}
 
 
 CASES = (
@@ -254,7 +234,7 @@ CASES = (
     Case(
         "unet-small",
         "unet",
-        lambda: fields(5, 16, 8),
+        lambda: weather(5, 16, 8),
         {"channels": 5, "latitudes": 16, "longitudes": 8, "widths": (8, 16, 24)},
     ),
     Case(
@@ -289,15 +269,15 @@ CASES = (
     Case(
         "weather-gnn-small",
         "weather-gnn",
-        lambda: fields(3, 6, 12),
+        lambda: weather(3, 6, 12),
         {"channels": 3, "latitudes": 6, "longitudes": 12, "mesh_level": 1, "width": 16, "steps": 2},
     ),
-    Case("sfno-edge-test", "sfno-edge", states, {"size": "test"}),
+    Case("sfno-edge-test", "sfno-edge", lambda: weather(13, 64, 64), {"size": "test"}),
     # sfno-hybrid but for its size: two blocks a level, and a grid with other modes in each direction
     Case(
         "sfno-hybrid-small",
         "sfno-hybrid",
-        lambda: states(64, 32, 7),
+        lambda: weather(7, 64, 32),
         {
             **{"channels": 7, "latitudes": 64, "longitudes": 32, "widths": "8,16,32", "modes": 12},
             **{"layers": 3, "heads": 4, "feed_forward": 48},
