@@ -32,7 +32,7 @@ from tsexport.calibration.market import (
 )
 from tsexport.calibration.market_days import days_rule, has_reference_days, raw_reference_days, reference_days
 from tsexport.calibration.series import SeriesConfig, SplitName, Splits
-from tsexport.calibration.synthetic import FIRST_BAR, TIME_MARKS, channels_series, hourly_marks
+from tsexport.calibration.synthetic import TIME_MARKS, channels_series, hourly_times, time_marks
 from tsexport.calibration.tables import MemoryTable, Table
 from tsexport.calibration.trading_days import has_trading_days, reference_trading_days
 from tsexport.calibration.weather import HOURS, WeatherHours
@@ -134,8 +134,8 @@ def raw_reference_windows(
         return windows_of(table, series, split, name=names[0]), table.source
     columns, ahead = _channel_names(config["channels"]), "known_channels" in config
     values = channels_series(seed, table.row_count, config["channels"])
-    hours = FIRST_BAR + np.timedelta64(1, "h") * np.arange(table.row_count)
-    timed = MemoryTable(np.column_stack((values, clock_of(hours))), (*columns, *CLOCK), source=table.source)
+    clock = clock_of(hourly_times(table.row_count))
+    timed = MemoryTable(np.column_stack((values, clock)), (*columns, *CLOCK), source=table.source)
     series = replace(series, target_columns=(columns[0], *CLOCK) if ahead else columns)
     windows = windows_of(timed, series, split, name=names[0])
     return MarkedWindows(windows, tuple(names), config["channels"], ahead, timed=True), table.source
@@ -168,7 +168,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
     values = channels_series(seed, rows, config["channels"])
     if _takes_marks(config):
         targets = (names[0], *TIME_MARKS) if "known_channels" in config else names
-        marked = np.column_stack((values, hourly_marks(rows)))
+        marked = np.column_stack((values, time_marks(hourly_times(rows))))
         table = MemoryTable(marked, (*names, *TIME_MARKS), source="the reference series with its calendar")
         # Both are of about unit scale already.
         return table, SeriesConfig(

@@ -131,9 +131,9 @@ def channels_series(seed: int, rows: int, channels: int) -> NDArray[np.float32]:
     return np.asarray(series, dtype=np.float32)
 
 
-def hourly_marks(rows: int) -> NDArray[np.float32]:
-    """Return the calendar of hourly rows from FIRST_BAR on, [rows, 4]: see `time_marks`."""
-    return time_marks(FIRST_BAR.astype("datetime64[h]") + np.arange(rows))
+def hourly_times(rows: int) -> NDArray[np.datetime64]:
+    """Return the times of the rows of `channels_series`, [rows]: hours from FIRST_BAR on."""
+    return np.asarray(FIRST_BAR.astype("datetime64[h]") + np.arange(rows))
 
 
 def time_marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:

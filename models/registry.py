@@ -17,6 +17,8 @@ from tsexport.types import Task
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 ENTRY_POINT_GROUP = "tsexport.models"
 
+FLAT_TRANSFORM = "the Fourier transform of a regional patch is flat and periodic, not spherical"
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -220,7 +222,7 @@ _TABLE = (
         parameters=481_657_101,
         published_parameters=487_523_597,
         published_note="its published code cannot run, and its layers sum to 7,985,230,093",
-        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
+        caveats=(FLAT_TRANSFORM,),
     ),
     ModelEntry(
         name="sfno-edge",
@@ -232,7 +234,7 @@ _TABLE = (
         parameters=3_072_621,
         checkpoint=CHECKPOINTS / "sfno-edge.safetensors",
         checkpoint_size="test",
-        caveats=("the Fourier transform of a regional patch is flat and periodic, not spherical",),
+        caveats=(FLAT_TRANSFORM,),
     ),
 )
 _BUILT_IN = {entry.name: entry for entry in _TABLE}

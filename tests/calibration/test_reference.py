@@ -12,7 +12,7 @@ from tsexport.calibration.reference import (
     reference_series,
     reference_windows,
 )
-from tsexport.calibration.synthetic import FIRST_BAR, hourly_marks
+from tsexport.calibration.synthetic import FIRST_BAR, hourly_times, time_marks
 from tsexport.calibration.windows import windows_of
 from tsexport.data import plan_data
 from tsexport.errors import UsageError
@@ -138,7 +138,7 @@ def calendar(hours):
 
 def test_the_calendar_is_that_of_the_datetime_library():
     hours = np.array([0, 1, 23, 24, 31 * 24, 59 * 24 + 5, 60 * 24, 366 * 24 - 1, 366 * 24])
-    marks = hourly_marks(9000)
+    marks = time_marks(hourly_times(9000))
     np.testing.assert_allclose(marks[hours], calendar(hours), atol=1e-6, rtol=0)
     assert marks.min() == -0.5
     assert marks.max() == 0.5

@@ -125,10 +125,10 @@ def windows(name: str, steps: int, channels: int) -> Callable[[], Feeds]:
 
 def calendar(steps: int) -> np.ndarray:
     """Return the calendar of hourly windows as models take it, [samples, steps, 4]."""
-    from tsexport.calibration.synthetic import FIRST_BAR, time_marks
+    from tsexport.calibration.synthetic import hourly_times, time_marks
 
-    hours = np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)
-    return time_marks(FIRST_BAR.astype("datetime64[h]") + hours)
+    rows = np.arange(SAMPLES)[:, None] * 517 + np.arange(steps)
+    return time_marks(hourly_times(rows.max() + 1)[rows])
 
 
 def series_and_marks() -> Feeds:
