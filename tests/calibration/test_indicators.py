@@ -183,9 +183,9 @@ def test_a_price_that_never_moves_gives_no_nan(price, volume):
     assert (table["spread_proxy"] == 0).all()
     assert (table["orderflow_imbalance"] == 0).all()
     for name in ("volume_ma_ratio", "relative_volume", "trade_intensity"):
-        np.testing.assert_allclose(table[name], 1, rtol=RTOL)
+        np.testing.assert_allclose(table[name], 1, rtol=RTOL, atol=0)
     for name in ("returns", "macd", "macd_signal", "volatility", "atr", "vwap_distance"):
-        np.testing.assert_allclose(table[name], 0, atol=ATOL_OF_PRICE * price)
+        np.testing.assert_allclose(table[name], 0, atol=ATOL_OF_PRICE * price, rtol=0)
     assert np.isfinite(market_features(bars)).all()
 
 
@@ -217,7 +217,7 @@ def test_which_feature_is_dropped():
         np.testing.assert_array_equal(migt_features(bars, dropped=dropped), expected)
     middle = table[:, MIGT_FEATURES.index("bbands_middle")]
     bands = table[:, [MIGT_FEATURES.index("bbands_upper"), MIGT_FEATURES.index("bbands_lower")]]
-    np.testing.assert_allclose(bands.mean(axis=1), middle, rtol=RTOL)  # why it can be spared
+    np.testing.assert_allclose(bands.mean(axis=1), middle, rtol=RTOL, atol=0)  # why it can be spared
 
 
 def test_the_eight_features_are_the_indicators():

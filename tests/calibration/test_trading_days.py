@@ -146,9 +146,9 @@ def test_training_days_come_before_those_held_out_and_set_the_scale():
     # The last training day is not yet among the tokens of itself, but of the first one held out.
     np.testing.assert_array_equal(train.feeds["daily"][-1][1:], test.feeds["daily"][0][:-1])
     minutes = train.feeds["minutes"]
-    np.testing.assert_allclose(minutes.mean(axis=(0, 1)), 0, atol=1e-4)
-    np.testing.assert_allclose(minutes.std(axis=(0, 1)), 1, atol=1e-4)
-    np.testing.assert_allclose(train.target.std(axis=(0, 1)), 1, atol=1e-4)
+    np.testing.assert_allclose(minutes.mean(axis=(0, 1)), 0, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(minutes.std(axis=(0, 1)), 1, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(train.target.std(axis=(0, 1)), 1, atol=1e-4, rtol=0)
 
 
 def test_the_target_can_be_learned():

@@ -87,7 +87,9 @@ def test_edges_say_how_far_and_where_the_sender_is_from_the_receiver():
     # turning the sphere by a right angle changes nothing of what a receiver sees: the grid's four points do
     turned = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]) @ mesh.points[edges.senders[:3]].T
     seen = (turned.T - grid[1]) / longest_edge(mesh)
-    assert np.allclose(np.stack([-seen[:, 0], seen[:, 2], seen[:, 1]], axis=1), edges.features[:3, 1:], atol=1e-6)
+    assert np.allclose(
+        np.stack([-seen[:, 0], seen[:, 2], seen[:, 1]], axis=1), edges.features[:3, 1:], rtol=0, atol=1e-6
+    )
 
 
 def test_rows_go_from_north_to_south_and_columns_eastwards():
