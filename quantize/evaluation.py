@@ -2,7 +2,9 @@
 
 Activations that are quantized at run time share one range over the whole batch, so an artifact's accuracy depends on
 the batch.  Such an artifact is evaluated at each batch size of EVALUATION_BATCHES over the same windows, and the worst
-counts.  A model of large inputs is given fewer windows at once (see `rows_at_once`).  Where the source's metric is 0 (it answers every label exactly) there is no relative degradation, and the
+counts.  A model of large inputs is given fewer windows at once (see `rows_at_once`).
+
+Where the source's metric is 0 (it answers every label exactly) there is no relative degradation, and the
 output error is what is judged.
 """
 
