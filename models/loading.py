@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tsexport.errors import CheckpointError, ConfigurationError
 from tsexport.models.checkpoints import Checkpoint
-from tsexport.models.definition import Definition, ModelConfig
+from tsexport.models.definition import Definition, ModelConfig, sizes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,12 +92,16 @@ def compare(wanted: Shapes, found: Shapes) -> Misfit:
 def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Tensor"], misfit: Misfit) -> str:
     """Return which settings look wrong, found by building the model (without storage) with other values.
 
-    First each field is changed alone: a field is suspected where that changes a tensor that does not fit.  Then values
-    that could be read off the file (its dimensions, their products with other sizes, counts of layers) are tried, the
-    best kept, up to three fields deep.  Settings are promised only where the whole file then fits.
+    Named sizes are tried first.  Then each field is changed alone: a field is suspected where that changes a tensor
+    that does not fit.  Then values that could be read off the file (its dimensions, their products with other sizes,
+    counts of layers) are tried, the best kept, up to three fields deep.  Settings are promised only where the whole
+    file then fits.
     """
     found = {name: tuple(value.shape) for name, value in state.items()}
     shapes_of = _shapes_by_config(definition)
+    for size, values in sizes_of(definition.Config).items():
+        if not compare(shapes_of(definition.Config(**values)), found):
+            return f"It fits with --set size={size}."
     suspects = _suspects(shapes_of, config, misfit)
     fitting, left, changes = config, misfit, dict[str, object]()
     for _ in range(MAX_CHANGES):

@@ -169,7 +169,10 @@ def _session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base
-        raise UsageError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}",
+            next_step="Export or copy it again, with the file that holds its weights where there is one.",
+        ) from error
 
 
 def _run(session: Any, feeds: Feeds) -> dict[str, Array]:

@@ -1,8 +1,10 @@
 """How much worse an artifact is than its source model, on windows that calibration did not see.
 
 Activations that are quantized at run time share one range over the whole batch, so an artifact's accuracy depends on
-the batch.  Every artifact is evaluated at each batch size of EVALUATION_BATCHES over the same windows, and the worst
-counts.  Where the source's metric is 0 (it answers every label exactly) there is no relative degradation, and the
+the batch.  Such an artifact is evaluated at each batch size of EVALUATION_BATCHES over the same windows, and the worst
+counts.  A model of large inputs is given fewer windows at once (see `rows_at_once`).
+
+Where the source's metric is 0 (it answers every label exactly) there is no relative degradation, and the
 output error is what is judged.
 """
 
@@ -10,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tsexport.calibration.metrics import OutputError, accumulate, degradation
-from tsexport.types import Accuracy, AccuracyBudget, Array, Feeds, Session
+from tsexport.types import Accuracy, AccuracyBudget, Array, Feeds, Session, rows_at_once
 
 EVALUATION_BATCHES = (1, 32)
 ANY_BATCH = (32,)
@@ -83,7 +85,8 @@ def evaluate(
         DataError: the target does not fit the output.
     """
     worst: Accuracy | None = None
-    for batch in batches:
+    rows = rows_at_once((array[:1].shape for array in evaluation.feeds.values()), max(batches))
+    for batch in dict.fromkeys(min(batch, rows) for batch in batches):
         totals = _evaluate_at(session, evaluation, batch)
         labelled = totals.source_value is not None and totals.value is not None
         one = Accuracy(

@@ -14,7 +14,7 @@ from typing import Any
 
 from tsexport.calibration.datasets import Dataset
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
-from tsexport.quantize.onnxruntime_quantizer import CALIBRATION_BATCH, NothingQuantizedError
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
 from tsexport.quantize.recipes import Recipe
 from tsexport.types import Array
 
@@ -51,12 +51,13 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
 
         nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
+        batches = _Batches(calibration)
         fix = nncf.OverflowFix.ENABLE if recipe.reduce_range else nncf.OverflowFix.DISABLE
         quantized = nncf.quantize(
             model,
-            nncf.Dataset(_Batches(calibration)),
+            nncf.Dataset(batches),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=-(-calibration.count // CALIBRATION_BATCH),
+            subset_size=len(batches),
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(names=_preparation(model)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
@@ -84,10 +85,10 @@ class _Batches:
     """Iterates over a dataset's batches from the start each time it is asked."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+        self._dataset, self._size = dataset, calibration_batch(dataset)
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
-        return (dict(batch.feeds) for batch in self._dataset.batches(CALIBRATION_BATCH))
+        return (dict(batch.feeds) for batch in self._dataset.batches(self._size))
 
     def __len__(self) -> int:
-        return -(-self._dataset.count // CALIBRATION_BATCH)
+        return -(-self._dataset.count // self._size)

@@ -22,7 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tsexport.calibration.datasets import Dataset
 from tsexport.quantize.recipes import Recipe
-from tsexport.types import Array
+from tsexport.types import Array, rows_at_once
 
 DYNAMIC_OPERATORS = ["MatMul", "LSTM"]
 STATIC_OPERATORS = ["MatMul", "Conv"]
@@ -37,17 +37,26 @@ QUANTIZED_NODES = frozenset(
     }
 )
 CALIBRATION_BATCH = 16
+"""The most windows at once; a model of large inputs takes fewer (see `rows_at_once`)."""
 
 
 class NothingQuantizedError(Exception):
     """The recipe found no node that it could quantize."""
 
 
+def calibration_batch(dataset: Dataset) -> int:
+    """Return how many windows a quantizer is given at once: it keeps what every layer answers to them."""
+    first = next(iter(dataset.batches(1)))
+    return rows_at_once((array.shape for array in first.feeds.values()), CALIBRATION_BATCH)
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
     """Streams a dataset's batches, so that memory does not grow with the number of windows."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._batches: Iterator[dict[str, Array]] = (dict(batch.feeds) for batch in dataset.batches(CALIBRATION_BATCH))
+        self._batches: Iterator[dict[str, Array]] = (
+            dict(batch.feeds) for batch in dataset.batches(calibration_batch(dataset))
+        )
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._batches, None)

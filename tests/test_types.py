@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tsexport import types
 from tsexport.types import (
+    ELEMENTS_AT_ONCE,
     Comparison,
     Parity,
     Session,
@@ -18,6 +19,7 @@ from tsexport.types import (
     file_sha256,
     files_sha256,
     random_feeds,
+    rows_at_once,
 )
 
 TOLERANCE = Tolerance("exact", 0.0, 0.0, "for tests")
@@ -116,3 +118,24 @@ def test_a_session_is_known_by_what_it_offers():
 
     assert isinstance(Complete(), Session)
     assert not isinstance(Lacking(), Session)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rows"),
+    [
+        (((1, 128, 8),), 64),  # patchtst-cpu
+        (((1, 288, 24), (1, 288), (1, 288, 4)), 7),  # migt-tvdt: 64 took 6 GB
+        (((1, 64, 16), (1, 390, 16)), 9),  # hrm-27m
+        (((1, 13, 256, 256),), 1),  # sfno-hybrid: one is more than what may be there at once, and there is no less
+        (((1,),), 64),
+    ],
+)
+def test_the_larger_a_sample_is_the_fewer_run_at_once(shapes, rows):
+    assert rows_at_once(iter(shapes), 64) == rows
+
+
+@given(elements=st.integers(1, 10**8), most=st.integers(1, 100))
+def test_at_least_one_row_and_at_most_as_many_as_were_asked_for(elements, most):
+    rows = rows_at_once([(1, elements)], most)
+    assert 1 <= rows <= most
+    assert rows == 1 or rows * elements <= ELEMENTS_AT_ONCE

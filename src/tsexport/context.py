@@ -44,21 +44,33 @@ class Context:
         path = self.options.calibration or self.options.evaluation
         return inputs_of_arrays(path) if path is not None and path.suffix == ".npz" else ()
 
+    @property
+    def built(self) -> str:
+        """The model, with its component."""
+        return " ".join(name for name in (self.identity.name, self.options.component) if name)
+
     @cached_property
     def selection(self) -> Selection | None:
         """The selection.json whose choices are repeated, or None.
 
         Raises:
-            UsageError: it cannot be read.
+            UsageError: it cannot be read, or was made for another model: its choices rest on what was measured there.
             BundleError: it is no selection.json.
         """
         path = self.options.selection
         if path is None:
             return None
         try:
-            return parse_selection(path.read_bytes())
+            selection = parse_selection(path.read_bytes())
         except OSError as error:
             raise UsageError(f"--selection {path} cannot be read: {error.strerror}") from error
+        if selection.model not in ("", self.built):
+            raise UsageError(
+                f"--selection {path} repeats choices that were measured for {selection.model}; this build is of "
+                f"{self.built}",
+                next_step=f"give the selection.json of a bundle of {self.built}, or build without --selection",
+            )
+        return selection
 
     @cached_property
     def source(self) -> "OpenedSource":

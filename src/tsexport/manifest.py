@@ -220,9 +220,9 @@ class RankedArtifact:
 class Selection:
     """selection.json, schema 1: the choices that depended on measuring, so that `--selection` can repeat them.
 
-    `why` says it without a figure; `candidate` and `recipe` are those of the selected candidate (for fp32: the
-    artifact's name and {}); `order` goes from fastest to slowest; `threads` is what was measured with; `rewrites` are
-    those that each runtime's fp32 artifact is made with.
+    `why` has no figure; `candidate` and `recipe` are the selected candidate's (for fp32: the artifact's name and {});
+    `order` starts with the fastest; `rewrites` are those of each runtime's fp32 artifact; `model` is what was measured
+    with `threads`, with its component, "" for any.
     """
 
     schema_version: Literal[1]
@@ -236,6 +236,7 @@ class Selection:
     threads: int
     triton_batch_sizes: tuple[int, ...]
     rewrites: tuple[RewriteChoice, ...] = ()
+    model: str = ""
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -161,6 +161,7 @@ def _selection(context: Context, packed: Packed) -> Selection:
         threads=packed.threads,
         triton_batch_sizes=tuple(context.options.batches),
         rewrites=packed.exports.choices,
+        model=context.built,
     )
 
 

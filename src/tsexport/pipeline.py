@@ -107,8 +107,10 @@ def plan_build(options: BuildOptions) -> Plan:
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(cpu) if target.precision == "int8" else ()
+    context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
+    _ = context.selection  # read for its own checks, before minutes are spent
     return Plan(
-        context=Context(options, target, cpu, identity, plan, Cache(default_root()), threads),
+        context=context,
         name=name,
         destination=destination,
         recipes=recipes,

@@ -16,7 +16,7 @@ from tsexport.context import Context
 from tsexport.manifest import CheckpointRecord, DataRecord
 from tsexport.npz import read_arrays, write_arrays
 from tsexport.preparing import quantile_levels
-from tsexport.types import Array, Feeds, ModelSpec, random_feeds
+from tsexport.types import Array, Feeds, ModelSpec, random_feeds, rows_at_once
 
 if TYPE_CHECKING:
     from tsexport.data import Opened
@@ -27,6 +27,7 @@ REAL_SAMPLES = 8
 DAMAGED_SAMPLES = 8
 """Windows with gaps, where the graph repairs them; half of the golden and of the real ones are then such."""
 SOURCE_BATCH = 64
+"""The most samples that the source answers at once (see `rows_at_once`)."""
 RANDOM_WINDOWS = 64
 NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
 RAW_UNITS = (
@@ -145,9 +146,10 @@ def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:
 
 def _answers(context: Context, feeds: Feeds) -> dict[str, Array]:
     count = len(next(iter(feeds.values())))
+    rows = rows_at_once((spec.with_batch(1) for spec in context.source.spec.inputs), SOURCE_BATCH)
     parts = [
-        context.source.run({name: array[start : start + SOURCE_BATCH] for name, array in feeds.items()})
-        for start in range(0, count, SOURCE_BATCH)
+        context.source.run({name: array[start : start + rows] for name, array in feeds.items()})
+        for start in range(0, count, rows)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -5,7 +5,8 @@ Comparison + Measurement -> Verdict -> Bundle.  All records are frozen; sequence
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -371,3 +372,20 @@ def random_feeds(inputs: tuple[TensorSpec, ...], batch: int, seed: int) -> dict[
         else:
             feeds[spec.name] = generator.integers(0, 2, shape).astype(dtype)
     return feeds
+
+
+ELEMENTS_AT_ONCE = 2**16
+"""Input elements that a model is given at once where the batch is free: a wide model holds a row of a few hundred
+values for each of them, several times over.  64 rows of 128 bars x 8 features stay together, and of a day of 288 bars x
+24 variables, each of which migt-tvdt makes 256 values of, only 7: below 1 GB where 64 took 6 GB."""
+
+
+def rows_at_once(shapes: Iterable[tuple[int, ...]], most: int) -> int:
+    """Return how many samples are run at once where the batch is free, from 1 to `most`.
+
+    Args:
+        shapes: the shapes of the inputs for a batch of 1.
+        most: how many a small model is given; more bring no speed.
+    """
+    elements = sum(math.prod(shape) for shape in shapes)
+    return max(1, min(most, ELEMENTS_AT_ONCE // elements))

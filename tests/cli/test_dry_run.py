@@ -1,11 +1,34 @@
-"""`tsexport build --dry-run`: what would be done, under which name; nothing is written, and no model opened."""
+"""The dry run of `tsexport build`, and selections that are refused before anything is opened."""
 
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tsexport.manifest import RankedArtifact, Selection, selection_text
+
+
+def refused(result, message):
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def selection_of(build):
+    """Write chosen.json beside where a build runs, by default a choice for any model."""
+    order = (RankedArtifact("onnx-fp32", "onnxruntime"),)
+
+    def write(model=""):
+        chosen = Selection(1, "onnx-fp32", "onnxruntime", "a test", "onnx-fp32", {}, (), order, 1, (1,), model=model)
+        path = Path("chosen.json").absolute()
+        path.write_text(selection_text(chosen))
+        return path
+
+    return write
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(build, tmp_path):
@@ -32,6 +55,42 @@ def test_a_dry_run_of_a_component(build):
     assert re.search(r"component\W+h-module", shown.stdout)
     document = json.loads(build(*options, "--json").stdout)
     assert (document["component"], document["path"]) == ("h-module", "dist/hrm-27m-h-module-cpu4-fp32")
+
+
+def test_a_dry_run_says_that_windows_are_prepared_in_the_graph(build):
+    options = ("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run")
+    assert re.search(r"preprocessing\W+in the graph", build(*options, "--include-preprocessing").stdout)
+    assert "preprocessing" not in build(*options).stdout
+    for more, included in ((), False), (("--include-preprocessing",), True):
+        assert json.loads(build(*options, *more, "--json").stdout)["include_preprocessing"] is included
+
+
+def test_a_dry_run_of_a_repeated_selection(build, selection_of):
+    selection_of()
+    options = ("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--selection", "chosen.json")
+    assert re.search(r"selection\W+repeats chosen.json", build(*options).stdout)
+    assert json.loads(build(*options, "--json").stdout)["selection"] == "chosen.json"
+
+
+@pytest.mark.parametrize("of", ["dlinear", "linear l-module"])
+def test_a_selection_of_another_model_is_refused_before_anything_is_opened(build, selection_of, of):
+    """What was measured there says nothing here, and the manifest would say that it was measured."""
+    selection_of(of)
+    result = build("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--selection", "chosen.json")
+    refused(result, f"--selection chosen.json repeats choices that were measured for {of}; this build is of linear")
+    assert "give the selection.json of a bundle of linear, or build without --selection" in result.stderr
+    selection_of("linear")
+    assert build("linear", "--target", "cpu4-fp32", "-o", "d", "--dry-run", "--selection", "chosen.json").exit_code == 0
+
+
+def test_a_selection_of_before_rewrites_were_chosen(build, selection_of):
+    path = selection_of()
+    document = json.loads(path.read_text())
+    del document["rewrites"]
+    path.write_text(json.dumps(document))
+    result = build("linear", "--target", "cpu4-fp32", "-o", "dist", "--selection", "chosen.json")
+    refused(result, "selection.json")
+    assert "rewrites" in result.stderr
 
 
 def test_a_dry_run_opens_no_model(tmp_path):

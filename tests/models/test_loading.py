@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tsexport.errors import CheckpointError
-from tsexport.models import dlinear, linear, patchtst, patchtst_cpu
+from tsexport.models import dlinear, linear, patchtst, patchtst_cpu, sfno_edge
 from tsexport.models.checkpoints import read_checkpoint
 from tsexport.models.loading import load_strictly
 
@@ -48,6 +48,14 @@ def test_the_settings_that_fit_are_found(tmp_path, definition, sizes, flags):
         load(definition, checkpoint, **{k: v == "true" if v in ("true", "false") else int(v) for k, v in told.items()})
         == ()
     )
+
+
+def test_a_named_size_is_found(tmp_path):
+    """Its widths change together, which no search field by field finds."""
+    checkpoint = saved(tmp_path / "a.pth", sfno_edge, **sfno_edge.Config.SIZES["test"])
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        load(sfno_edge, checkpoint)
+    assert caught.value.next_step == "It fits with --set size=test."
 
 
 def test_a_context_length_is_found_through_the_number_of_patches(tmp_path):

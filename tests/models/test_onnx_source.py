@@ -116,3 +116,18 @@ def test_missing_external_data_is_named(tmp_path):
     external(tmp_path / "net.onnx", "net.data")
     with pytest.raises(UsageError, match=r"keeps weights in 'net\.data', which is missing"):
         identify(str(tmp_path / "net.onnx"))
+
+
+def test_external_data_by_an_absolute_path_is_refused(tmp_path):
+    values = external(tmp_path / "net.onnx", str(tmp_path / "net.data"))
+    (tmp_path / "net.data").write_bytes(values.tobytes())
+    with pytest.raises(UsageError, match="outside its own folder"):
+        identify(str(tmp_path / "net.onnx"))
+
+
+def test_external_data_that_ends_early(tmp_path):
+    values = external(tmp_path / "net.onnx", "net.data")
+    (tmp_path / "net.data").write_bytes(values.tobytes()[:-1])
+    with pytest.raises(UsageError, match=r"ONNX Runtime cannot load .*net\.onnx: ") as caught:
+        open_path(tmp_path / "net.onnx")
+    assert caught.value.next_step.startswith("Export or copy it again, with the file that holds its weights")

@@ -8,7 +8,7 @@ from tsexport.errors import UsageError
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.quantize.evaluation import evaluate
-from tsexport.samples import Samples, SamplesRecord
+from tsexport.samples import Samples, SamplesRecord, take_samples
 from tsexport.targets import parse_target
 from tsexport.types import ModelSpec, TensorSpec
 
@@ -78,3 +78,38 @@ def test_int8_of_a_model_with_static_inputs_asks_for_data(tmp_path):
     identity = identify("tft", settings={"static_channels": 2})
     with pytest.raises(UsageError, match="no reference series for tft"):
         plan_data(options, parse_target("cpu4-int8"), identity)
+
+
+WIDE = """
+import torch
+
+SEEN = []
+
+
+class Wide(torch.nn.Module):
+    tsexport_inputs = {"x": ("batch", 30_000)}
+
+    def forward(self, x):
+        SEEN.append(x.shape[0])
+        return x.mean(dim=1, keepdim=True)
+
+
+def wide():
+    return Wide()
+"""
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_source_of_large_inputs_answers_a_few_samples_at_once(context_of, tmp_path):
+    """64 days of migt-tvdt at once took 6 GB."""
+    (tmp_path / "wide.py").write_text(WIDE)
+    context = context_of(f"{tmp_path / 'wide.py'}:wide", include_preprocessing=False)
+    module = context.source.module
+    assert module is not None
+    seen = next(one for one in module.modules() if type(one).__name__ == "Wide").forward.__globals__["SEEN"]
+    seen.clear()  # opening it probes a few batches
+    found, _ = take_samples(context)
+    assert seen == [2] * 32
+    np.testing.assert_allclose(
+        found.outputs[found.spec.outputs[0].name], found.feeds["x"].mean(axis=1)[:, None], atol=1e-6
+    )

@@ -11,7 +11,7 @@ from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.rewrites.order import REWRITES
 from tsexport.exporters.rewrites.proofs import rewrite_graph
 from tsexport.quantize.candidates import Fp32Sources, build_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch, quantize_onnx
 from tsexport.quantize.recipes import (
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,
@@ -149,3 +149,9 @@ def test_a_dynamic_answer_depends_on_the_batch(sources, bodies, spec, windows, t
         exact = session.run({"x": feeds[:1]})["y"]
     assert relative_rms(exact, alone) < 0.05
     assert relative_rms(exact, together) > 0.1
+
+
+@pytest.mark.parametrize(("width", "windows"), [(32, 16), (30_000, 2), (10**6, 1)])
+def test_windows_of_a_large_input_are_calibrated_a_few_at_once(width, windows):
+    """A quantizer keeps what every layer answers to them."""
+    assert calibration_batch(ArrayDataset({"x": np.zeros((40, width), np.float32)})) == windows

@@ -108,6 +108,13 @@ def test_one_batch_size_where_the_answer_does_not_depend_on_it():
     assert session.batches == [32, 32, 6]
 
 
+def test_windows_of_a_large_input_are_judged_a_few_at_once():
+    x = np.zeros((5, 30_000), dtype=np.float32)  # two of them are what may be there at once
+    session = Scaled()
+    judge(session, EvaluationSet({"x": x}, answer(x), None, "mse"))
+    assert session.batches == [1] * 5 + [2, 2, 1]
+
+
 @given(windows=st.integers(1, 50), batch=st.integers(1, 60), relative=st.floats(-0.5, 0.5))
 @settings(max_examples=30, deadline=None)
 def test_batches_add_up_to_the_whole(windows, batch, relative):

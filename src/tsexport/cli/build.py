@@ -64,7 +64,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--atol", type=float, help="Absolute parity tolerance of the fp32 artifacts.")
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
-@click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 8.")
+@click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 4.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
@@ -129,6 +129,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "target": context.target.name,
             "instruction_set": context.cpu.instruction_set,
             "threads": context.threads,
+            "include_preprocessing": context.options.include_preprocessing,
+            "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
             "recipes": [recipe.name for recipe in plan.recipes],
@@ -144,6 +146,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("target", f"{context.target.name} on {context.cpu.model} ({context.cpu.instruction_set})"),
         ("threads", str(context.threads)),
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
+        *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
+        *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
         ("INT8 recipes", ", ".join(recipe.name for recipe in plan.recipes) or "none: fp32 target"),
