@@ -6,6 +6,7 @@ Every conversion can leave rewrites out by name: which ones is decided by measur
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from tsexport.exporters.rewrites.proofs import Applied
 
 PROBE_BATCHES = (1, 2, 5)
+COSTLY_FLOPS = 5e9
+"""From so many operations a sample on, a rewrite is proven on fewer samples: each proof runs them all."""
+COSTLY_BATCHES = (1, 2)
 _SEED = 29
 
 
@@ -31,12 +35,27 @@ class Converted:
     nodes: int = 0
 
 
-def probes(spec: ModelSpec, real: Feeds | None) -> tuple[Feeds, ...]:
+def probes(spec: ModelSpec, real: Feeds | None, *, costly: bool = False) -> tuple[Feeds, ...]:
     """Return the feeds by which rewrites prove themselves: random at several batch sizes, and real ones where given."""
     fixed = spec.inputs[0].shape[0]
-    batches = (fixed,) if isinstance(fixed, int) else PROBE_BATCHES
+    batches = (fixed,) if isinstance(fixed, int) else COSTLY_BATCHES if costly else PROBE_BATCHES
     sets: list[Feeds] = [random_feeds(spec.inputs, batch, _SEED + batch) for batch in batches]
-    return (*sets, real) if real is not None else tuple(sets)
+    if real is None:
+        return tuple(sets)
+    return (*sets, {name: array[:1] for name, array in real.items()} if costly else real)
+
+
+def is_costly(module: "nn.Module", spec: ModelSpec) -> bool:
+    """Return whether one sample takes COSTLY_FLOPS or more, as torch counts them (recurrent layers as nothing)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tsexport.exporters.tracing import mha_fastpath
+
+    feeds = random_feeds(spec.inputs, 1, _SEED)
+    with torch.no_grad(), mha_fastpath(False), FlopCounterMode(display=False) as counter:
+        module(*map(torch.from_numpy, feeds.values()))
+    return bool(counter.get_total_flops() >= COSTLY_FLOPS)
 
 
 @dataclass
@@ -56,6 +75,15 @@ class OnnxConverter:
     real: Feeds | None
     _exported: dict[frozenset[str], tuple[Artifact, bytes]] = field(default_factory=dict)
 
+    @cached_property
+    def costly(self) -> bool:
+        """Whether a sample takes so long that proofs are kept short."""
+        return self.module is not None and is_costly(self.module, self.spec)
+
+    @cached_property
+    def _probes(self) -> tuple[Feeds, ...]:
+        return probes(self.spec, self.real, costly=self.costly)
+
     def convert(self, path: Path, without: Collection[str] = ()) -> Converted:
         """Write the artifact to `path`, made without the rewrites of these names (`rewrites.order.EVERY`: plain).
 
@@ -71,8 +99,7 @@ class OnnxConverter:
         plain, done = self._export(path, without)
         if plain.opset != OPSET:  # an adopted file that could not be brought to opset 17 stays as it is
             return Converted(plain)
-        feeds = probes(self.spec, self.real)
-        model, more = rewrite_graph(open_model(path), feeds, REWRITES, without=without)
+        model, more = rewrite_graph(open_model(path), self._probes, REWRITES, without=without)
         done = (*done, *more)
         # Rewrites read the shapes between nodes; runtimes infer them, and in tract they stand against fixing the batch.
         del model.graph.value_info[:]
@@ -91,7 +118,7 @@ class OnnxConverter:
         from tsexport.exporters.rewrites.modules import rewrite_module
         from tsexport.exporters.rewrites.order import MODULE_REWRITES
 
-        feeds, module = probes(self.spec, self.real), self.module
+        feeds, module = self._probes, self.module
         done: tuple[Applied, ...] = ()
         if module is not None:
             module, done = rewrite_module(module, feeds, MODULE_REWRITES, without)
@@ -130,7 +157,7 @@ def convert_to_torchscript(
     from tsexport.exporters.rewrites.order import MODULE_REWRITES
     from tsexport.exporters.torchscript import export_torchscript
 
-    feeds = probes(spec, real)
+    feeds = probes(spec, real, costly=is_costly(module, spec))
     rewrites = [one for one in MODULE_REWRITES if one.torchscript]
     module, done = rewrite_module(module, feeds, rewrites, without)
     artifact = export_torchscript(module, spec, feeds[1 % len(feeds)], path)

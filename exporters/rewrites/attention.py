@@ -98,6 +98,7 @@ class SeparateProjections:
 
     name = "separate-projections"
     torchscript = False  # torch's own packed attention is made for it
+    required = False
 
     def _attentions(self, module: nn.Module) -> dict[str, nn.MultiheadAttention]:
         return {name: part for name, part in module.named_modules() if name and _fits(part)}

@@ -150,6 +150,7 @@ class EncoderAsMatrixProducts:
 
     name = "encoder-as-matrix-products"
     torchscript = False  # torch's own fused encoder layer is faster there
+    required = False
 
     def requires(self, module: nn.Module) -> bool:
         return bool(_encoders(module))

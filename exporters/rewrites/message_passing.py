@@ -172,6 +172,7 @@ class GatherMessages:
 
     name = "gather-messages"
     torchscript = True
+    required = False
 
     def _steps(self, module: nn.Module) -> dict[str, nn.Module]:
         return {name: part for name, part in module.named_modules() if name and type(part) is interaction()}

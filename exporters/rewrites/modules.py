@@ -20,11 +20,13 @@ class ModuleRewrite(Protocol):
 
     `call` gets a copy whose structure it may change, but whose parameters and buffers are the original's: it makes new
     ones and leaves those alone.  It returns the module (another one where the outermost is replaced) and how many
-    places it changed.  `torchscript` says whether it is tried in TorchScript, too, or in ONNX and OpenVINO alone.
+    places it changed.  `torchscript` says whether it is tried in TorchScript, too, or in ONNX and OpenVINO alone;
+    `required` that there is no ONNX without it, so that leaving it out is not tried there.
     """
 
     name: str
     torchscript: bool
+    required: bool
 
     def requires(self, module: nn.Module) -> bool: ...
 

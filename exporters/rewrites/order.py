@@ -39,8 +39,11 @@ REWRITES: tuple[GraphRewrite, ...] = (
     DropNoOps(),
 )
 SPEED: frozenset[str] = frozenset(
-    (*(one.name for one in MODULE_REWRITES), *(one.name for one in REWRITES if one.speed))
+    (
+        *(one.name for one in MODULE_REWRITES if not one.required),
+        *(one.name for one in REWRITES if one.speed),
+    )
 )
 """The names of the rewrites that a runtime's artifact may be made without."""
 EVERY: frozenset[str] = SPEED | {one.name for one in REWRITES}
-"""The names of all: without them, an export is the plain one."""
+"""The names of all that an export can do without; without them, it is the plain one."""

@@ -106,6 +106,7 @@ class SpectralAsMatrixProducts:
 
     name = "spectral-as-matrix-products"
     torchscript = True
+    required = True  # torch.fft has no form in opset 17
 
     def requires(self, module: nn.Module) -> bool:
         return bool(spectral_layers(module))

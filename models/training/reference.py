@@ -3,7 +3,7 @@
 
 Each model learns its reference series (see `tsexport.calibration.reference`): classifiers the class of the move behind
 a window, models of a grid the next hour's weather.  The training split is for training, the test split to judge by.
-A model takes one to three minutes on one core.
+A model takes half a minute to two minutes on one core.
 
 A checkpoint is written only where it beats what needs no model by a margin: the class that is most frequent in training
 by `ACCURACY_MARGIN`, persistence (the next hour is as this one) by the factor `ERROR_FACTOR` of its squared error.

@@ -108,7 +108,7 @@ def _onnx(context: Context, samples: Samples, folder: Path) -> ExportResult:
     source = context.source
     converter = OnnxConverter(source.module, source.onnx_path, samples.spec, samples.real)
     with tempfile.TemporaryDirectory(prefix=".variants-", dir=folder) as made:
-        variants = Variants(Path(made), file_name("onnx"), converter.convert, EVERY, SPEED)
+        variants = Variants(Path(made), file_name("onnx"), converter.convert, EVERY, SPEED, converter.costly)
         whole = variants.make()
         chosen = {
             runtime: _choose(context, samples, variants, runtime)

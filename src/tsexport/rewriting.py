@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SECONDS = 0.3
 """For each contestant of a comparison, once there are rounds enough for an interval."""
 
+TOGETHER = "not tried alone, since every export of this model takes long"
+
 Convert = Callable[[Path, Collection[str]], "Converted"]
 Compare = Callable[[Sequence[Artifact], str], Sequence[Ratio | None]]
 """How many times faster each artifact is than the first on a runtime; None where the runtime cannot run it."""
@@ -30,13 +32,18 @@ Compare = Callable[[Sequence[Artifact], str], Sequence[Ratio | None]]
 
 @dataclass
 class Variants:
-    """One format's artifact, made without some of the rewrites; each is made once, in a folder of its own."""
+    """One format's artifact, made without some of the rewrites; each is made once, in a folder of its own.
+
+    `speed` are the names of the rewrites that are tried one by one, `every` those that the plain export is without.
+    `costly` says that each variant takes long: then all rewrites together are held against none of them.
+    """
 
     folder: Path
     file_name: str
     convert: Convert
     every: frozenset[str]
     speed: frozenset[str]
+    costly: bool = False
     _made: "dict[frozenset[str], Converted | None]" = field(default_factory=dict)
 
     def make(self, without: Collection[str] = ()) -> "Converted":
@@ -44,7 +51,8 @@ class Variants:
         key = frozenset(without)
         made = self._made.get(key)
         if made is None:
-            folder = self.folder / ("plain" if key == self.every else "-".join(["without", *sorted(key)]) or "whole")
+            named = "-".join(["without", *sorted(key)]) if key else "whole"
+            folder = self.folder / ("plain" if key == self.every else named)
             folder.mkdir(parents=True, exist_ok=True)
             made = self._made[key] = self.convert(folder / self.file_name, key)
         return made
@@ -81,6 +89,8 @@ def choose_rewrites(variants: Variants, runtime: str, compare: Compare) -> Rewri
     ahead = False
     while True:
         untried = [one for one in base.rewrites if one.kept and one.name in variants.speed - verdicts.keys()]
+        if variants.costly:
+            verdicts, untried = {one.name: RewriteVerdict(one.name, True, TOGETHER) for one in untried}, []
         rivals = {one.name: variants.try_to_make(without | {one.name}) for one in untried}
         speeds = _speeds([base, *rivals.values(), plain], runtime, compare)
         if speeds[id(base)] is None:  # the runtime cannot run it; parity says why

@@ -13,11 +13,14 @@ from torch import nn
 from tsexport.errors import ExportError
 from tsexport.exporters.checks import check_parity, feed_sets
 from tsexport.exporters.conversion import (
+    COSTLY_BATCHES,
+    COSTLY_FLOPS,
     PROBE_BATCHES,
     convert_to_onnx,
     convert_to_openvino,
     convert_to_torchscript,
     file_name,
+    is_costly,
     probes,
 )
 from tsexport.exporters.rewrites import proofs
@@ -55,6 +58,20 @@ def test_probes_vary_the_batch_where_they_may(shape, batches):
     assert probes(spec, real)[-1] is real
     assert len(probes(spec, real)) == len(made) + 1
     assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(made, probes(spec, None), strict=True))
+
+
+def test_a_costly_model_is_probed_with_fewer_samples():
+    spec = ModelSpec("m", "test", "unknown", (TensorSpec("x", "float32", ("batch", 4)),), ())
+    made = probes(spec, {"x": np.ones((8, 4), np.float32)}, costly=True)
+    assert tuple(len(feeds["x"]) for feeds in made) == (*COSTLY_BATCHES, 1)
+
+
+@pytest.mark.parametrize(("rows", "costly"), [(10, False), (300_000, True)])
+def test_what_is_costly_is_counted_in_operations(rows, costly):
+    """2 * rows * 96 * 96 for the product."""
+    spec = ModelSpec("m", "test", "unknown", (TensorSpec("x", "float32", ("batch", rows, 96)),), ())
+    assert COSTLY_FLOPS < 2 * 300_000 * 96 * 96
+    assert is_costly(torch.nn.Linear(96, 96), spec) == costly
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")

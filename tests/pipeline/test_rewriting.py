@@ -20,7 +20,7 @@ from tsexport.exporters.conversion import Converted
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.proofs import rewrite_graph
 from tsexport.manifest import RewriteChoice, RewriteVerdict
-from tsexport.rewriting import Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
+from tsexport.rewriting import TOGETHER, Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
 from tsexport.types import ModelSpec, TensorSpec, random_feeds
 
 WIDTH, PRODUCTS = 192, 40
@@ -205,3 +205,26 @@ def test_slow_calls_are_timed_a_few_times_and_the_interval_says_how_sure_that_is
     assert second.high is not None
     assert second.low <= second.value <= second.high < 1
     assert second.confidence == 1 - 2 ** (1 - side_by_side.FEWEST_ROUNDS)
+
+
+def test_a_costly_model_is_held_against_its_plain_export_alone(converter):
+    variants = replace(converter(DropUnits(), MultiplyByUnits()), costly=True)
+    asked = []
+
+    def compare(artifacts, runtime):
+        asked.append([artifact.path.parent.name for artifact in artifacts])
+        return EVEN, SLOWER
+
+    choice = choose_rewrites(variants, "onnxruntime", compare)
+    assert asked == [["whole", "plain"]]
+    assert not choice.plain
+    assert {(one.rewrite, one.applied, one.why) for one in choice.verdicts} == {
+        ("drop-units", True, TOGETHER),
+        ("multiply-by-units", True, TOGETHER),
+    }
+
+
+def test_a_costly_model_ships_plain_where_that_is_faster(converter):
+    variants = replace(converter(DropUnits(), MultiplyByUnits()), costly=True)
+    choice = choose_rewrites(variants, "onnxruntime", ratios(FASTER))
+    assert choice == RewriteChoice("onnxruntime", True, ())
