@@ -74,13 +74,16 @@ CLASS_COLUMN = "class"
 def has_reference(model: str, config: Mapping[str, Any]) -> bool:
     """Return whether there is a reference series for a registered model of this configuration.
 
-    There is none with static inputs, nor with known ones of another number than the calendar has.
+    There is none with static inputs, nor with known ones of another number than the calendar has, nor for a classifier
+    that takes a calendar.
     """
     if model in OWN_DATA:
         return OWN_DATA[model].exists(config)
     if config.get("static_channels") or config.get("known_channels", len(TIME_MARKS)) != len(TIME_MARKS):
         return False
-    return any(_has_sizes(config, sizes) for sizes in (FORECAST_SIZES, CLASSIFIER_SIZES, GRID_SIZES))
+    if _classifies(config):
+        return not _takes_marks(config)
+    return any(_has_sizes(config, sizes) for sizes in (FORECAST_SIZES, GRID_SIZES))
 
 
 def has_reference_series(model: str, config: Mapping[str, Any]) -> bool:
@@ -149,7 +152,7 @@ def reference_series(model: str, config: Mapping[str, Any], seed: int) -> tuple[
         config: the model's configuration, for which `has_reference` is true; of a series, not of a grid.
         seed: of the multi-channel series; the market series and that with classes have their own.
     """
-    if _has_sizes(config, CLASSIFIER_SIZES):
+    if _classifies(config):
         return classes_series(config["context_length"], config["channels"], config["classes"])
     if model == "patchtst-cpu" and config["channels"] == len(FEATURES) and config["horizon"] == 1:
         values, _ = reference_table()
@@ -215,6 +218,11 @@ def move_classes(series: NDArray[np.float32], classes: int, *, training_rows: in
     moves = series - before
     cuts = np.quantile(moves[MOVE_ROWS:training_rows], np.arange(1, classes) / classes)
     return np.asarray(np.searchsorted(cuts, moves))
+
+
+def _classifies(config: Mapping[str, Any]) -> bool:
+    """A model that can do both has `classes` 0 where it forecasts."""
+    return _has_sizes(config, CLASSIFIER_SIZES) and config["classes"] > 0
 
 
 def _takes_marks(config: Mapping[str, Any]) -> bool:

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tsexport.errors import ConfigurationError, UsageError, did_you_mean
-from tsexport.types import TensorSpec
+from tsexport.types import Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
+
+SHAPES_NO_WEIGHT: Mapping[str, bool] = {"shapes no weight": True}
+"""Metadata of a `dataclasses.field` that changes no weight's shape and is costly to try where a checkpoint misfits."""
 
 Sizes = Mapping[str, Mapping[str, object]]
 """Named sizes: the fields that each one sets, for example {"small": {"hidden": 64}}."""
@@ -30,7 +33,8 @@ class ModelConfig(Protocol):
     """A frozen dataclass of ints, floats, booleans, strings and tuples of numbers.
 
     `__post_init__` raises ConfigurationError.  A class attribute `SIZES: ClassVar[Sizes]`, where there is one, names
-    sizes that `--set size=NAME` asks for (see `sizes_of`); `size` itself is then no field.
+    sizes that `--set size=NAME` asks for (see `sizes_of`); `size` itself is then no field.  A property `task`, where
+    there is one, says what a model that can do more than one thing does in this configuration (see `task_of`).
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -108,6 +112,12 @@ def sizes_of(config_type: type[ModelConfig]) -> Sizes:
     """Return the named sizes of a configuration, {} where it has none."""
     sizes: Sizes = getattr(config_type, "SIZES", {})
     return sizes
+
+
+def task_of(config: ModelConfig, usual: Task) -> Task:
+    """Return what a model does in a configuration: what that says itself, else what the model `usual`ly does."""
+    task: Task = getattr(config, "task", usual)
+    return task
 
 
 def require_positive(config: ModelConfig, *names: str) -> None:

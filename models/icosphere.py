@@ -12,6 +12,7 @@ the edges of coarser levels.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,6 +37,27 @@ class Edges:
     senders: Array
     receivers: Array
     features: Array
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A mesh and a grid, and the edges from grid to mesh, within the mesh, and from mesh to grid."""
+
+    mesh: Mesh
+    grid: Array
+    up: Edges
+    across: Edges
+    down: Edges
+
+
+@lru_cache(maxsize=1)
+def graph_of(level: int, latitudes: int, longitudes: int) -> Graph:
+    """Return the graph of a mesh and a grid; kept, since a misfit of a checkpoint is explained by building hundreds.
+
+    Its arrays are shared: copy before you write.
+    """
+    mesh, grid = icosphere(level), grid_points(latitudes, longitudes)
+    return Graph(mesh, grid, grid_to_mesh_edges(mesh, grid), mesh_edges(mesh), mesh_to_grid_edges(mesh, grid))
 
 
 def icosphere(level: int) -> Mesh:

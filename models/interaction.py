@@ -35,8 +35,8 @@ def interaction() -> "type[nn.Module]":
         def __init__(self, width: int, edges: "Edges") -> None:
             super().__init__()
             self.width = width
-            self.register_buffer("senders", torch.from_numpy(edges.senders), persistent=False)
-            self.register_buffer("receivers", torch.from_numpy(edges.receivers), persistent=False)
+            self.register_buffer("senders", torch.tensor(edges.senders), persistent=False)
+            self.register_buffer("receivers", torch.tensor(edges.receivers), persistent=False)
             self.edge_mlp = mlp(3 * width, width)
             self.node_mlp = mlp(2 * width, width)
 

@@ -12,16 +12,21 @@ With `time_marks` the model takes a second input: hour, weekday, day of month an
 scaled to -0.5..0.5.  They become four more tokens, whose forecasts are dropped.  They change no weight's shape: a
 checkpoint fits with and without, but the authors train with them on every data set except PEMS and Solar.
 
+With `classes` the model answers logits instead: GELU of all tokens, side by side, mapped linearly to the classes, as in
+the authors' later repository (thuml/Time-Series-Library), whose classifier takes no time marks and does not normalise
+(`use_norm=false`).  The named sizes are classifiers; `horizon` then counts for nothing.  Their steps, width, heads and
+layers are published in the Model Infrastructure Requirements Guide; their feed-forward is as wide as the tokens.
+
 The feed-forward's convolutions of length 1 are computed as matrix products, which they are.
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import require_divisible, require_positive
-from tsexport.types import BATCH, TensorSpec
+from tsexport.models.definition import Sizes, require_classes, require_divisible, require_positive
+from tsexport.types import BATCH, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +37,16 @@ TIME_MARKS = 4
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes in the authors' sense; `width` is d_model, `feed_forward` d_ff, `layers` e_layers."""
+    """Sizes in the authors' sense; `width` is d_model, `feed_forward` d_ff, `layers` e_layers.
+
+    `classes` is 0 for a forecast.
+    """
+
+    SIZES: ClassVar[Sizes] = {
+        "small": {"classes": 3, "context_length": 256, "width": 128, "heads": 4, "layers": 2, "feed_forward": 128},
+        "medium": {"classes": 3, "context_length": 512, "width": 256, "heads": 8, "layers": 4, "feed_forward": 256},
+        "large": {"classes": 3, "context_length": 512, "width": 512, "heads": 16, "layers": 8, "feed_forward": 512},
+    }
 
     context_length: int = 96
     horizon: int = 96
@@ -44,12 +58,24 @@ class Config:
     dropout: float = 0.1
     use_norm: bool = True
     time_marks: bool = False
+    classes: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "context_length", "horizon", "channels", "layers", "width", "heads", "feed_forward")
         require_divisible({"width": self.width, "heads": self.heads})
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.classes:
+            require_classes(self.classes)
+        if self.classes and self.time_marks:
+            raise ConfigurationError(
+                f"time_marks is true and classes is {self.classes}: the authors' classifier takes no time marks",
+                next_step="Set classes=0 for a forecast, or time_marks=false.",
+            )
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.classes else "forecast"
 
     @property
     def tokens(self) -> int:
@@ -64,6 +90,8 @@ class Config:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        if self.classes:
+            return (TensorSpec("logits", "float32", (BATCH, self.classes)),)
         return (TensorSpec("forecast", "float32", (BATCH, self.horizon, self.channels)),)
 
 
@@ -139,14 +167,20 @@ def network() -> "type[nn.Module]":
 
     class ITransformer(nn.Module):
         """series [batch, context_length, channels], with `time_marks` also [batch, context_length, 4]
-        -> forecast [batch, horizon, channels]."""
+        -> forecast [batch, horizon, channels], or logits [batch, classes]."""
 
         def __init__(self, config: Config) -> None:
             super().__init__()
             self.channels, self.use_norm = config.channels, config.use_norm
+            self.values = config.channels * config.width
             self.enc_embedding = Embedding(config)
             self.encoder = Encoder(config)
-            self.projector = nn.Linear(config.width, config.horizon)
+            self.classifies = config.classes > 0
+            if self.classifies:
+                self.dropout = nn.Dropout(config.dropout)
+                self.projection = nn.Linear(self.values, config.classes)
+            else:
+                self.projector = nn.Linear(config.width, config.horizon)
 
         def normalise(self, series: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
             """Return the series in units of its window, and mean and deviation [batch, 1, channels]."""
@@ -155,6 +189,10 @@ def network() -> "type[nn.Module]":
             deviation = torch.sqrt((centred * centred).mean(dim=1, keepdim=True) + NORM_EPSILON)
             return centred / deviation, mean, deviation
 
+        def logits(self, series: "Tensor") -> "Tensor":
+            tokens = nn.functional.gelu(self.encoder(self.enc_embedding(series.transpose(1, 2))))
+            return self.projection(self.dropout(tokens).reshape(-1, self.values))  # type: ignore[no-any-return]
+
         def forecast(self, series: "Tensor", marks: "Tensor | None") -> "Tensor":
             seen = series if marks is None else torch.cat([series, marks], dim=2)
             tokens: Tensor = self.encoder(self.enc_embedding(seen.transpose(1, 2)))
@@ -162,6 +200,8 @@ def network() -> "type[nn.Module]":
             return future.transpose(1, 2)
 
         def forward(self, series: "Tensor", time_marks: "Tensor | None" = None) -> "Tensor":
+            if self.classifies:
+                return self.logits(self.normalise(series)[0] if self.use_norm else series)
             if not self.use_norm:
                 return self.forecast(series, time_marks)
             normalised, mean, deviation = self.normalise(series)

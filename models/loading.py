@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tsexport.errors import CheckpointError, ConfigurationError
 from tsexport.models.checkpoints import Checkpoint
-from tsexport.models.definition import Definition, ModelConfig, sizes_of
+from tsexport.models.definition import SHAPES_NO_WEIGHT, Definition, ModelConfig, sizes_of
+from tsexport.models.settings import SIZE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,9 +100,10 @@ def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Te
     """
     found = {name: tuple(value.shape) for name, value in state.items()}
     shapes_of = _shapes_by_config(definition)
-    for size, values in sizes_of(definition.Config).items():
-        if not compare(shapes_of(definition.Config(**values)), found):
-            return f"It fits with --set size={size}."
+    for size, preset in sizes_of(type(config)).items():
+        sized = _changed(config, preset)
+        if sized is not None and not compare(shapes_of(sized), found):
+            return f"It fits with --set {SIZE}={size}."
     suspects = _suspects(shapes_of, config, misfit)
     fitting, left, changes = config, misfit, dict[str, object]()
     for _ in range(MAX_CHANGES):
@@ -113,7 +115,7 @@ def explain(definition: Definition, config: ModelConfig, state: Mapping[str, "Te
         scored = [
             (len(rest), field, value, candidate)
             for field, value in islice(trials, MAX_TRIALS)
-            if field not in changes and (candidate := _changed(fitting, field, value))
+            if field not in changes and (candidate := _changed(fitting, {field: value}))
             for rest in [compare(shapes_of(candidate), found)]
         ]
         best = min(scored, key=lambda trial: trial[0], default=None)
@@ -167,9 +169,10 @@ def _shapes_by_config(definition: Definition) -> Callable[[ModelConfig], Shapes]
     return shapes_of
 
 
-def _changed(config: ModelConfig, field: str, value: object) -> ModelConfig | None:
+def _changed(config: ModelConfig, values: Mapping[str, object]) -> ModelConfig | None:
+    """Return the configuration with other values; None where they do not go with the rest."""
     try:
-        return cast(ModelConfig, replace(cast(Any, config), **{field: value}))
+        return cast(ModelConfig, replace(cast(Any, config), **values))
     except ConfigurationError:
         return None
 
@@ -180,18 +183,28 @@ def _suspects(shapes_of: Callable[[ModelConfig], Shapes], config: ModelConfig, m
     weight: dict[str, int] = {}
     counts: dict[str, bool] = {}
     for field in fields(config):
-        value = getattr(config, field.name)
-        others = (not value,) if isinstance(value, bool) else (2 * value, 3 * value) if isinstance(value, int) else ()
-        candidate = next(filter(None, (_changed(config, field.name, other) for other in others)), None)
-        if candidate is None:
+        if field.metadata == SHAPES_NO_WEIGHT:
             continue
-        there = shapes_of(candidate)
-        moved = sum(_same_dimensions(base[n], there.get(n), model, file) for n, model, file in misfit.reshaped)
-        moved += sum(name not in there for name in misfit.missing) + sum(name in there for name in misfit.unexpected)
-        moved += bool(misfit.missing and not moved and set(there) != set(base))  # fewer layers in the file
-        if moved:
-            weight[field.name], counts[field.name] = moved, set(there) != set(base)
+        value = getattr(config, field.name)
+        candidates = filter(None, (_changed(config, {field.name: other}) for other in _others(value)))
+        for there in map(shapes_of, candidates if isinstance(value, tuple) else islice(candidates, 1)):
+            moved = sum(_same_dimensions(base[n], there.get(n), model, file) for n, model, file in misfit.reshaped)
+            moved += sum(n not in there for n in misfit.missing) + sum(n in there for n in misfit.unexpected)
+            moved += bool(misfit.missing and not moved and set(there) != set(base))  # fewer layers in the file
+            if moved > weight.get(field.name, 0):
+                weight[field.name], counts[field.name] = moved, set(there) != set(base)
     return {name: counts[name] for name in sorted(weight, key=lambda name: -weight[name])}
+
+
+def _others(value: object) -> tuple[object, ...]:
+    """Return other values of a field, to see what it moves."""
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int):
+        return (2 * value, 3 * value) if value else (2, 3)
+    if isinstance(value, tuple):
+        return (tuple(2 * number for number in value), (*value, *value[-1:]), value[:-1])
+    return ()
 
 
 def _same_dimensions(
@@ -207,10 +220,12 @@ def _values(config: ModelConfig, field: str, found: Shapes, *, counts_modules: b
     current = getattr(config, field)
     if isinstance(current, bool):
         return [not current]
+    if not isinstance(current, int):
+        return []  # there are too many tuples to try
     if counts_modules:
         # Only what the names count, never a dimension: that many layers would take minutes to build.
         return sorted({int(part) + 1 for name in found for part in name.split(".") if part.isdecimal()} - {current})
     numbers = {dimension for shape in found.values() for dimension in shape}
-    sizes = {value for f in fields(config) if type(value := getattr(config, f.name)) is int}
+    sizes = {value for f in fields(config) if type(value := getattr(config, f.name)) is int and value}
     derived = {a * b for a in numbers for b in sizes} | {a // b for a in numbers for b in sizes if a % b == 0}
     return sorted((numbers | derived) - {0, current}, key=lambda n: (n not in numbers, n))

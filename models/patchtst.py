@@ -6,8 +6,14 @@ patches, embedded with a learned position, and passed through post-norm encoder 
 attention scores are added to those of the layer before ("residual attention").  All tokens together are mapped linearly
 to the horizon, and the normalisation is undone.
 
+With `classes` the model answers logits instead: the last patch's tokens of all channels, side by side, are mapped
+linearly to the classes, as the authors' classification head does; `horizon` then counts for nothing.  The named sizes
+are classifiers.
+
 Source: Nie et al. 2023, "A Time Series is Worth 64 Words", supervised variant; the defaults are those of the public
-ETTh1 336 -> 96 checkpoint.  Dropout is 0.3 while training, as in that checkpoint's script.
+ETTh1 336 -> 96 checkpoint.  Dropout is 0.3 while training, as in that checkpoint's script.  The named sizes are those
+published in the Model Infrastructure Requirements Guide (steps, width, heads, layers); their feed-forward is twice the
+width, as in the paper.
 
 Patches are cut without `unfold`, which does not export at opset 17: where a patch is two strides long, the series is
 reshaped to [.., stride] and each piece joined to the next; other patches are gathered with constant indices.
@@ -15,11 +21,11 @@ reshaped to [.., stride] and each piece joined to the next; other patches are ga
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import require_divisible, require_positive
-from tsexport.types import BATCH, TensorSpec
+from tsexport.models.definition import Sizes, require_classes, require_divisible, require_positive
+from tsexport.types import BATCH, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +35,13 @@ REVIN_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes in the paper's sense; `width` is d_model, `feed_forward` d_ff."""
+    """Sizes in the paper's sense; `width` is d_model, `feed_forward` d_ff.  `classes` is 0 for a forecast."""
+
+    SIZES: ClassVar[Sizes] = {
+        "small": {"classes": 3, "context_length": 256, "width": 128, "heads": 4, "layers": 2, "feed_forward": 256},
+        "medium": {"classes": 3, "context_length": 512, "width": 256, "heads": 8, "layers": 4, "feed_forward": 512},
+        "large": {"classes": 3, "context_length": 512, "width": 512, "heads": 16, "layers": 8, "feed_forward": 1024},
+    }
 
     context_length: int = 336
     horizon: int = 96
@@ -41,6 +53,7 @@ class Config:
     heads: int = 4
     feed_forward: int = 128
     dropout: float = 0.3
+    classes: int = 0
 
     def __post_init__(self) -> None:
         require_positive(
@@ -49,6 +62,8 @@ class Config:
             *("layers", "width", "heads", "feed_forward"),
         )
         require_divisible({"width": self.width, "heads": self.heads})
+        if self.classes:
+            require_classes(self.classes)
         if self.patch_length > self.context_length:
             raise ConfigurationError(
                 f"patch_length is {self.patch_length}, longer than context_length {self.context_length}",
@@ -56,6 +71,10 @@ class Config:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.classes else "forecast"
 
     @property
     def patches(self) -> int:
@@ -68,6 +87,8 @@ class Config:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        if self.classes:
+            return (TensorSpec("logits", "float32", (BATCH, self.classes)),)
         return (TensorSpec("forecast", "float32", (BATCH, self.horizon, self.channels)),)
 
 
@@ -185,23 +206,39 @@ def network() -> "type[nn.Module]":
         def forward(self, tokens: "Tensor") -> "Tensor":
             return self.linear(tokens.transpose(1, 2).reshape(-1, self.values))  # type: ignore[no-any-return]
 
+    class ClassHead(nn.Module):
+        """Tokens [batch * channels, patches, width] -> [batch, classes]; only the last patch is looked at."""
+
+        def __init__(self, config: Config) -> None:
+            super().__init__()
+            self.values = config.channels * config.width
+            self.dropout = nn.Dropout(config.dropout)
+            self.linear = nn.Linear(self.values, config.classes)
+
+        def forward(self, tokens: "Tensor") -> "Tensor":
+            return self.linear(self.dropout(tokens[:, -1].reshape(-1, self.values)))  # type: ignore[no-any-return]
+
     class PatchTST(nn.Module):
-        """series [batch, context_length, channels] -> forecast [batch, horizon, channels]."""
+        """series [batch, context_length, channels] -> forecast [batch, horizon, channels], with `classes` logits
+        [batch, classes]."""
 
         def __init__(self, config: Config) -> None:
             super().__init__()
             self.context_length, self.channels, self.horizon = config.context_length, config.channels, config.horizon
             self.patches = Patches(config)
             self.backbone = Backbone(config)
-            self.head = Head(config)
+            self.classifies = config.classes > 0
+            self.head = ClassHead(config) if self.classifies else Head(config)
 
         def forward(self, series: "Tensor") -> "Tensor":
             mean = series.mean(dim=1, keepdim=True)  # [batch, 1, channels]
             centred = series - mean
             deviation = torch.sqrt((centred * centred).mean(dim=1, keepdim=True) + REVIN_EPSILON)
             rows = (centred / deviation).transpose(1, 2).reshape(-1, self.context_length)  # [batch * channels, time]
-            future: Tensor = self.head(self.backbone(self.patches(rows)))  # [batch * channels, horizon]
-            return future.reshape(-1, self.channels, self.horizon).transpose(1, 2) * deviation + mean
+            answer: Tensor = self.head(self.backbone(self.patches(rows)))  # [batch * channels, horizon], or logits
+            if self.classifies:
+                return answer
+            return answer.reshape(-1, self.channels, self.horizon).transpose(1, 2) * deviation + mean
 
     return PatchTST
 

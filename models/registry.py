@@ -262,7 +262,7 @@ def get_entry(name: str) -> ModelEntry:
     foreign = {point.name: point for point in _entry_points()}
     if name in foreign:
         return _load(foreign[name])
-    if name.lower().startswith("timegpt"):
+    if name.lower().replace("-", "").replace("_", "").startswith("timegpt"):
         raise UsageError(
             "TimeGPT is a closed API: it has no weights, so there is nothing to convert",
             next_step="Choose a model with public weights; `tsexport models` lists those registered here.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tsexport.errors import FeedError, UsageError
 from tsexport.models.checkpoints import check_file, read_checkpoint, torch_archive_kind
-from tsexport.models.definition import Component, ModelConfig, Tensors, component_of
+from tsexport.models.definition import Component, ModelConfig, Tensors, component_of, task_of
 from tsexport.models.factory import call_factory, declared_inputs, factory_digest, split_factory
 from tsexport.models.flat import flatten, probe, to_tensors
 from tsexport.models.loading import load_strictly
@@ -270,7 +270,7 @@ def _open_registered(identity: SourceIdentity) -> OpenedSource:
     spec = ModelSpec(
         name=entry.name,
         family=entry.family,
-        task="unknown" if component else entry.task,  # a part predicts nothing that has labels
+        task="unknown" if component else task_of(config, entry.task),  # a part predicts nothing that has labels
         inputs=identity.tensors.inputs,
         outputs=identity.tensors.outputs,
         component=component.name if component else None,

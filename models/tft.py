@@ -18,6 +18,9 @@ Of the attention only the rows of future steps are computed, since nothing reads
 future step those after it.  Quantiles come from one linear map, as published: they are in the order of
 `quantiles`, and nothing keeps them from crossing.
 
+With `classes` the model answers logits instead of quantiles: the last future step, which looks at all the others, is
+mapped linearly to the classes.  That is ours, the paper forecasts only; the known inputs are needed as before.
+
 Sizes: the width, heads and quantiles are the project's; 168 -> 24 steps is the paper's electricity task; 5 observed
 (OHLCV) and 4 known channels (hour, weekday, day of month, day of year) are ours.
 
@@ -31,8 +34,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import require_divisible, require_positive
-from tsexport.types import BATCH, TensorSpec
+from tsexport.models.definition import require_classes, require_divisible, require_positive
+from tsexport.types import BATCH, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +46,10 @@ MASKED = -1e4
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes; `channels` counts the observed variables.  `quantiles` are levels between 0 and 1, increasing."""
+    """Sizes; `channels` counts the observed variables.  `quantiles` are levels between 0 and 1, increasing.
+
+    `classes` is 0 for quantiles.
+    """
 
     context_length: int = 168
     horizon: int = 24
@@ -54,6 +60,7 @@ class Config:
     heads: int = 4
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
     dropout: float = 0.1
+    classes: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "context_length", "horizon", "channels", "known_channels", "width", "heads")
@@ -68,6 +75,12 @@ class Config:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.classes:
+            require_classes(self.classes)
+
+    @property
+    def task(self) -> Task:
+        return "classification" if self.classes else "quantiles"
 
     @property
     def steps(self) -> int:
@@ -83,6 +96,8 @@ class Config:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        if self.classes:
+            return (TensorSpec("logits", "float32", (BATCH, self.classes)),)
         return (TensorSpec("quantiles", "float32", (BATCH, self.horizon, len(self.quantiles))),)
 
 
@@ -233,7 +248,8 @@ def network() -> "type[nn.Module]":
 
     class TFT(nn.Module):
         """observed [batch, context_length, channels], known [batch, context_length + horizon, known_channels] and,
-        with `static_channels`, static [batch, static_channels] -> quantiles [batch, horizon, levels]."""
+        with `static_channels`, static [batch, static_channels] -> quantiles [batch, horizon, levels], or logits
+        [batch, classes]."""
 
         def __init__(self, config: Config) -> None:
             super().__init__()
@@ -252,7 +268,11 @@ def network() -> "type[nn.Module]":
             self.attention_skip = GatedSkip(width, dropout)
             self.feed_forward = GatedResidual(width, width, width, dropout)
             self.output_skip = GatedSkip(width, dropout)
-            self.projection = nn.Linear(width, len(config.quantiles))
+            self.classifies = config.classes > 0
+            if self.classifies:  # named apart, so that no checkpoint of three quantiles is taken for three classes
+                self.classifier = nn.Linear(width, config.classes)
+            else:
+                self.projection = nn.Linear(width, len(config.quantiles))
 
         def forward(self, observed: "Tensor", known: "Tensor", static: "Tensor | None" = None) -> "Tensor":
             selecting = enriching = state = None
@@ -268,6 +288,8 @@ def network() -> "type[nn.Module]":
             enriched = self.enrichment(local, enriching)  # [batch, steps, width]
             attended = self.attention_skip(self.attention(enriched), enriched[:, -self.horizon :])
             joined = self.output_skip(self.feed_forward(attended), local[:, -self.horizon :])
+            if self.classifies:
+                return self.classifier(joined[:, -1])  # type: ignore[no-any-return]
             return self.projection(joined)  # type: ignore[no-any-return]
 
     return TFT

@@ -14,12 +14,12 @@ radiation, cloud cover, Z500, T850, RH700, W500; each standardised.  Rows are la
 centres of equal steps, columns longitudes from 0 eastwards.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import require_positive
+from tsexport.models.definition import SHAPES_NO_WEIGHT, require_positive
 from tsexport.types import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class Config:
     """Sizes; the mesh has 10 * 4^mesh_level + 2 points."""
 
     channels: int = 13
-    latitudes: int = 32
-    longitudes: int = 64
-    mesh_level: int = 3
+    latitudes: int = field(default=32, metadata=SHAPES_NO_WEIGHT)
+    longitudes: int = field(default=64, metadata=SHAPES_NO_WEIGHT)
+    mesh_level: int = field(default=3, metadata=SHAPES_NO_WEIGHT)
     width: int = 64
     steps: int = 8
 
@@ -63,14 +63,7 @@ def network() -> "type[nn.Module]":
     import torch
     from torch import nn
 
-    from tsexport.models.icosphere import (
-        grid_points,
-        grid_to_mesh_edges,
-        icosphere,
-        mesh_edges,
-        mesh_to_grid_edges,
-        place_features,
-    )
+    from tsexport.models.icosphere import graph_of, place_features
     from tsexport.models.interaction import interaction, mlp
 
     class WeatherGNN(nn.Module):
@@ -86,24 +79,23 @@ def network() -> "type[nn.Module]":
             super().__init__()
             width, self.channels = config.width, config.channels
             self.latitudes, self.longitudes = config.latitudes, config.longitudes
-            mesh, grid = icosphere(config.mesh_level), grid_points(config.latitudes, config.longitudes)
-            up, across, down = grid_to_mesh_edges(mesh, grid), mesh_edges(mesh), mesh_to_grid_edges(mesh, grid)
+            graph = graph_of(config.mesh_level, config.latitudes, config.longitudes)
             constants = {
-                "grid_places": place_features(grid),
-                "mesh_places": place_features(mesh.points),
-                "up_features": up.features,
-                "mesh_features": across.features,
-                "down_features": down.features,
+                "grid_places": place_features(graph.grid),
+                "mesh_places": place_features(graph.mesh.points),
+                "up_features": graph.up.features,
+                "mesh_features": graph.across.features,
+                "down_features": graph.down.features,
             }
             for name, array in constants.items():
-                self.register_buffer(name, torch.from_numpy(array)[None], persistent=False)  # [1, points or edges, n]
+                self.register_buffer(name, torch.tensor(array)[None], persistent=False)  # [1, points or edges, n]
             self.embed_state = mlp(config.channels, width)
             self.embed_grid = nn.Linear(3, width)
             self.embed_mesh = mlp(3, width)
             self.embed_up, self.embed_across, self.embed_down = (mlp(4, width) for _ in range(3))
-            self.encode = interaction()(width, up)
-            self.process = nn.ModuleList(interaction()(width, across) for _ in range(config.steps))
-            self.decode = interaction()(width, down)
+            self.encode = interaction()(width, graph.up)
+            self.process = nn.ModuleList(interaction()(width, graph.across) for _ in range(config.steps))
+            self.decode = interaction()(width, graph.down)
             self.head = nn.Linear(width, config.channels)
 
         def forward(self, state: "Tensor") -> "Tensor":

@@ -190,11 +190,12 @@ def _has_ordered_quantiles(spec: ModelSpec) -> bool:
 
 
 def quantile_levels(spec: ModelSpec) -> tuple[float, ...]:
-    """Return the levels that a model's configuration names as `quantiles`, or () where it names none.
+    """Return the levels that a model's configuration names as `quantiles`, or ().
 
-    The settings of a factory may hold anything under that name; what are no numbers are no levels.
+    A classifier has none, whatever its configuration names.  The settings of a factory may hold anything under that
+    name; what are no numbers are no levels.
     """
-    levels = spec.config.get("quantiles", ())
+    levels = spec.config.get("quantiles", ()) if spec.task != "classification" else ()
     numbers = isinstance(levels, tuple | list) and all(type(level) in (int, float) for level in levels)
     return tuple(levels) if numbers else ()
 

@@ -160,6 +160,13 @@ def test_the_components_of_a_model():
     assert read_json("models", "linear")["models"][0]["components"] == []
 
 
+def test_the_named_sizes_of_a_model_and_what_they_set():
+    out = run("models", "patchtst").stdout
+    assert re.search(r"size +small: classes=3 context_length=256 width=128 heads=4 layers=2 feed_forward=256\n", out)
+    assert re.search(r"size +test: latitudes=64 longitudes=64 widths=16,32,64 ", run("models", "sfno-edge").stdout)
+    assert not re.search(r"^size", run("models", "dlinear").stdout, re.MULTILINE)
+
+
 def test_all_about_one_model():
     out = run("models", "patchtst-cpu").stdout
     for part in (

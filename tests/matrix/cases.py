@@ -252,6 +252,30 @@ CASES = (
             **{"feed_forward": 48, "time_marks": True},
         },
     ),
+    Case(
+        "patchtst-classes",
+        "patchtst",
+        windows("series", 48, 3),
+        {
+            **{"context_length": 48, "channels": 3, "layers": 2, "width": 16, "heads": 2, "feed_forward": 32},
+            **{"classes": 3},
+        },
+    ),
+    Case(
+        "itransformer-classes",
+        "itransformer",
+        windows("series", 32, 5),
+        {
+            **{"context_length": 32, "channels": 5, "layers": 1, "width": 32, "heads": 4, "feed_forward": 32},
+            **{"classes": 3},
+        },
+    ),
+    Case(
+        "tft-classes",
+        "tft",
+        observed_and_known,
+        {"context_length": 24, "horizon": 6, "width": 16, "heads": 2, "classes": 3},
+    ),
     Case("tft-small", "tft", observed_and_known, {"context_length": 24, "horizon": 6, "width": 16, "heads": 2}),
     Case(
         "tft-static",

@@ -7,6 +7,7 @@ from tsexport.errors import CheckpointError
 from tsexport.models import dlinear, linear, patchtst, patchtst_cpu, sfno_edge
 from tsexport.models.checkpoints import read_checkpoint
 from tsexport.models.loading import load_strictly
+from tsexport.models.registry import get_entry
 
 
 def saved(path, definition, **sizes):
@@ -58,11 +59,47 @@ def test_a_named_size_is_found(tmp_path):
     assert caught.value.next_step == "It fits with --set size=test."
 
 
+def test_a_named_size_that_does_not_go_with_the_other_settings_is_passed_over(tmp_path):
+    checkpoint = saved(tmp_path / "a.pth", sfno_edge, **sfno_edge.Config.SIZES["test"])
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load(sfno_edge, checkpoint, widths=(16, 32, 60), heads=5)  # 5 heads do not divide that size's 64
+
+
 def test_a_context_length_is_found_through_the_number_of_patches(tmp_path):
     checkpoint = saved(tmp_path / "a.pth", patchtst, context_length=512)
     with pytest.raises(CheckpointError, match=r"backbone.W_pos is \[42, 16\] in the model and \[64, 16\]") as caught:
         load(patchtst, checkpoint)
     assert "context_length" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "hint"),
+    [
+        # a field that is 0 or a tuple must not get in the way, nor a graph that takes seconds to lay out
+        ("hrm-27m", {"l_width": 272}, "It fits with --set l_width=272."),
+        ("hrm-27m", {"cross_attention": True}, "It fits with --set cross_attention=true."),
+        ("tft", {"static_channels": 2}, "Settings that look wrong: static_channels."),
+        ("tft", {"quantiles": (0.1, 0.5)}, "Settings that look wrong: quantiles"),
+        ("nhits", {"pooling": (4, 2, 1)}, "Settings that look wrong: context_length, pooling."),
+        ("unet", {"widths": (16, 32, 64)}, "Settings that look wrong: widths."),
+        ("tcn", {"dilations": (1, 2, 4)}, "Settings that look wrong: dilations."),
+        ("inception-time", {"kernels": (3, 5, 8)}, "Settings that look wrong: kernels."),
+        ("resnet1d", {"filters": (32, 64, 64)}, "Settings that look wrong: filters"),
+        ("migt-tvdt", {"horizons": (1, 2, 3)}, "Settings that look wrong: horizons"),
+        ("sfno-edge", {"widths": (16, 32, 64)}, "Settings that look wrong: widths"),
+        ("weather-gnn", {"width": 32}, "It fits with --set width=32."),
+        ("itransformer", {"context_length": 192}, "It fits with --set context_length=192."),
+        ("gru", {"layers": 3}, "Settings that look wrong: layers."),
+        ("lstm", {"context_length": 60, "hidden": 64, "layers": 2}, "It fits with --set size=small."),
+        ("patchtst", dict(patchtst.Config.SIZES["medium"]), "It fits with --set size=medium."),
+    ],
+)
+def test_a_misfit_names_the_fields_of_every_model(tmp_path, name, changes, hint):
+    definition = get_entry(name).definition()
+    checkpoint = saved(tmp_path / "a.pth", definition, **changes)
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        load(definition, checkpoint)
+    assert caught.value.next_step.startswith(hint)
 
 
 def test_names_and_shapes_are_listed_and_the_lists_are_short(tmp_path):

@@ -45,7 +45,7 @@ def test_unknown_name_suggests_one():
         get_entry("patchst")
 
 
-@pytest.mark.parametrize("name", ["timegpt", "TimeGPT-1"])
+@pytest.mark.parametrize("name", ["timegpt", "TimeGPT-1", "time-gpt", "time_gpt_1"])
 def test_timegpt_is_explained(name):
     with pytest.raises(UsageError, match="closed API: it has no weights"):
         get_entry(name)

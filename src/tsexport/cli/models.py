@@ -1,7 +1,7 @@
 """`tsexport models`: what build knows by name, and what each model takes, gives, weighs and is held to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from tsexport.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.tables import LatencyRow, LatencyTables, MemoryRow
-    from tsexport.models.definition import Component
+    from tsexport.models.definition import Component, Sizes
     from tsexport.models.registry import ModelEntry
     from tsexport.types import Budget, TensorSpec
 
@@ -25,7 +25,7 @@ class _Model:
     entry: "ModelEntry"
     inputs: "tuple[TensorSpec, ...]"
     outputs: "tuple[TensorSpec, ...]"
-    sizes: tuple[str, ...]
+    sizes: "Sizes"
     components: "tuple[Component, ...]"
     budgets: "tuple[Budget, ...]"
 
@@ -71,7 +71,7 @@ def _describe(entry: "ModelEntry", tables: "LatencyTables") -> _Model:
         entry=entry,
         inputs=config.inputs,
         outputs=config.outputs,
-        sizes=tuple(sizes_of(config_type)),
+        sizes=sizes_of(config_type),
         components=components_of(definition),
         budgets=tuple(budget for rows in budgets for budget in rows),
     )
@@ -123,6 +123,12 @@ def _weights(entry: "ModelEntry") -> str:
     )
 
 
+def _settings(fields: Mapping[str, object]) -> str:
+    """Return what a named size sets, as --set takes it."""
+    texts = {key: ",".join(map(str, value)) if isinstance(value, tuple) else value for key, value in fields.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
+
+
 def _print_one(one: _Model) -> None:
     entry = one.entry
     lines = [
@@ -134,7 +140,7 @@ def _print_one(one: _Model) -> None:
             "parameters",
             _parameters(entry) + (f": {entry.published_note}" * bool(entry.published_note)),
         ),
-        ("sizes", ", ".join(one.sizes) or "-"),
+        *(("size", f"{name}: {_settings(fields)}") for name, fields in one.sizes.items()),
         ("weights", _weights(entry)),
         *(("input", str(spec)) for spec in one.inputs),
         *(("output", str(spec)) for spec in one.outputs),
