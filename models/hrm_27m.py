@@ -17,7 +17,8 @@ tokens are multiplied by 1 + scale and shifted before each attention.
 Sizes are published, shapes are not; those here are this project's.  The published 27.3 M parameters (109 MB) are the
 sum of H (3.5 M) and L (23.8 M) alone, without FiLM and heads ("under 1 M"): this model has 27.5 M in H and L and 28.1 M
 in all.  A feed-forward of H's own width, and SwiGLU of 4 times L's, are what those counts fit.  L's head width is 68,
-no multiple of 8: a GPU's fp16 and bf16 kernels pad it to 72 or 128.  In bf16 FiLM and the Q-head stay in fp32.
+no multiple of 8: a GPU's fp16 and bf16 kernels pad it to 72 or 128.  The document keeps FiLM and the Q-head in fp32
+where the rest is bf16; OpenVINO's bf16, the only one here so far, takes no such exception.
 
 `causal` lets a minute see those before it only, and serves streaming (component `stream-step`, `models.hrm_stream`).
 More segments than one are then refused: each reads a summary of the whole day.  H is never causal, its days are all
