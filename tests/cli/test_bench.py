@@ -24,7 +24,7 @@ def rows(monkeypatch):
     def judge_by(**budgets):
         monkeypatch.setattr(
             "tsexport.benchmarking.latency_budgets",
-            lambda model, family: tuple(
+            lambda model, family, component: tuple(
                 Budget("latency", model, "cpu", None, 1, max_ms=max_ms, source=source)
                 for source, max_ms in budgets.items()
             ),
