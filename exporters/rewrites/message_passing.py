@@ -27,7 +27,7 @@ from tsexport.exporters.rewrites.modules import alike_in_all_calls
 from tsexport.models.interaction import interaction
 from tsexport.types import Array, Feeds
 
-BUCKET_ROWS = 256
+BUCKET_ROWS = 8
 """What one bucket more costs, in rows of messages: a gather, a sum and its part of a concatenation."""
 
 
