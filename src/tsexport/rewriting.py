@@ -83,9 +83,10 @@ def choose_rewrites(variants: Variants, runtime: str, compare: Compare) -> Rewri
     """
     without: frozenset[str] = frozenset()
     verdicts: dict[str, RewriteVerdict] = {}
-    base, plain = variants.make(), variants.try_to_make(variants.every)
-    if not any(one.kept for one in base.rewrites):
+    base = variants.make()
+    if not any(one.kept for one in base.rewrites):  # it is the plain export: no second one to make
         return RewriteChoice(runtime, False, ())
+    plain = variants.try_to_make(variants.every)
     ahead = False
     while True:
         untried = [one for one in base.rewrites if one.kept and one.name in variants.speed - verdicts.keys()]

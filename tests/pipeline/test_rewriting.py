@@ -228,3 +228,17 @@ def test_a_costly_model_ships_plain_where_that_is_faster(converter):
     variants = replace(converter(DropUnits(), MultiplyByUnits()), costly=True)
     choice = choose_rewrites(variants, "onnxruntime", ratios(FASTER))
     assert choice == RewriteChoice("onnxruntime", True, ())
+
+
+def test_an_export_without_rewrites_is_made_once(converter):
+    """With nothing to leave out it is the plain export already."""
+    variants, made = converter(), []
+    convert = variants.convert
+
+    def counted(path, without):
+        made.append(path.parent.name)
+        return convert(path, without)
+
+    variants = replace(variants, convert=counted, every=frozenset({"not-due-here"}))
+    assert choose_rewrites(variants, "onnxruntime", ratios()) == RewriteChoice("onnxruntime", False, ())
+    assert made == ["whole"]
