@@ -9,14 +9,18 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tsexport.calibration.datasets import Dataset
+from tsexport.exporters.artifacts import describe
+from tsexport.exporters.openvino import OPTIONS, write_ir
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
 from tsexport.quantize.recipes import Recipe
-from tsexport.types import Array
+from tsexport.quantize.sources import Order
+from tsexport.types import Array, Artifact
 
 
 @contextmanager
@@ -92,3 +96,18 @@ class _Batches:
 
     def __len__(self) -> int:
         return -(-self._dataset.count // self._size)
+
+
+def build(order: Order, folder: Path) -> Artifact:
+    """Write the artifact of a recipe of tool "nncf"."""
+    model = quantize_openvino(order.source.path, order.recipe, order.calibration)
+    return describe(
+        write_ir(model, folder / f"{order.artifact_name}.xml", order.source),
+        "openvino",
+        order.spec,
+        (*order.source.provenance, f"nncf {version('nncf')}: {order.recipe.summary}"),
+        name=order.artifact_name,
+        precision=order.recipe.precision,
+        runtimes=order.recipe.runtimes,
+        options=OPTIONS,
+    )

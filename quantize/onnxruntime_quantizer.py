@@ -8,6 +8,8 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -21,8 +23,10 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tsexport.calibration.datasets import Dataset
+from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.quantize.recipes import Recipe
-from tsexport.types import Array, rows_at_once
+from tsexport.quantize.sources import Order
+from tsexport.types import Array, Artifact, rows_at_once
 
 DYNAMIC_OPERATORS = ["MatMul", "LSTM"]
 STATIC_OPERATORS = ["MatMul", "Conv"]
@@ -137,3 +141,20 @@ def quantize_onnx(source: Path, recipe: Recipe, calibration: Dataset) -> onnx.Mo
         operators = DYNAMIC_OPERATORS if recipe.activations == "dynamic" else STATIC_OPERATORS
         raise NothingQuantizedError(f"the graph has no {' or '.join(operators)} with constant weights")
     return model
+
+
+def build(order: Order, folder: Path) -> Artifact:
+    """Write the artifact of a recipe of tool "onnxruntime"."""
+    recipe = order.recipe
+    model = quantize_onnx(order.source.path, recipe, order.calibration)
+    done = f"onnxruntime {version('onnxruntime')} quantizer: {recipe.summary}"
+    artifact = finish_onnx(
+        model,
+        order.spec,
+        folder / f"{order.artifact_name}.onnx",
+        (*order.source.provenance, done),
+        name=order.artifact_name,
+        precision=recipe.precision,
+        domains=recipe.domains,
+    )
+    return replace(artifact, runtimes=recipe.runtimes, options=order.source.options)

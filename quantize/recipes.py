@@ -27,11 +27,12 @@ MICROSOFT_DOMAIN = "com.microsoft"
 class Recipe:
     """How one candidate is made: every choice that decides its numbers.
 
-    `domains` are the operator domains beside ONNX's own that its graph may use.
+    `tool` is a key of `candidates.TOOLS`.  `domains` are the operator domains beside ONNX's own that its graph may use.
+    `float_layers` name the nodes of the fp32 graph that stay in floating point.
     """
 
     name: str
-    tool: Literal["onnxruntime", "nncf", "openvino"]
+    tool: str
     activations: Literal["dynamic", "static", "none"]
     weights: Literal["u8", "s8", "bf16"]
     reduce_range: bool
@@ -41,6 +42,7 @@ class Recipe:
     summary: str
     precision: Precision = "int8"
     domains: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
 
 
 DYNAMIC_U8 = Recipe(

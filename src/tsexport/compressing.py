@@ -79,12 +79,14 @@ def build_recipe(
     }
 
     def produce(folder: Path) -> BuildResult:
-        from tsexport.quantize.candidates import Fp32Sources, build_candidate
+        from tsexport.quantize.candidates import build_candidate
+        from tsexport.quantize.sources import Fp32Sources
 
         calibration = context.calibration
         if calibration is None:
             return BuildResult(None, "there is no calibration data")
-        sources = Fp32Sources(onnx, openvino)
+        module = context.source.module
+        sources = Fp32Sources(onnx, openvino, (lambda: module) if module is not None else None)
         built = build_candidate(recipe, sources, samples.spec, calibration.dataset, folder)
         stored = store_artifact(built.artifact, folder) if built.artifact else None
         return BuildResult(stored, portable(built.reason, context.cache))

@@ -17,8 +17,9 @@ from tsexport.exporters.conversion import (
     file_name,
 )
 from tsexport.models.sources import OpenedSource, identify, open_source
-from tsexport.quantize.candidates import Built, Fp32Sources, build_candidate
+from tsexport.quantize.candidates import Built, build_candidate
 from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.types import Artifact, Feeds, Format
 
 

@@ -17,7 +17,7 @@ from onnx.reference.op_run import OpRun
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.errors import UsageError
-from tsexport.quantize.candidates import Fp32Sources, build_candidate
+from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.recipes import (
     DYNAMIC_S8,
     DYNAMIC_S8_REDUCED,
@@ -29,6 +29,7 @@ from tsexport.quantize.recipes import (
     WITH_VNNI,
     WITHOUT_VNNI,
 )
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 from tsexport.targets import host_cpu

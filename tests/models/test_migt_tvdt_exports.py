@@ -15,8 +15,9 @@ from tsexport.exporters.checks import check_parity, feed_sets
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino
 from tsexport.models import migt_tvdt
 from tsexport.models.sources import identify, open_source
-from tsexport.quantize.candidates import Fp32Sources, build_candidate
+from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.recipes import DYNAMIC_U8, NNCF_MIXED_REDUCED, STATIC_U8S8_REDUCED
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import TOLERANCES
 from tsexport.runtimes.registry import load
 from tsexport.types import random_feeds

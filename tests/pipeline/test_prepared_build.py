@@ -14,8 +14,9 @@ from tsexport.exporters.preprocessing import BEFORE, BEHIND
 from tsexport.models.sources import identify, open_source
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
-from tsexport.quantize.candidates import Fp32Sources, build_candidate
+from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.recipes import DYNAMIC_S8, NNCF_MIXED, STATIC_U8S8
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.registry import load
 from tsexport.types import FORMATS
 

@@ -9,7 +9,7 @@ import pytest
 
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.openvino import export_openvino
-from tsexport.quantize.candidates import Fp32Sources
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.types import ModelSpec, TensorSpec
 
 WIDTH = 32

@@ -10,7 +10,7 @@ import pytest
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.rewrites.order import REWRITES
 from tsexport.exporters.rewrites.proofs import rewrite_graph
-from tsexport.quantize.candidates import Fp32Sources, build_candidate
+from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch, quantize_onnx
 from tsexport.quantize.recipes import (
     DYNAMIC_S8_REDUCED,
@@ -21,6 +21,7 @@ from tsexport.quantize.recipes import (
     WITH_VNNI,
     WITHOUT_VNNI,
 )
+from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 
