@@ -16,6 +16,7 @@ Source: measurements on AVX2 and AVX512-VNNI machines; `bench/suites` repeats th
 from dataclasses import dataclass
 from typing import Literal
 
+from tsexport.calibration.table import Observer
 from tsexport.targets import CpuFeatures
 from tsexport.types import Format, Precision
 
@@ -28,7 +29,8 @@ class Recipe:
     """How one candidate is made: every choice that decides its numbers.
 
     `tool` is a key of `candidates.TOOLS`.  `domains` are the operator domains beside ONNX's own that its graph may use.
-    `float_layers` name the nodes of the fp32 graph that stay in floating point.
+    `float_layers` name the nodes of the fp32 graph that stay in floating point.  `observer` takes the ranges of
+    activations where the recipe is static and its tool calibrates by table; None for the tool's own way.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Recipe:
     precision: Precision = "int8"
     domains: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
+    observer: Observer | None = None
 
 
 DYNAMIC_U8 = Recipe(
