@@ -109,7 +109,7 @@ def _static(model: onnx.ModelProto, recipe: Recipe, table: CalibrationTable, pat
         nodes_to_exclude=[*_products_of_activations(model), *recipe.float_layers],
         per_channel=recipe.per_channel,
         reduce_range=recipe.reduce_range,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if recipe.activation_type == "s8" else QuantType.QUInt8,
         weight_type=_weight_type(recipe),
         calibrate_method=CalibrationMethod.MinMax,
         calibration_cache_path=cache,
