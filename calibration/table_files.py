@@ -61,8 +61,8 @@ def _check_ranges(what: str, table: CalibrationTable) -> None:
         lows, highs = one.channel_lows, one.channel_highs
         if (table.observer.axis is None) != (not lows) or len(lows) != len(highs):
             raise CalibrationTableError(
-                f"{what}: the range of {one.name!r} has {len(lows)} and {len(highs)} ends of channels, and the observer "
-                f"is {table.observer}"
+                f"{what}: the range of {one.name!r} has {len(lows)} and {len(highs)} ends of channels; the observer is "
+                f"{table.observer}"
             )
         for low, high in ((one.low, one.high), *zip(lows, highs, strict=True)):
             if low > high:
