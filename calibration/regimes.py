@@ -152,10 +152,11 @@ def calendar_of(dataset: Dataset, indices: Sequence[int]) -> CalendarNumbers | N
         return None
     config, table = series.config, series.table
     rows = series.first_row + np.asarray(indices) * config.stride + config.context_length - 1
-    columns = next((one for one in (CLOCK, TIME_MARKS) if set(one) <= set(table.columns)), None)
+    kept: tuple[tuple[str, ...], ...] = (CLOCK, TIME_MARKS)
+    columns = next((one for one in kept if set(one) <= set(table.columns)), ())
     if config.time_column is not None:
         columns = table.numeric_columns[:1]
-    elif columns is None:
+    elif not columns:
         return None
     values, times = np.empty((len(rows), len(columns))), np.empty(len(rows), "datetime64[m]")
     for block in table.blocks(columns, int(rows[0]), int(rows[-1]) + 1, config.time_column):
