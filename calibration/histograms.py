@@ -50,13 +50,24 @@ class Counts:
         return np.asarray((self.first + 1 + np.arange(len(self.counts))) * self.width)
 
     @property
-    def magnitudes(self) -> Array:
-        """Counts of |x| in bins [i width, (i + 1) width) from 0 on.
+    def magnitudes(self) -> "Magnitudes":
+        """The histogram of |x| from 0 on, at most `BINS` bins: where the range lies far from 0 they are wider.
 
         Of the bins below 0, [-(i + 1) width, -i width) goes into bin i: values on an edge count to the bin inside.
         """
-        absolute = np.where((at := self.first + np.arange(len(self.counts))) >= 0, at, -1 - at)
-        return np.bincount(absolute, weights=self.counts).astype(np.int64)
+        at = self.first + np.arange(len(self.counts))
+        absolute = np.where(at >= 0, at, -1 - at)
+        coarser = max(0, (int(absolute.max()) // BINS).bit_length())
+        counts = np.bincount(absolute >> coarser, weights=self.counts).astype(np.int64)
+        return Magnitudes(self.width * 2.0**coarser, counts)
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """`counts[i]` values have a magnitude in [i width, (i + 1) width)."""
+
+    width: float
+    counts: Array
 
 
 class Histograms:
@@ -113,7 +124,7 @@ class Histograms:
         step = max(1, _BLOCK_VALUES // len(rows))
         offsets = np.arange(len(rows), dtype=np.int64)[:, None] * self.bins - self._first[:, None]
         for start in range(0, rows.shape[1], step):
-            scaled = np.ldexp(rows[:, start : start + step].astype(np.float64), -self._exponent[:, None])
+            scaled = rows[:, start : start + step] * np.ldexp(1.0, -self._exponent)[:, None]
             at = np.floor(scaled, out=scaled).astype(np.int64) + offsets
             self._counts += np.bincount(at.ravel(), minlength=self._counts.size).reshape(self._counts.shape)
         self._values += rows.size

@@ -106,7 +106,7 @@ def _static(source: Path, recipe: Recipe, calibration: Dataset, path: Path) -> N
         nodes_to_exclude=_products_of_activations(model),
         per_channel=recipe.per_channel,
         reduce_range=recipe.reduce_range,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if recipe.activation_type == "s8" else QuantType.QUInt8,
         weight_type=_weight_type(recipe),
     )
 
