@@ -7,7 +7,7 @@ so.  There bf16 is legal for products, LayerNormalization, Softmax and most elem
 convolutions, pooling, InstanceNormalization, LSTM, GRU, Sin and Cos, which take it from opset 22 on.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,12 @@ from tsexport.exporters.onnx_file import OPSET
 from tsexport.types import Array
 
 NarrowName = Literal["fp16", "bf16"]
-NARROW: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+NARROW: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+LARGEST: Mapping[ir.DataType, float] = {
+    ir.DataType.FLOAT16: 65504.0,
+    ir.DataType.BFLOAT16: (2 - 2**-7) * 2.0**127,
+}
+SMALLEST_NORMAL: Mapping[ir.DataType, float] = {ir.DataType.FLOAT16: 2.0**-14, ir.DataType.BFLOAT16: 2.0**-126}
 FIRST_BF16_OPSET = 22
 """The opset from which on convolutions and recurrent layers may carry bf16."""
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -33,7 +38,7 @@ def open_graph(model: onnx.ModelProto) -> ir.Model:
     Raises:
         ValueError: a node has a subgraph, whose values nobody could follow.
     """
-    opened = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    opened: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     for node in opened.graph:
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in _attributes(node)):
             raise ValueError(f"{node.op_type} {node.name} has a subgraph; only graphs without control flow are cast")
@@ -50,14 +55,13 @@ def narrow_places(node: ir.Node, narrow: ir.DataType) -> tuple[tuple[int, ...], 
     word = f"tensor({'float16' if narrow is ir.DataType.FLOAT16 else 'bfloat16'})"
     allowing = {one.type_param_str for one in schema.type_constraints if word in one.allowed_type_strs}
 
-    def places(values: Collection[ir.Value | None], formals: Collection[onnx.defs.OpSchema.FormalParameter]) -> list[int]:
-        listed = list(formals)
+    def places(values: Sequence[ir.Value | None], formals: Sequence[onnx.defs.OpSchema.FormalParameter]) -> list[int]:
         return [
             index
             for index, value in enumerate(values)
             if value is not None
             and value.dtype in (ir.DataType.FLOAT, narrow)
-            and listed[min(index, len(listed) - 1)].type_str in allowing
+            and formals[min(index, len(formals) - 1)].type_str in allowing
         ]
 
     inputs, outputs = places(node.inputs, schema.inputs), places(node.outputs, schema.outputs)
@@ -156,4 +160,3 @@ def vanishing(array: Array, narrow: ir.DataType) -> int:
     """Return how many values other than 0 become 0 in a narrow type."""
     with np.errstate(over="ignore", under="ignore"):
         return int(np.count_nonzero(array) - np.count_nonzero(array.astype(narrow.numpy())))
-

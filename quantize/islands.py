@@ -17,18 +17,19 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
-from tsexport.quantize.casting import constant_of, narrow_places
+from tsexport.quantize.casting import LARGEST, SMALLEST_NORMAL, constant_of, narrow_places
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN"))
 """Where a narrow type saves time."""
 _SUMS = frozenset(
-    ("ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
-    + ("ReduceSumSquare", "CumSum", "GlobalAveragePool")
+    (
+        *("ReduceMean", "ReduceSum", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"),
+        *("ReduceSumSquare", "CumSum", "GlobalAveragePool"),
+    )
 )
 _NORMALISATIONS = frozenset(
     ("BatchNormalization", "InstanceNormalization", "MeanVarianceNormalization", "LpNormalization", "LRN")
@@ -120,17 +121,16 @@ def _by_operator(node: ir.Node) -> str:
 
 
 def _by_constants(node: ir.Node, narrow: ir.DataType) -> str:
-    limits = ml_dtypes.finfo(narrow.numpy())
     for index in narrow_places(node, narrow)[0]:
         array = constant_of(node.inputs[index])
         if array is None or not array.size:
             continue
         magnitudes = np.abs(array[np.isfinite(array)])
         largest = float(magnitudes.max(initial=0.0))
-        if largest > float(limits.max):
+        if largest > LARGEST[narrow]:
             return CONSTANT
         # A weight that vanishes among larger ones is none; a factor or an epsilon that does changes everything.
-        if node.op_type not in PRODUCTS and 0.0 < largest < float(limits.smallest_normal):
+        if node.op_type not in PRODUCTS and 0.0 < largest < SMALLEST_NORMAL[narrow]:
             return CONSTANT
     return ""
 
