@@ -18,6 +18,7 @@ TOOLS = {
     "onnxruntime": "tsexport.quantize.onnxruntime_quantizer",
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
+    "tensorrt-qdq": "tsexport.quantize.tensorrt_qdq",
 }
 """Where each tool's `build` is; imported when a recipe of it is built."""
 

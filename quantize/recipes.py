@@ -13,9 +13,10 @@ ships only where it is faster than fp32.  What decides the rows:
 Source: measurements on AVX2 and AVX512-VNNI machines; `bench/suites` repeats them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from tsexport.calibration.table import Observer
 from tsexport.targets import CpuFeatures
 from tsexport.types import Format, Precision
 
@@ -28,7 +29,9 @@ class Recipe:
     """How one candidate is made: every choice that decides its numbers.
 
     `tool` is a key of `candidates.TOOLS`.  `domains` are the operator domains beside ONNX's own that its graph may use.
-    `float_layers` name the nodes of the fp32 graph that stay in floating point.
+    `float_layers` name the nodes of the fp32 graph that stay in floating point.  `observer` takes the ranges of
+    activations, None being the tool's own way.  For TensorRT: `attention_products` are quantized too, or not, and
+    `every_kernel` is False for GPUs before compute capability 8.0, which lack some INT8 kernels.
     """
 
     name: str
@@ -43,6 +46,9 @@ class Recipe:
     precision: Precision = "int8"
     domains: tuple[str, ...] = ()
     float_layers: tuple[str, ...] = ()
+    observer: Observer | None = None
+    attention_products: bool = False
+    every_kernel: bool = True
 
 
 DYNAMIC_U8 = Recipe(
@@ -137,6 +143,61 @@ OPENVINO_BF16 = Recipe(
     summary="OpenVINO computing in bf16, where the CPU has it",
     precision="bf16",
 )
+
+TENSORRT_MINMAX = Recipe(
+    name="tensorrt-minmax",
+    tool="tensorrt-qdq",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="symmetric S8 Q/DQ for TensorRT, activations by their largest magnitude",
+    observer=Observer("minmax", symmetric=True),
+)
+TENSORRT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-entropy",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least Kullback-Leibler divergence",
+    observer=Observer("entropy", symmetric=True),
+)
+TENSORRT_PERCENTILE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-percentile",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by the 99.99th percentile of magnitudes",
+    observer=Observer("percentile", 99.99, symmetric=True),
+)
+TENSORRT_MSE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-mse",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least squared error",
+    observer=Observer("mse", symmetric=True),
+)
+TENSORRT_ATTENTION = replace(
+    TENSORRT_MSE,
+    name="tensorrt-mse-attention",
+    summary="symmetric S8 Q/DQ for TensorRT, attention's products of activations too, by least squared error",
+    attention_products=True,
+)
+TENSORRT = (
+    TENSORRT_MINMAX,
+    TENSORRT_ENTROPY,
+    TENSORRT_PERCENTILE,
+    TENSORRT_MSE,
+    TENSORRT_ATTENTION,
+)
+"""For TensorRT on GPUs from compute capability 8.0 on."""
+TENSORRT_BEFORE_AMPERE = tuple(
+    replace(
+        recipe,
+        name=f"{recipe.name}-sm75",
+        summary=f"{recipe.summary}; without the layers that lack an INT8 kernel before compute capability 8.0",
+        every_kernel=False,
+    )
+    for recipe in (TENSORRT_MINMAX, TENSORRT_ENTROPY, TENSORRT_PERCENTILE, TENSORRT_MSE)
+)
+"""For TensorRT on T4 and Xavier."""
 
 WITHOUT_VNNI = (DYNAMIC_U8, DYNAMIC_S8_REDUCED, STATIC_U8S8_REDUCED, NNCF_MIXED_REDUCED)
 WITH_VNNI = (DYNAMIC_S8, DYNAMIC_U8, STATIC_U8S8, NNCF_MIXED)
