@@ -19,6 +19,7 @@ TOOLS = {
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
     "tensorrt-qdq": "tsexport.quantize.tensorrt_qdq",
+    "modelopt": "tsexport.quantize.modelopt_quantizer",
 }
 """Where each tool's `build` is; imported when a recipe of it is built."""
 

@@ -9,6 +9,8 @@ ships only where it is faster than fp32.  What decides the rows:
 - Transformers and LSTMs win with dynamic activations and constant weights in ONNX Runtime, convolutional models with
   static ones in OpenVINO.
 - NNCF's mixed preset had a tenth of the error of its transformer preset on attention models.
+- TensorRT takes symmetric S8 alone; there it is the observer of activations, and whether attention's products are
+  quantized, that differ (see `quantize.tensorrt_qdq`).
 
 Source: measurements on AVX2 and AVX512-VNNI machines; `bench/suites` repeats them.
 """
@@ -180,12 +182,28 @@ TENSORRT_ATTENTION = replace(
     summary="symmetric S8 Q/DQ for TensorRT, attention's products of activations too, by least squared error",
     attention_products=True,
 )
+MODELOPT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="modelopt-entropy",
+    tool="modelopt",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by least Kullback-Leibler divergence, in opset 17",
+    observer=Observer("entropy", symmetric=True),
+)
+MODELOPT_MINMAX = replace(
+    MODELOPT_ENTROPY,
+    name="modelopt-minmax",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by their largest magnitude, in opset 17",
+    observer=Observer("minmax", symmetric=True),
+)
+
 TENSORRT = (
     TENSORRT_MINMAX,
     TENSORRT_ENTROPY,
     TENSORRT_PERCENTILE,
     TENSORRT_MSE,
     TENSORRT_ATTENTION,
+    MODELOPT_ENTROPY,
+    MODELOPT_MINMAX,
 )
 """For TensorRT on GPUs from compute capability 8.0 on."""
 TENSORRT_BEFORE_AMPERE = tuple(
@@ -195,7 +213,8 @@ TENSORRT_BEFORE_AMPERE = tuple(
         summary=f"{recipe.summary}; without the layers that lack an INT8 kernel before compute capability 8.0",
         every_kernel=False,
     )
-    for recipe in (TENSORRT_MINMAX, TENSORRT_ENTROPY, TENSORRT_PERCENTILE, TENSORRT_MSE)
+    for recipe in TENSORRT
+    if not recipe.attention_products
 )
 """For TensorRT on T4 and Xavier."""
 
