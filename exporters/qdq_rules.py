@@ -93,7 +93,7 @@ def _weight_axes(checked: Checked) -> Iterator[Finding]:
             if not is_operator(reader, *LAYERS) or index > 1:
                 continue
             wanted = weight_axis(reader, index, rank)
-            if axis % max(rank, 1) != wanted:
+            if -rank <= axis < rank and axis % rank != wanted:
                 wants = "one scale for the whole weight" if wanted is None else f"axis {wanted}"
                 yield node, f"has axis {axis} for {reader.op_type} {name_of(reader)!r}, which takes {wants}"
 
