@@ -108,6 +108,12 @@ def operands_of(node: ir.Node) -> Operands | None:
     return Operands(activations, constants[0] if constants else None)
 
 
+def is_weighted(node: ir.Node) -> bool:
+    """Return whether a node is a layer with a constant weight."""
+    operands = operands_of(node)
+    return operands is not None and operands.weight is not None
+
+
 def weight_axis(node: ir.Node, index: int, rank: int) -> int | None:
     """Return the axis of output channels along which a layer's weight has scales; None for one scale.
 
@@ -160,8 +166,7 @@ def has_every_kernel(node: ir.Node) -> bool:
     if node.op_type == "Conv":
         weight = shape_of(before_pair(input_of(node, 1)))
         return node.attributes.get_int("group", 1) == 1 and (weight is None or len(weight) <= 4)
-    operands = operands_of(node)
-    return operands is not None and operands.weight is not None
+    return is_weighted(node)
 
 
 def score_nodes(graph: ir.Graph) -> frozenset[ir.Node]:

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 from onnx_ir.passes import common
 
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ExportError, MissingDependencyError
 from tsexport.exporters.onnx_external import open_model
 from tsexport.exporters.onnx_file import finish_onnx
@@ -40,7 +40,7 @@ from tsexport.exporters.qdq_regions import (
 )
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.npz import write_arrays
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipes import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.types import Artifact

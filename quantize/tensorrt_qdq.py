@@ -35,6 +35,7 @@ from tsexport.exporters.qdq_regions import (
     has_dimension_of_one,
     has_every_kernel,
     input_of,
+    is_weighted,
     operands_of,
     residual_operand,
     shape_of,
@@ -43,7 +44,7 @@ from tsexport.exporters.qdq_regions import (
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipes import Recipe
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import Calibrate, Order
 from tsexport.types import Array, Artifact
 
 STEPS = 127
@@ -245,19 +246,41 @@ def with_shapes(path: Path) -> ir.Model:
     return model
 
 
-def quantize_tensorrt(source: Path, recipe: Recipe, calibration: Dataset) -> onnx.ModelProto:
+def observed_tensors(graph: ir.Graph, attention_products: bool) -> tuple[str, ...]:
+    """Return the activations that any choice of layers may quantize, so that one table serves every choice."""
+    every = place_pairs(graph, attention_products=attention_products)
+    added = {
+        str(value.name)
+        for reads in every.activations.values()
+        for read in reads
+        if read.node.op_type == "Add"
+        for value in read.node.inputs
+        if value is not None
+    }
+    return tuple(dict.fromkeys((*every.tensors, *sorted(added))))
+
+
+def quantize_tensorrt(
+    source: Path, recipe: Recipe, calibration: Dataset, calibrate: Calibrate = calibrate
+) -> onnx.ModelProto:
     """Return an fp32 ONNX file quantized by a recipe of tool "tensorrt-qdq".
 
     Args:
         source: a clean opset-17 graph.
         recipe: its observer takes the ranges of activations; symmetric, whatever it says.
         calibration: windows named as the graph's inputs; read in a stream.
+        calibrate: takes the ranges of activations.
 
     Raises:
-        NothingQuantizedError: the graph has no layer that the recipe quantizes.
+        NothingQuantizedError: the graph has no layer that the recipe quantizes, or nothing beyond what the same recipe
+            without attention's products does.
+        ValueError: the recipe names a layer that the graph does not have.
         DataError: what `calibrate` raises.
     """
     model = with_shapes(source)
+    unknown = sorted({*recipe.float_layers} - {str(node.name) for node in model.graph})
+    if unknown:
+        raise ValueError(f"float_layers names {unknown[0]!r}, and the graph has no such node")
     placement = place_pairs(
         model.graph,
         float_layers=recipe.float_layers,
@@ -269,11 +292,12 @@ def quantize_tensorrt(source: Path, recipe: Recipe, calibration: Dataset) -> onn
             "the graph has no Conv, ConvTranspose, Gemm or MatMul that TensorRT computes in INT8: one with constant "
             "weights, no dimension of 1, and not among the layers that stay in floating point"
         )
-    observer = recipe.observer or Observer()
-    table = calibrate(
-        source, calibration, placement.tensors, Observer(observer.method, observer.percentile, symmetric=True)
-    )
-    insert_pairs(model.graph, placement, table)
+    if recipe.attention_products and all(is_weighted(node) for node in placement.layers):
+        raise NothingQuantizedError("the graph has no product of two activations, which this recipe is for")
+    taken = recipe.observer or Observer()
+    observer = Observer(taken.method, taken.percentile, symmetric=True)
+    tensors = observed_tensors(model.graph, recipe.attention_products)
+    insert_pairs(model.graph, placement, calibrate(source, calibration, tensors, observer))
     quantized = ir.to_proto(model)
     del quantized.graph.value_info[:]  # runtimes infer them
     return quantized
@@ -286,7 +310,7 @@ def build(order: Order, folder: Path) -> Artifact:
         ExportError: the result breaks a rule of TensorRT (a fault of this module), or is no valid model.
     """
     recipe = order.recipe
-    model = quantize_tensorrt(order.source.path, recipe, order.calibration)
+    model = quantize_tensorrt(order.source.path, recipe, order.calibration, order.calibrate)
     require_rules(model, float_layers=recipe.float_layers, every_kernel=recipe.every_kernel)
     done = f"tensorrt-qdq with onnx-ir {version('onnx-ir')}: {recipe.summary}"
     artifact = finish_onnx(
