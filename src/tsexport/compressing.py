@@ -77,9 +77,11 @@ def build_recipe(
         "recipe": recipe,
         "source": source.sha256 if source else "",
         "samples": samples.key,
+        "tables": context.calibration_tables,
     }
 
     def produce(folder: Path) -> BuildResult:
+        from tsexport.calibrating import cached_calibration
         from tsexport.calibration.arrays import ArrayDataset
         from tsexport.quantize.candidates import build_candidate
         from tsexport.quantize.sources import Fp32Sources
@@ -90,7 +92,8 @@ def build_recipe(
         windows = calibration.dataset if calibration is not None else ArrayDataset(samples.feeds)
         module = context.source.module
         sources = Fp32Sources(onnx, openvino, (lambda: module) if module is not None else None)
-        built = build_candidate(recipe, sources, samples.spec, windows, folder)
+        ranges = cached_calibration(context)
+        built = build_candidate(recipe, sources, samples.spec, windows, folder, ranges)
         stored = store_artifact(built.artifact, folder) if built.artifact else None
         return BuildResult(stored, portable(built.reason, context.cache))
 
