@@ -26,11 +26,12 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.suites.contest import BATCH, Pace
+from tsexport.bench.suites.contest import BATCH, Pace, make_entrants
 from tsexport.bench.suites.goals import Conditions, Judged
 from tsexport.bench.suites.goals_of_models import judge_models
 from tsexport.bench.suites.long_runs import (
@@ -189,7 +190,7 @@ def _measure(run: Run, model: str, progress: Progress) -> ModelResult:
             run.pace,
             progress,
             Path(folder),
-            plain_int8=False,
+            enter=partial(make_entrants, plain_int8=False),
             accuracy_seconds=ACCURACY_SECONDS,
         )
 
