@@ -20,6 +20,8 @@ from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
+RACE_PATIENCE_SECONDS = 90.0
+"""How long a race goes on for rounds enough to decide anything, where a model's calls take so long."""
 THREADS_MARGIN = 1.05
 Say = Callable[[str], None]
 
@@ -101,6 +103,7 @@ def _race(
         1,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
+        patience_seconds=RACE_PATIENCE_SECONDS,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,
