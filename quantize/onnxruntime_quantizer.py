@@ -85,6 +85,7 @@ def _dynamic(source: Path, recipe: Recipe, path: Path) -> None:
         source,
         path,
         op_types_to_quantize=DYNAMIC_OPERATORS,
+        nodes_to_exclude=list(recipe.float_layers),
         per_channel=recipe.per_channel,
         reduce_range=recipe.reduce_range,
         weight_type=_weight_type(recipe),
@@ -103,7 +104,7 @@ def _static(source: Path, recipe: Recipe, calibration: Dataset, path: Path) -> N
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=STATIC_OPERATORS,
         # MatMulConstBOnly, which does this for dynamic quantization, has no effect where Q/DQ pairs are written.
-        nodes_to_exclude=_products_of_activations(model),
+        nodes_to_exclude=[*_products_of_activations(model), *recipe.float_layers],
         per_channel=recipe.per_channel,
         reduce_range=recipe.reduce_range,
         activation_type=QuantType.QUInt8,

@@ -142,6 +142,11 @@ WITHOUT_VNNI = (DYNAMIC_U8, DYNAMIC_S8_REDUCED, STATIC_U8S8_REDUCED, NNCF_MIXED_
 WITH_VNNI = (DYNAMIC_S8, DYNAMIC_U8, STATIC_U8S8, NNCF_MIXED)
 
 
+def artifact_name(recipe: Recipe) -> str:
+    """Return what a recipe's artifact is called: `<precision>-<recipe>`."""
+    return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
+
+
 def recipes_for(cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """Return the recipes that suit a CPU, in the order in which they are tried.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipes import Recipe, artifact_name
 from tsexport.types import Artifact, ModelSpec
 
 if TYPE_CHECKING:
@@ -44,6 +44,4 @@ class Order:
 
     @property
     def artifact_name(self) -> str:
-        """The artifact's name: `<precision>-<recipe>`."""
-        recipe = self.recipe
-        return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
+        return artifact_name(self.recipe)

@@ -1,15 +1,15 @@
 """The last stage: everything that a build made, into a bundle that stands whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
+from tsexport.choosing import all_candidates, basis_of
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.entries import artifact_entry
@@ -120,18 +120,6 @@ def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntr
     )
 
 
-def _candidates(packed: Packed) -> tuple[Candidate, ...]:
-    records = []
-    for one in packed.tried:
-        if one.out:
-            records.append(one.candidate(one.out, one.reason))
-        elif one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
-            records.append(one.candidate("selected", packed.why))
-        else:
-            records.append(one.candidate("eligible", "within the accuracy budget, and not the one that was selected"))
-    return tuple(records)
-
-
 def _without_runtime(packed: Packed) -> tuple[AbsentFormat, ...]:
     """Return the formats that were made, and that no runtime here could run as it should."""
     run = {one.artifact.name for one in packed.fp32}
@@ -139,33 +127,33 @@ def _without_runtime(packed: Packed) -> tuple[AbsentFormat, ...]:
     return tuple(AbsentFormat(one.format, reason) for one in packed.exports.artifacts if one.name not in run)
 
 
-def _recipe_of(packed: Packed) -> tuple[str, Mapping[str, Any]]:
-    for one in packed.tried:
-        if one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
-            candidate = one.candidate("selected", "")
-            return candidate.name, candidate.recipe
-    return packed.selected.artifact.name, {}
-
-
-def _selection(context: Context, packed: Packed) -> Selection:
-    candidate, recipe = _recipe_of(packed)
+def _selection(context: Context, samples: Samples, packed: Packed, tried: tuple[Candidate, ...]) -> Selection:
+    selected = next((one for one in tried if one.status == "selected"), None)
     return Selection(
         schema_version=1,
         artifact=packed.selected.artifact.name,
         runtime=packed.selected.runtime,
         why=packed.why,
-        candidate=candidate,
-        recipe=recipe,
-        layers_left_in_float=(),
+        candidate=selected.name if selected else packed.selected.artifact.name,
+        recipe=selected.recipe if selected else {},
+        layers_left_in_float=tuple(selected.recipe["float_layers"]) if selected else (),
         order=tuple(RankedArtifact(*pair) for pair in packed.order),
         threads=packed.threads,
         triton_batch_sizes=tuple(context.options.batches),
         rewrites=packed.exports.choices,
         model=context.built,
+        tried=tried,
+        basis=basis_of(context, samples),
     )
 
 
-def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple[ArtifactEntry, ...]) -> Manifest:
+def _manifest(
+    context: Context,
+    samples: Samples,
+    packed: Packed,
+    entries: tuple[ArtifactEntry, ...],
+    tried: tuple[Candidate, ...],
+) -> Manifest:
     record = samples.record
     return Manifest(
         schema_version=1,
@@ -187,7 +175,7 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
         budget=packed.budget,
         parity=packed.parity,
         accuracy=packed.accuracy,
-        candidates=_candidates(packed),
+        candidates=tried,
         rewrites=packed.exports.rewrites,
         caveats=packed.caveats,
         notes=packed.notes,
@@ -205,7 +193,9 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
         entries = _entries(samples, packed, root)
-        manifest, selection = _manifest(context, samples, packed, entries), _selection(context, packed)
+        tried = all_candidates(context, samples, packed.tried, packed.selected.key, packed.why)
+        manifest = _manifest(context, samples, packed, entries, tried)
+        selection = _selection(context, samples, packed, tried)
         write_golden(root, *samples.golden)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
