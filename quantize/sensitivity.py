@@ -1,10 +1,10 @@
 """How much each layer of an fp32 graph costs in accuracy when it alone is quantized.
 
-One layer at a time gets the numbers of static INT8: its constant weights are rounded to symmetric S8 per output
-channel, and its activation passes a QuantizeLinear and a DequantizeLinear of U8 with the range that it had on the
-calibration windows (0 always lies in it).  The graph is computed in floating point: ONNX Runtime is told to fuse no
-Q/DQ pair, so the answer is the same on a CPU whose 16-bit sums saturate.  The sensitivity is the relative RMS error of
-the worst output against the same graph without it.
+One layer at a time gets the numbers of static INT8: its constant weights are rounded to symmetric S8, with one scale
+for each output channel or one for the tensor, as the recipe has it, and its activation passes a QuantizeLinear and a
+DequantizeLinear of U8 with the range that it had on the calibration windows (0 always lies in it).  The graph is
+computed in floating point: ONNX Runtime is told to fuse no Q/DQ pair, so the answer is the same on a CPU whose 16-bit
+sums saturate.  The sensitivity is the relative RMS error of the worst output against the same graph without it.
 
 What this does not see: errors of several layers that add up or cancel (the search verifies each candidate as a whole),
 and the hidden state of a recurrent layer, whose input and weights alone are quantized here.
@@ -79,9 +79,9 @@ class Probe:
         self._outputs = [_run(session, feeds) for feeds in self._feeds]
         self._ranges = self._measure_ranges()
 
-    def error(self, layer: str) -> float:
+    def error(self, layer: str, *, per_channel: bool) -> float:
         """Return the relative RMS error of the worst output where this layer alone is quantized; may be infinite."""
-        with self._quantized(layer) as model:
+        with self._quantized(layer, per_channel) as model:
             session = _session(model)
         error = OutputError()
         for feeds, expected in zip(self._feeds, self._outputs, strict=True):
@@ -110,7 +110,7 @@ class Probe:
         return {name: (float(low), float(high)) for name, low, high in zip(wanted, lowest, highest, strict=True)}
 
     @contextmanager
-    def _quantized(self, layer: str) -> Iterator[onnx.ModelProto]:
+    def _quantized(self, layer: str, per_channel: bool) -> Iterator[onnx.ModelProto]:
         """Quantize one layer of the graph in place, and put it back."""
         graph = self._model.graph
         index = self._nodes[layer]
@@ -127,7 +127,8 @@ class Probe:
             node.input[0] = "tsexport.rounded"
             for position in _WEIGHTS[node.op_type]:
                 name = f"tsexport.weight.{position}"
-                weight = round_weights(self._value(inputs[position]), channel_axis(node, position))
+                axis = channel_axis(node) if per_channel else None
+                weight = round_weights(self._value(inputs[position]), axis)
                 graph.initializer.append(numpy_helper.from_array(weight, name))
                 node.input[position] = name
             # ONNX wants nodes sorted: the pair goes before the node that reads it.
@@ -154,17 +155,20 @@ class Probe:
         return value
 
 
-def channel_axis(node: onnx.NodeProto, position: int) -> int:
-    """Return the axis of a weight's output channels."""
+def channel_axis(node: onnx.NodeProto) -> int:
+    """Return the axis of the output channels in a layer's weights."""
     if node.op_type == "Gemm":
         return 0 if any(one.name == "transB" and one.i for one in node.attribute) else 1
     return {"MatMul": -1, "Conv": 0, "ConvTranspose": 1, "LSTM": 1, "GRU": 1}[node.op_type]
 
 
-def round_weights(weight: Array, axis: int) -> Array:
-    """Return weights as symmetric S8 with one scale for each slice along `axis` would hold them, in float32."""
-    # a vector has one output channel
-    others = tuple(one for one in range(weight.ndim) if weight.ndim == 1 or one != axis % weight.ndim)
+def round_weights(weight: Array, axis: int | None) -> Array:
+    """Return weights as symmetric S8 would hold them, with one scale for each slice along `axis` (None: for all).
+
+    A vector is one channel.
+    """
+    whole = axis is None or weight.ndim == 1
+    others = tuple(one for one in range(weight.ndim) if whole or one != (axis or 0) % weight.ndim)
     largest = np.abs(weight).max(axis=others, keepdims=True)
     scale = np.where(largest > 0, largest / _S8, 1.0)
     rounded: Array = (np.clip(np.rint(weight / scale), -_S8, _S8) * scale).astype(np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tsexport.bench.race import RaceResult
 from tsexport.cache import digest_of
-from tsexport.codec import from_plain
+from tsexport.codec import from_plain, to_plain
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
@@ -154,7 +154,7 @@ def recipe_to_repeat(selection: Selection, recipes: Sequence[Recipe]) -> Recipe 
 def _read_recipe(record: Mapping[str, Any], number: int) -> Recipe:
     what = "selection.json: recipe" if number == 0 else f"selection.json: the recipe of {record['name']}"
     again = "build again without --selection, or use the tsexport that wrote it"
-    return from_plain(Recipe, dict(record), what=what, next_step=again, defaults=True)
+    return from_plain(Recipe, to_plain(record), what=what, next_step=again, defaults=True)
 
 
 def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> Chosen:

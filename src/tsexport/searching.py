@@ -141,13 +141,14 @@ class FloatSearch:
         deserving = [one for one in tried if self._deserves(one)]
         deserving.sort(key=lambda one: _error(one) or 0.0)
         if not deserving or not self.context.options.search_seconds:
-            self.step.reused = True
             return tried
-        order = self._order()
+        orders = {kind: self._order(kind) for kind in {one.recipe.per_channel: None for one in deserving}}
         results: dict[tuple[str, str], tuple[Tried, ...]] = {}
         for index, one in enumerate(deserving):
             self.step.say(one.name, index / len(deserving))
-            results[one.recipe.name, one.runtime] = self._search(one, order, len(deserving) - index - 1)
+            results[one.recipe.name, one.runtime] = self._search(
+                one, orders[one.recipe.per_channel], len(deserving) - index - 1
+            )
         return tuple(found for one in tried for found in results.get((one.recipe.name, one.runtime), (one,)))
 
     @cached_property
@@ -168,7 +169,8 @@ class FloatSearch:
 
     # --- the order of the layers
 
-    def _order(self) -> Order:
+    def _order(self, per_channel: bool) -> Order:
+        """Return the layers of the fp32 graph by sensitivity, to weights rounded per channel or per tensor."""
         onnx = self.exports.clean or self.exports.of("onnx")
         if onnx is None:
             return Order((), {})
@@ -184,7 +186,7 @@ class FloatSearch:
             if index:
                 self.step.expect(min(self._left_s(), 2 * spent / index * (len(layers) - index)))
             self.step.say(f"sensitivity of {layer.name}", index / len(layers))
-            measured[layer.name] = self._sensitivity(onnx, layer, windows, probe)
+            measured[layer.name] = self._sensitivity(onnx, layer, windows, per_channel, probe)
         return Order(rank(layers, measured), measured)
 
     def _layers(self, onnx: Artifact) -> tuple[Layer, ...]:
@@ -203,11 +205,17 @@ class FloatSearch:
         assert calibration is not None, "a candidate that was judged has been calibrated"
         return Probe(onnx.path, calibration.dataset, windows)
 
-    def _sensitivity(self, onnx: Artifact, layer: Layer, windows: int, probe: "_Lazy") -> float:
-        inputs = {"source": onnx.sha256, "samples": self.samples.key, "windows": windows, "layer": layer.name}
+    def _sensitivity(self, onnx: Artifact, layer: Layer, windows: int, per_channel: bool, probe: "_Lazy") -> float:
+        inputs = {
+            "source": onnx.sha256,
+            "samples": self.samples.key,
+            "windows": windows,
+            "layer": layer.name,
+            "per_channel": per_channel,
+        }
 
         def produce(_: object) -> LayerError:
-            error = probe.value.error(layer.name)
+            error = probe.value.error(layer.name, per_channel=per_channel)
             return LayerError(error if error < float("inf") else None)
 
         error = self.context.cache.stage("sensitivity", inputs, LayerError, produce).result.error

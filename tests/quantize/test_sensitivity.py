@@ -38,9 +38,11 @@ def windows():
     return np.random.default_rng(5).standard_normal((24, WIDTH)).astype(np.float32)
 
 
-def sensitivities(path, windows, count=8):
+def sensitivities(path, windows, count=8, per_channel=True):
     probe = Probe(path, ArrayDataset({"x": windows}), count)
-    return {layer.name: probe.error(layer.name) for layer in find_layers(path, {"x": windows[:1]})}
+    return {
+        layer.name: probe.error(layer.name, per_channel=per_channel) for layer in find_layers(path, {"x": windows[:1]})
+    }
 
 
 def with_outlier_weight(weights):
@@ -70,6 +72,17 @@ def test_the_layer_that_is_bad_by_construction_is_the_most_sensitive(tmp_path, w
     assert spoiled["two"] > 5 * max(spoiled["one"], spoiled["three"])
 
 
+def test_one_scale_for_the_tensor_is_worse_where_its_channels_differ(tmp_path, windows):
+    weights = {f"w{i}": weight(i) for i in range(3)}
+    weights["w1"][:, 3] *= 300
+    weights["w2"][3] /= 300
+    path = tmp_path / "chain.onnx"
+    written(path, CHAIN, weights)
+    one, many = (sensitivities(path, windows, per_channel=kind)["two"] for kind in (False, True))
+    assert many < 0.03
+    assert one > 10 * many
+
+
 def test_an_error_is_that_of_numpy_with_one_layer_rounded(tmp_path, windows):
     weights = {f"w{i}": weight(i) for i in range(3)}
     path = tmp_path / "chain.onnx"
@@ -90,9 +103,9 @@ def test_the_graph_is_put_back_after_each_layer(tmp_path, windows):
     written(path, CHAIN, {f"w{i}": weight(i) for i in range(3)})
     probe = Probe(path, ArrayDataset({"x": windows}), 4)
     before = probe._model.SerializeToString(deterministic=True)
-    first = [probe.error(name) for name in ("two", "one", "three")]
+    first = [probe.error(name, per_channel=True) for name in ("two", "one", "three")]
     assert probe._model.SerializeToString(deterministic=True) == before
-    assert [probe.error(name) for name in ("two", "one", "three")] == first
+    assert [probe.error(name, per_channel=True) for name in ("two", "one", "three")] == first
 
 
 def test_layers_are_nodes_with_constant_weights_and_their_work(tmp_path):
@@ -139,16 +152,16 @@ def test_every_kind_of_layer(tmp_path, operator, shape, attributes, extra, macs)
     assert (layer.name, layer.operator, layer.macs) == ("it", operator, macs)
     # the four steps of a recurrent layer are the dataset's samples here, and go in together
     probe = Probe(path, ArrayDataset({"x": x}), 4)
-    assert 0 < probe.error("it") < 0.05
+    assert 0 < probe.error("it", per_channel=True) < 0.05
 
 
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 5)), elements=st.floats(-1e3, 1e3, width=32)),
-    st.sampled_from([0, 1, -1]),
+    st.sampled_from([0, 1, -1, None]),
 )
 def test_rounded_weights_are_within_half_a_step_of_their_channel(array, axis):
     rounded = round_weights(array, axis)
-    others = tuple(one for one in range(2) if one != axis % 2)
+    others = tuple(one for one in range(2) if axis is None or one != axis % 2)
     largest = np.abs(array).max(axis=others, keepdims=True)
     assert np.all(np.abs(rounded - array) <= largest / 127 * 0.5 + 1e-5 * largest)
     assert rounded.dtype == np.float32
