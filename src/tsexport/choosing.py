@@ -3,25 +3,20 @@ build repeated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tsexport.bench.race import RaceResult
-from tsexport.cache import digest_of
-from tsexport.codec import from_plain, to_plain
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.loading import cores_here
-from tsexport.manifest import Selection
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
-from tsexport.quantize.recipes import Recipe, artifact_name
+from tsexport.quantize.recipes import artifact_name
 from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, undecided
 from tsexport.samples import Samples
-from tsexport.types import AccuracyBudget, Candidate
+from tsexport.types import AccuracyBudget
 
-ELIGIBLE = "within the accuracy budget, and not the one that was selected"
 FP32_ROUNDING = 1e-3
 """What rounding may do to the accuracy of an fp32 artifact whose every answer holds the parity tolerance."""
 
@@ -129,34 +124,6 @@ def why_none(tried: Sequence[Tried], runtime: str | None) -> str:
     return "no candidate held the accuracy budget: fp32 is selected"
 
 
-def recipe_to_repeat(selection: Selection, recipes: Sequence[Recipe]) -> Recipe | None:
-    """Return the recipe of the candidate that a selection.json selects, with its layers in floating point.
-
-    That is the recipe that it holds, otherwise the one of `recipes`, or of the candidates recorded in it, whose
-    artifact is called so; None where an fp32 artifact is selected, or an artifact that none makes.
-
-    Raises:
-        BundleError: a recipe in it is none.
-    """
-    held = [dict(selection.recipe), *(dict(one.recipe) for one in selection.tried)]
-    of_selected = {**held[0], "float_layers": list(selection.layers_left_in_float)} if held[0] else None
-    for number, record in enumerate([of_selected, *recipes, *held[1:]]):
-        if record is None:
-            continue
-        if not isinstance(record, Recipe) and not {"name", "precision"} <= record.keys():
-            continue  # of another tool than tsexport, or written by hand
-        recipe = record if isinstance(record, Recipe) else _read_recipe(record, number)
-        if artifact_name(recipe) == selection.artifact and selection.runtime in recipe.runtimes:
-            return recipe
-    return None
-
-
-def _read_recipe(record: Mapping[str, Any], number: int) -> Recipe:
-    what = "selection.json: recipe" if number == 0 else f"selection.json: the recipe of {record['name']}"
-    again = "build again without --selection, or use the tsexport that wrote it"
-    return from_plain(Recipe, to_plain(record), what=what, next_step=again, defaults=True)
-
-
 def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> Chosen:
     """Repeat the choices of a selection.json.
 
@@ -189,42 +156,6 @@ def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...])
     choice = Choice(*key, selection.why, "repeated from a selection.json, not measured against others here")
     threads = context.options.threads or min(selection.threads, cores_here())
     return Chosen(choice, threads, (*order, *rest), ())
-
-
-def basis_of(context: Context, samples: Samples) -> str:
-    """Return the digest of what the records of candidates rest on: source, data, budget and instruction set."""
-    budget = accuracy_budget(context, samples)
-    return digest_of({"samples": samples.key, "budget": budget, "target": context.target})
-
-
-def all_candidates(
-    context: Context, samples: Samples, tried: Sequence[Tried], selected: tuple[str, str], why: str
-) -> tuple[Candidate, ...]:
-    """Return the manifest's records of the candidates; `selected` is an artifact and its runtime.
-
-    A repeated selection builds the selected candidate alone; of the others it gives the records of the build that it
-    repeats, where that was of the same source and data, under the same budget.
-    """
-    records = [_record(one, selected, why) for one in tried]
-    selection = context.selection
-    if selection is None or selection.basis != basis_of(context, samples):
-        return tuple(records)
-    built = {(one.name, one.runtime): one for one in records}
-    kept = [built.pop((one.name, one.runtime), _no_longer_selected(one)) for one in selection.tried]
-    return (*kept, *built.values())
-
-
-def _record(one: Tried, selected: tuple[str, str], why: str) -> Candidate:
-    if one.out:
-        return one.candidate(one.out, one.reason)
-    more = f"; {one.reason}" if one.reason else ""
-    if one.artifact is not None and (one.artifact.name, one.runtime) == selected:
-        return one.candidate("selected", f"{why}{more}")
-    return one.candidate("eligible", f"{ELIGIBLE}{more}")
-
-
-def _no_longer_selected(one: Candidate) -> Candidate:
-    return replace(one, status="eligible", reason=ELIGIBLE) if one.status == "selected" else one
 
 
 def placed_by_key(fp32: tuple[Placed, ...], tried: tuple[Tried, ...]) -> dict[tuple[str, str], Placed]:

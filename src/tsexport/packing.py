@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
-from tsexport.choosing import all_candidates, basis_of
-from tsexport.compressing import AccuracyResult, Tried
+from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
@@ -20,6 +20,7 @@ from tsexport.manifest import (
     SELECTION,
     AbsentFormat,
     ArtifactEntry,
+    FileDigest,
     Golden,
     GoldenTolerance,
     Manifest,
@@ -31,17 +32,23 @@ from tsexport.manifest import (
     selection_text,
 )
 from tsexport.measuring import Placed
+from tsexport.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
+
+if TYPE_CHECKING:
+    from tsexport.calibration.table import CalibrationTable
 
 GOLDEN_BATCH = 1
 GOLDEN_MARGIN = 2.0
 """A quantized artifact may miss the golden outputs by this many times what it missed them by where it was built."""
 GOLDEN_FLOOR = 1e-3
 REPORT, README = "report.html", "README.md"
+CALIBRATION = "artifacts/calibration.json"
+"""The ranges that static candidates were made with; `--calibration-table` re-uses them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,35 @@ def _copy(artifact: Artifact, root: Path) -> Artifact:
         shutil.copyfile(path, copied)
         files.append(copied)
     return replace(artifact, path=files[0], files=tuple(files))
+
+
+def _write_tables(
+    context: Context, samples: Samples, packed: Packed, root: Path
+) -> tuple[FileDigest | None, tuple[str, ...]]:
+    """Write the calibration tables that candidates were made with, or nothing where there are none.
+
+    The second value names the recipes they are of.  A repeated selection writes those of the build that it repeats.
+    """
+    from tsexport.calibration.table_files import read_tables, tables_text
+    from tsexport.quantize.candidates import tables_beside
+
+    made = {one.recipe.name: one.artifact for one in packed.tried}
+    repeated = repeats(context, samples)
+    if repeated is not None:
+        recipes = recipes_of_tables(repeated)
+        made = {one.name: build_recipe(context, samples, packed.exports, one)[0] for one in recipes}
+    tables: list[CalibrationTable] = []
+    names = []
+    for name, artifact in made.items():
+        path = tables_beside(artifact.path) if artifact is not None else None
+        fresh = [table for table in read_tables(path) if table not in tables] if path and path.exists() else []
+        tables += fresh
+        names += [name] if fresh else []
+    if not tables:
+        return None, ()
+    file = root / CALIBRATION
+    file.write_text(tables_text(tables), encoding="utf-8")
+    return FileDigest(CALIBRATION, file_sha256(file), file.stat().st_size), tuple(names)
 
 
 def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
@@ -153,6 +189,7 @@ def _manifest(
     packed: Packed,
     entries: tuple[ArtifactEntry, ...],
     tried: tuple[Candidate, ...],
+    calibration_tables: FileDigest | None,
 ) -> Manifest:
     record = samples.record
     return Manifest(
@@ -179,6 +216,7 @@ def _manifest(
         rewrites=packed.exports.rewrites,
         caveats=packed.caveats,
         notes=packed.notes,
+        calibration_tables=calibration_tables,
     )
 
 
@@ -193,9 +231,10 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
         entries = _entries(samples, packed, root)
+        tables, of_recipes = _write_tables(context, samples, packed, root)
         tried = all_candidates(context, samples, packed.tried, packed.selected.key, packed.why)
-        manifest = _manifest(context, samples, packed, entries, tried)
-        selection = _selection(context, samples, packed, tried)
+        manifest = _manifest(context, samples, packed, entries, tried, tables)
+        selection = replace(_selection(context, samples, packed, tried), tables=of_recipes)
         write_golden(root, *samples.golden)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")

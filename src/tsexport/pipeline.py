@@ -106,9 +106,9 @@ def plan_build(options: BuildOptions) -> Plan:
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
-    recipes = recipes_for(cpu) if target.precision == "int8" else ()
+    recipes = recipes_for(target, cpu)
     context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
-    _ = context.selection  # read for its own checks, before minutes are spent
+    _ = context.selection, context.calibration_tables  # read for their own checks, before minutes are spent
     return Plan(
         context=context,
         name=name,

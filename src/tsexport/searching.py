@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsexport.choosing import accuracy_budget, recipe_to_repeat
+from tsexport.choosing import accuracy_budget
 from tsexport.compressing import Tried, build_recipe, try_recipe
 from tsexport.context import Context
 from tsexport.exporting import Exports
 from tsexport.progress import Progress, Step
 from tsexport.quantize.recipes import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
+from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget, Artifact
 
@@ -58,10 +59,14 @@ def _repeat(
         return ()
     with progress.step(CANDIDATES) as step:
         step.reused = True
+        if repeats(context, samples) is not None:
+            for one in recipes_of_tables(selection):  # the bundle holds their tables
+                step.reused &= build_recipe(context, samples, exports, one)[2]
         recipe = recipe_to_repeat(selection, plan.recipes)
         if recipe is None:
             return ()
-        found, step.reused = _try(context, samples, exports, recipe, plan, (selection.runtime,))
+        found, reused = _try(context, samples, exports, recipe, plan, (selection.runtime,))
+        step.reused &= reused
         return found
 
 
