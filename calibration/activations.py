@@ -13,26 +13,18 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.calibration.histograms import Histograms
 from tsexport.calibration.observers import range_of
 from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
 from tsexport.errors import DataError, did_you_mean
-from tsexport.types import Array, Feeds, file_sha256, rows_at_once
+from tsexport.types import Array, Feeds, files_sha256
 
-CALIBRATION_BATCH = 16
-"""The most windows at once; a model of large inputs takes fewer (see `rows_at_once`)."""
 GROUP_BYTES = 2**28
 PROBED_TENSORS = 64
 """So many tensors of one window are held while their sizes are asked for."""
 _FATAL_ONLY = 4
 _FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
-
-
-def calibration_batch(dataset: Dataset) -> int:
-    """Return how many windows are run at once: what every layer answers to them is kept for that long."""
-    first = next(iter(dataset.batches(1)))
-    return rows_at_once((array.shape for array in first.feeds.values()), CALIBRATION_BATCH)
 
 
 class ObservedGraph:
@@ -93,6 +85,14 @@ class _Taps:
         return found
 
 
+def model_digest(model: Path) -> str:
+    """Return the SHA-256 of an ONNX file, with the files beside it that hold its weights where there are any."""
+    stored = onnx_ir.load(model).graph.initializers.values()
+    tensors = [value.const_value for value in stored]
+    beside = sorted({str(one.location) for one in tensors if isinstance(one, onnx_ir.ExternalTensor)})
+    return files_sha256((model, *(model.parent / location for location in beside)))
+
+
 def groups_of(sizes: Mapping[str, int], limit: int) -> tuple[tuple[str, ...], ...]:
     """Cut tensors, in order, into groups of at most `limit` bytes; a larger tensor is a group of its own."""
     groups: list[list[str]] = []
@@ -115,9 +115,7 @@ def _sizes(graph: ObservedGraph, feeds: Feeds, tensors: Sequence[str]) -> dict[s
     return {name: sizes[name] for name in tensors}
 
 
-def answers(
-    model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int = GROUP_BYTES
-) -> Iterator[dict[str, Array]]:
+def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int) -> Iterator[dict[str, Array]]:
     """Yield what some of a graph's tensors hold for the windows of a dataset, a group and a batch at a time.
 
     Raises:
@@ -137,11 +135,11 @@ def answers(
 def observe(model: Path, dataset: Dataset, tensors: Sequence[str], observer: Observer) -> CalibrationTable:
     """Make the table that `calibration.table.calibrate` returns."""
     seen = {name: Histograms(name, observer.axis) for name in tensors}
-    for tensors_of_batch in answers(model, dataset, tensors):
+    for tensors_of_batch in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
         for name, array in tensors_of_batch.items():
             seen[name].update(array)
     return CalibrationTable(
-        model_sha256=file_sha256(model),
+        model_sha256=model_digest(model),
         data_sha256=dataset.digest,
         window_ids=dataset.ids(range(dataset.count)),
         observer=observer,

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.openvino import OPTIONS, write_ir
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipes import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.types import Array, Artifact

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tsexport.calibration.table import Observer
 from tsexport.devices import version_key
 from tsexport.targets import CpuFeatures, InstructionSet, Target
 from tsexport.types import Format, Precision
@@ -39,7 +40,10 @@ class Recipe:
 
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
-    floating point.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
+    floating point.  `observer` takes the ranges of activations where the recipe is static and its tool calibrates by
+    table; None for the tool's own way.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
+    For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
+    compute capability 8.0, which lack some INT8 kernels.
     """
 
     name: str
@@ -55,7 +59,10 @@ class Recipe:
     domains: tuple[str, ...] = ()
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
+    observer: Observer | None = None
     decompose_layer_norm: bool = False
+    attention_products: bool = False
+    every_kernel: bool = True
 
 
 DYNAMIC_U8 = Recipe(
@@ -227,7 +234,79 @@ ARM64 = (
 
 # --- TensorRT --------------------------------------------------------------------------------------------------------
 
-TENSORRT_INT8: tuple[Recipe, ...] = ()
+TENSORRT_MINMAX = Recipe(
+    name="tensorrt-minmax",
+    tool="tensorrt-qdq",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="symmetric S8 Q/DQ for TensorRT, activations by their largest magnitude",
+    activation_type="s8",
+    observer=Observer("minmax", symmetric=True),
+)
+TENSORRT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-entropy",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least Kullback-Leibler divergence",
+    observer=Observer("entropy", symmetric=True),
+)
+TENSORRT_PERCENTILE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-percentile",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by the 99.99th percentile of magnitudes",
+    observer=Observer("percentile", 99.99, symmetric=True),
+)
+TENSORRT_MSE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-mse",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least squared error",
+    observer=Observer("mse", symmetric=True),
+)
+TENSORRT_ATTENTION = replace(
+    TENSORRT_MSE,
+    name="tensorrt-mse-attention",
+    summary="symmetric S8 Q/DQ for TensorRT, attention's products of activations too, by least squared error",
+    attention_products=True,
+)
+MODELOPT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="modelopt-entropy",
+    tool="modelopt",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by least Kullback-Leibler divergence, in opset 17",
+    observer=Observer("entropy", symmetric=True),
+)
+MODELOPT_MINMAX = replace(
+    MODELOPT_ENTROPY,
+    name="modelopt-minmax",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by their largest magnitude, in opset 17",
+    observer=Observer("minmax", symmetric=True),
+)
+
+TENSORRT_INT8: tuple[Recipe, ...] = (
+    TENSORRT_MINMAX,
+    TENSORRT_ENTROPY,
+    TENSORRT_PERCENTILE,
+    TENSORRT_MSE,
+    TENSORRT_ATTENTION,
+    MODELOPT_ENTROPY,
+    MODELOPT_MINMAX,
+)
+"""For TensorRT on GPUs from compute capability 8.0 on."""
+TENSORRT_INT8_BEFORE_AMPERE = tuple(
+    replace(
+        recipe,
+        name=f"{recipe.name}-sm75",
+        summary=f"{recipe.summary}; without the layers that lack an INT8 kernel before compute capability 8.0",
+        every_kernel=False,
+    )
+    for recipe in TENSORRT_INT8
+    if not recipe.attention_products
+)
+"""For TensorRT on T4 and Xavier."""
+
 TENSORRT_FP16: tuple[Recipe, ...] = (TENSORRT_IN_FP16,)
 TENSORRT_FP16_BEFORE_8_6: tuple[Recipe, ...] = (TENSORRT_IN_FP16_BEFORE_8_6,)
 """For versions that do not know LayerNormalization."""
@@ -259,6 +338,11 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     if target.precision == "bf16":
         return TENSORRT_BF16 if gpu else CPU_BF16
     if target.precision == "int8":
-        int8 = INT8[target.instruction_set]
+        int8 = TENSORRT_INT8_BEFORE_AMPERE if _is_before_ampere(target) else INT8[target.instruction_set]
         return (*int8, *CPU_BF16) if target.here and cpu.bf16 else int8
     return ()
+
+
+def _is_before_ampere(target: Target) -> bool:
+    """Return whether a target is a GPU that lacks INT8 kernels of some layers."""
+    return target.compute_capability is not None and float(target.compute_capability) < 8.0

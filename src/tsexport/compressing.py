@@ -76,9 +76,11 @@ def build_recipe(
         "recipe": recipe,
         "source": source.sha256 if source else "",
         "samples": samples.key,
+        "tables": context.calibration_tables,
     }
 
     def produce(folder: Path) -> BuildResult:
+        from tsexport.calibrating import cached_calibration
         from tsexport.quantize.candidates import build_candidate
         from tsexport.quantize.sources import Fp32Sources
 
@@ -87,7 +89,8 @@ def build_recipe(
             return BuildResult(None, "there is no calibration data")
         module = context.source.module
         sources = Fp32Sources(onnx, openvino, (lambda: module) if module is not None else None)
-        built = build_candidate(recipe, sources, samples.spec, calibration.dataset, folder)
+        ranges = cached_calibration(context)
+        built = build_candidate(recipe, sources, samples.spec, calibration.dataset, folder, ranges)
         stored = store_artifact(built.artifact, folder) if built.artifact else None
         return BuildResult(stored, portable(built.reason, context.cache))
 

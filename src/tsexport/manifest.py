@@ -6,7 +6,7 @@ the same inputs and the same selection give the same bytes.  What was measured s
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -111,12 +111,16 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Calibration or evaluation data: where from, digest of what was read, and the windows used ("0-511,600")."""
+    """Calibration or evaluation data: where from, digest of what was read, and the windows used ("0-511,600").
+
+    `regimes` counts the calibration windows of each regime they were drawn by, for example "volatility 5 of 5".
+    """
 
     source: str
     sha256: str
     windows: int
     window_ids: str
+    regimes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,10 @@ class RewriteChoice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, schema 1."""
+    """manifest.json, schema 1.
+
+    `calibration_tables` is the file of ranges that static candidates were made with, None where there are none.
+    """
 
     schema_version: Literal[1]
     name: str
@@ -194,6 +201,7 @@ class Manifest:
     rewrites: tuple[RewriteRecord, ...]
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
+    calibration_tables: FileDigest | None = None
 
     def artifact(self, name: str) -> ArtifactEntry:
         """Return the entry of that name.
@@ -313,6 +321,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST}: artifacts is empty, a bundle holds at least one")
     _check_unique((entry.name for entry in manifest.artifacts), "artifact name")
     _check_unique((file.path for entry in manifest.artifacts for file in entry.files), "artifact file")
+    if manifest.calibration_tables is not None:
+        relative_path(manifest.calibration_tables.path, what=f"{MANIFEST}: calibration_tables")
     for entry in manifest.artifacts:
         _check_entry(entry)
         for kind, specs in (("inputs", entry.inputs), ("outputs", entry.outputs)):

@@ -35,6 +35,7 @@ class BuildOptions:
         component: the part of a registered model that is built; None for all of it.
         inputs: inputs of a model that does not say them itself.
         calibration, evaluation: files of data; None for the reference series or none.
+        calibration_table: a calibration.json whose ranges are used in place of calibrating.
         series: the `[series]` table, as given.
         metric, max_degradation, max_output_error: the accuracy budget; fractions.
         include_preprocessing: scaling, gaps, calendar and scaling back become part of the graph.
@@ -60,6 +61,7 @@ class BuildOptions:
     component: str | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: Path | None = None
+    calibration_table: Path | None = None
     evaluation: Path | None = None
     series: Mapping[str, Any] | None = None
     metric: str | None = None
@@ -105,7 +107,7 @@ class BuildOptions:
 
 
 _SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
-_PATHS = ("output", "checkpoint", "calibration", "evaluation", "selection")
+_PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -20,6 +20,7 @@ from tsexport.manifest import (
     SELECTION,
     AbsentFormat,
     ArtifactEntry,
+    FileDigest,
     Golden,
     GoldenTolerance,
     Manifest,
@@ -35,13 +36,15 @@ from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
 
 GOLDEN_BATCH = 1
 GOLDEN_MARGIN = 2.0
 """A quantized artifact may miss the golden outputs by this many times what it missed them by where it was built."""
 GOLDEN_FLOOR = 1e-3
 REPORT, README = "report.html", "README.md"
+CALIBRATION = "artifacts/calibration.json"
+"""The ranges that static candidates were made with; `--calibration-table` re-uses them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,20 @@ def _copy(artifact: Artifact, root: Path) -> Artifact:
         shutil.copyfile(path, copied)
         files.append(copied)
     return replace(artifact, path=files[0], files=tuple(files))
+
+
+def _write_tables(packed: Packed, root: Path) -> FileDigest | None:
+    """Write the calibration tables that candidates were made with, or nothing where there are none."""
+    from tsexport.calibration.table_files import read_tables, tables_text
+    from tsexport.quantize.candidates import tables_beside
+
+    made = dict.fromkeys(tables_beside(one.artifact.path) for one in packed.tried if one.artifact is not None)
+    tables = [table for path in made if path.exists() for table in read_tables(path)]
+    if not tables:
+        return None
+    path = root / CALIBRATION
+    path.write_text(tables_text(tables), encoding="utf-8")
+    return FileDigest(CALIBRATION, file_sha256(path), path.stat().st_size)
 
 
 def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
@@ -165,7 +182,13 @@ def _selection(context: Context, packed: Packed) -> Selection:
     )
 
 
-def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple[ArtifactEntry, ...]) -> Manifest:
+def _manifest(
+    context: Context,
+    samples: Samples,
+    packed: Packed,
+    entries: tuple[ArtifactEntry, ...],
+    calibration_tables: FileDigest | None,
+) -> Manifest:
     record = samples.record
     return Manifest(
         schema_version=1,
@@ -191,6 +214,7 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
         rewrites=packed.exports.rewrites,
         caveats=packed.caveats,
         notes=packed.notes,
+        calibration_tables=calibration_tables,
     )
 
 
@@ -205,7 +229,8 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
         entries = _entries(samples, packed, root)
-        manifest, selection = _manifest(context, samples, packed, entries), _selection(context, packed)
+        tables = _write_tables(packed, root)
+        manifest, selection = _manifest(context, samples, packed, entries, tables), _selection(context, packed)
         write_golden(root, *samples.golden)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")

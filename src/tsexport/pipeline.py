@@ -108,7 +108,7 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
-    _ = context.selection  # read for its own checks, before minutes are spent
+    _ = context.selection, context.calibration_tables  # read for their own checks, before minutes are spent
     return Plan(
         context=context,
         name=name,

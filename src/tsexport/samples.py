@@ -134,7 +134,7 @@ def _ranges(ids: Sequence[str]) -> str:
 def _data_record(opened: "Opened | None") -> DataRecord | None:
     if opened is None:
         return None
-    return DataRecord(opened.source, opened.base_digest, len(opened.ids), _ranges(opened.ids))
+    return DataRecord(opened.source, opened.base_digest, len(opened.ids), _ranges(opened.ids), dict(opened.regimes))
 
 
 def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:

@@ -157,6 +157,8 @@ def _check_structure(bundle: Bundle) -> int:
     listed = read_sums(bundle.path)
     for entry in bundle.manifest.artifacts:
         check_entry(entry, listed, bundle.path)
+    if (tables := bundle.manifest.calibration_tables) is not None and listed.get(tables.path) != tables.sha256:
+        raise BundleError(f"manifest.json gives another SHA-256 for {tables.path} than {SUMS}; one of them was changed")
     _ = bundle.selection  # read for its own checks
     return files + len((SUMS, MEASUREMENT_SUMS))
 

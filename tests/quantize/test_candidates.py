@@ -8,10 +8,11 @@ import onnx
 import pytest
 
 from tsexport.calibration.arrays import ArrayDataset
+from tsexport.calibration.datasets import calibration_batch
 from tsexport.exporters.rewrites.order import REWRITES
 from tsexport.exporters.rewrites.proofs import rewrite_graph
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch, quantize_onnx
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
 from tsexport.quantize.recipes import (
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,

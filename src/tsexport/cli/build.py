@@ -46,6 +46,7 @@ class _Percent(click.ParamType[float]):
     "--input", "inputs", multiple=True, metavar="NAME=batch,60,16", help="An input, where the model says none."
 )
 @click.option("--calibration", type=_FILE, help="Data to calibrate with: .npz, or .csv or .parquet with [series].")
+@click.option("--calibration-table", type=_FILE, help="Re-use the ranges in a bundle's artifacts/calibration.json.")
 @click.option("--evaluation", type=_FILE, help="Data to judge accuracy on; as --calibration, plus `target`.")
 @click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
 @click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
