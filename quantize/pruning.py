@@ -37,6 +37,7 @@ PROOF_TOLERANCE = 1e-3
 """Relative RMS: fp32 sums in another order differ by 1e-6 or so, a channel in a wrong place by much more."""
 MIXING = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
+KNOWN = (nn.MultiheadAttention, nn.Embedding, nn.LayerNorm)
 Inputs = tuple[Tensor, ...]
 
 
@@ -85,16 +86,52 @@ def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
 def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
     """Return a copy of a model without the fraction of its channels, heads and feed-forward units.
 
+    All groups are removed and proven at once; only where that fails they are proven one after the other.
+
     Args:
         module: in eval mode; it is not changed.
         inputs: tensors [batch, ...] that it takes, two rows or more.
         fraction: between 0 and 1.
     """
-    pruned = Pruned(copy.deepcopy(module))
-    _prune_heads(pruned, inputs, fraction)
-    _prune_channels(pruned, inputs, fraction)
-    pruned.module.eval().requires_grad_(False)
-    return pruned
+    try:
+        work = _remove_all(module, inputs, fraction, each=False)
+        _prove(work, inputs)
+    except NotProven:
+        work = _remove_all(module, inputs, fraction, each=True)
+    work.pruned.module.eval().requires_grad_(False)
+    return work.pruned
+
+
+@dataclass
+class _Work:
+    """A model that is being pruned, and the whole one with what was removed so far silenced.
+
+    `read[layer]` are the original inputs that a layer still reads; a layer without an entry reads all of its.
+    """
+
+    pruned: Pruned
+    silent: nn.Module
+    read: dict[str, list[int]] = field(default_factory=dict)
+
+    def silence(self, layer: str, removed: Sequence[int]) -> None:
+        """Set the weights that read some inputs to zero, `removed` being counted in what the layer still reads."""
+        whole: Any = self.silent.get_submodule(layer)
+        transposed = isinstance(whole, nn.modules.conv._ConvTransposeNd)
+        had = self.read.get(layer, list(range(whole.weight.shape[0 if transposed else 1])))
+        gone = set(removed)
+        channels = [had[at] for at in removed]
+        self.read[layer] = [one for at, one in enumerate(had) if at not in gone]
+        with torch.no_grad():
+            if transposed:
+                whole.weight[channels] = 0
+            else:
+                whole.weight[:, channels] = 0
+
+
+def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module))
+    work = _prune_heads(work, inputs, fraction, each=each)
+    return _prune_channels(work, inputs, fraction, each=each)
 
 
 def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pruned:
@@ -116,30 +153,30 @@ def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pru
     return pruned
 
 
-def _prune_heads(pruned: Pruned, inputs: Inputs, fraction: float) -> None:
-    for name, layout in list(attentions(pruned.module)):
+def _prune_heads(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    for name, layout in list(attentions(work.pruned.module)):
         if isinstance(layout, str):
-            pruned.left.append(Left(name, layout))
+            work.pruned.left.append(Left(name, layout))
             continue
         stays = kept_heads(layout.heads, layout.head_width, fraction)
         if stays == layout.heads:
             reason = f"{layout.heads} heads of {layout.head_width}: none can go without taking more than the fraction"
-            pruned.left.append(Left(name, reason))
+            work.pruned.left.append(Left(name, reason))
             continue
-        before = copy.deepcopy(pruned.module)
-        slim = slimmed(before, name)
-        removed = least_important(head_importance(slim, layout), range(layout.heads), layout.heads - stays)
-        silence_heads(slim, layout, removed)
-        kept = dict(pruned.kept)
-        whole = copy.deepcopy(pruned.module)
-        removal = _take_heads(pruned, Removal(name, "heads", removed, layout.heads, stays))
+        before = copy.deepcopy(work) if each else work
+        whole = slimmed(work.silent, name)
+        removed = least_important(head_importance(whole, layout), range(layout.heads), layout.heads - stays)
+        silence_heads(whole, layout, removed)
         try:
-            _prove(before, pruned.module, inputs)
+            removal = _take_heads(work.pruned, Removal(name, "heads", removed, layout.heads, stays))
+            if each:
+                _prove(work, inputs)
         except NotProven as reason:
-            pruned.left.append(Left(name, str(reason)))
-            pruned.module, pruned.kept = whole, kept
+            work = before
+            work.pruned.left.append(Left(name, str(reason)))
         else:
-            pruned.removals.append(removal)
+            work.pruned.removals.append(removal)
+    return work
 
 
 def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
@@ -151,42 +188,57 @@ def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
     return replace(removal, readers=(f"{removal.layer}.{layout.output}",))
 
 
-def _prune_channels(pruned: Pruned, inputs: Inputs, fraction: float) -> None:
-    """Remove channels group by group; a group that is not proven is put back."""
-    graph = _graph(pruned.module, inputs)
-    names = {one: name for name, one in pruned.module.named_modules()}
+def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    """Remove channels group by group; with `each` a group that is not proven is put back."""
+    graph = _graph(work.pruned.module, inputs)
+    names = {one: name for name, one in work.pruned.module.named_modules()}
     layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
-    of_heads = _of_heads(pruned.module)
+    of_heads = _of_heads(work.pruned.module)
     seen = set(of_heads)
     for layer in layers:
         if layer in seen:
             continue
-        _, group = _group_of(graph, pruned.module, layer)
+        _, group = _group_of(graph, work.pruned.module, layer)
         seen |= {layer, *group.outputs}
         try:
-            removed = _choose(graph, pruned.module, layer, group, of_heads, fraction)
+            removed = _choose(graph, work.pruned.module, layer, group, of_heads, fraction)
         except NotProven as reason:
-            pruned.left.append(Left(layer, str(reason)))
+            work.pruned.left.append(Left(layer, str(reason)))
             continue
-        before, kept = copy.deepcopy(pruned.module), dict(pruned.kept)
-        silent = copy.deepcopy(pruned.module)
+        before = copy.deepcopy(work) if each else work
         try:
             wanted = Removal(layer, "channels", removed, group.count, group.count - len(removed))
-            removal, read = _take_channels(pruned, graph, wanted)
-            _silence(silent, read)
-            _prove(silent, pruned.module, inputs)
+            removal, inputs_gone = _take_channels(work.pruned, graph, wanted)
+            for reader, channels in inputs_gone.items():
+                work.silence(reader, channels)
+            if each:
+                _prove(work, inputs)
         except NotProven as reason:
-            pruned.left.append(Left(layer, str(reason)))
-            pruned.module, pruned.kept = before, kept
-            graph = _graph(pruned.module, inputs)
+            if not each:
+                raise
+            work = before
+            work.pruned.left.append(Left(layer, str(reason)))
+            graph = _graph(work.pruned.module, inputs)
         else:
-            pruned.removals.append(removal)
-    for name, one in pruned.module.named_modules():
-        if isinstance(one, ROOTS) and name not in seen:
-            pruned.left.append(Left(name, "torch-pruning's graph does not reach it: it is not called as a layer"))
-        elif isinstance(one, nn.RNNBase):
-            pruned.left.append(Left(name, "the units of a recurrent state feed back into themselves"))
-    pruned.left += _own_parameters(pruned.module)
+            work.pruned.removals.append(removal)
+    work.pruned.left += _unseen(work.pruned.module, seen)
+    return work
+
+
+def _unseen(model: nn.Module, seen: set[str]) -> list[Left]:
+    """Return what torch-pruning leaves without a word, with the reason."""
+    found = []
+    for name, one in model.named_modules():
+        own = [key for key, weight in one.named_parameters(recurse=False) if weight.dim() > 1]
+        if isinstance(one, nn.RNNBase):
+            found.append(Left(name, "the units of a recurrent state feed back into themselves"))
+        elif isinstance(one, ROOTS):
+            if name not in seen:
+                found.append(Left(name, "torch-pruning's graph does not reach it: it is not called as a layer"))
+        elif own and not isinstance(one, KNOWN):
+            reason = f"{type(one).__name__} holds {', '.join(own)} itself, and no rule says how to cut that"
+            found.append(Left(name, reason))
+    return found
 
 
 def _of_heads(model: nn.Module) -> dict[str, str]:
@@ -197,18 +249,6 @@ def _of_heads(model: nn.Module) -> dict[str, str]:
         if isinstance(layout, HeadLayout)
         for one, _ in layout.maps
     }
-
-
-def _own_parameters(model: nn.Module) -> list[Left]:
-    """Return the modules that hold weights outside of layers that torch-pruning knows how to cut."""
-    found = []
-    for name, module in model.named_modules():
-        own = [key for key, weight in module.named_parameters(recurse=False) if weight.dim() > 1]
-        known = isinstance(module, ROOTS + (nn.RNNBase, nn.MultiheadAttention, nn.Embedding, nn.LayerNorm))
-        if own and not known:
-            reason = f"{type(module).__name__} holds {', '.join(own)} itself, which no rule says how to cut"
-            found.append(Left(name, reason))
-    return found
 
 
 def _graph(module: nn.Module, inputs: Inputs) -> Any:
@@ -262,7 +302,9 @@ def _choose(
     if attention is not None:
         raise NotProven(f"its channels are the heads of {attention}, which go whole or not at all")
     if not group.inputs:
-        raise NotProven("its channels are the model's outputs")
+        raise NotProven(
+            "no layer reads its channels: they are the model's outputs, or what makes them is not called as a layer"
+        )
     found, _ = _group_of(graph, model, layer)
     scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     importance = [float(one) for one in scorer(found)]
@@ -296,37 +338,23 @@ def _width(layer: Any) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
-def _silence(model: nn.Module, inputs: dict[str, list[int]]) -> None:
-    """Set the weights that read some inputs to zero: what is left answers as if those inputs were removed."""
-    with torch.no_grad():
-        for name, channels in inputs.items():
-            layer: Any = model.get_submodule(name)
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-            if transposed:
-                layer.weight[channels] = 0
-            else:
-                layer.weight[:, channels] = 0
-
-
-def _prove(silent: nn.Module, pruned: nn.Module, inputs: Inputs) -> None:
-    """Hold a pruned model against the whole one with the removed channels silenced.
+def _prove(work: _Work, inputs: Inputs) -> None:
+    """Hold the pruned model against the whole one with the removed channels silenced.
 
     Raises:
         NotProven: it does not run, its outputs have other shapes, or it answers otherwise.
     """
-    wanted = outputs_of(silent, inputs)
+    wanted = outputs_of(work.silent, inputs)
     try:
-        actual = outputs_of(pruned, inputs)
+        actual = outputs_of(work.pruned.module, inputs)
     except Exception as error:  # of any operation of the model
         raise NotProven(f"the model does not run without some of them: {_first_line(error)}") from error
     for one, other in zip(wanted, actual, strict=True):
         if one.shape != other.shape:
             raise NotProven(f"an output would be {list(other.shape)} in place of {list(one.shape)}")
-        if one.is_floating_point():
-            error_rms = (other.double() - one.double()).square().mean().sqrt()
-            if not error_rms <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
-                raise NotProven("torch-pruning's graph is wrong here: without them the model answers otherwise than with "
-                                "them silenced")
+        error = (other.double() - one.double()).square().mean().sqrt()
+        if not error <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
+            raise NotProven("without them the model answers otherwise than with them silenced: the graph is wrong here")
 
 
 def _first_line(error: Exception) -> str:

@@ -122,9 +122,22 @@ def head_importance(module: nn.Module, layout: HeadLayout) -> tuple[float, ...]:
     """Return the L2 norm of each head's weights: its rows of every map, its columns of the output's."""
     found = []
     for head in range(layout.heads):
-        total = module.get_submodule(layout.output).weight[:, rows_of_heads(layout, [head], 1)].double().square().sum()
+        total = (
+            module.get_submodule(layout.output)
+            .weight.detach()[:, rows_of_heads(layout, [head], 1)]
+            .double()
+            .square()
+            .sum()
+        )
         for name, parts in layout.maps:
-            total = total + module.get_submodule(name).weight[rows_of_heads(layout, [head], parts)].double().square().sum()
+            total = (
+                total
+                + module.get_submodule(name)
+                .weight.detach()[rows_of_heads(layout, [head], parts)]
+                .double()
+                .square()
+                .sum()
+            )
         found.append(float(total.sqrt()))
     return tuple(found)
 
