@@ -73,6 +73,7 @@ class _Group:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
     places: dict[str, list[int]] = field(default_factory=dict)
+    norms: dict[str, list[int]] = field(default_factory=dict)
     obstacles: list[str] = field(default_factory=list)
 
 
@@ -279,6 +280,8 @@ def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] 
             group.obstacles.append(f"{name} ({type(target).__name__}) would have to be cut with it")
         elif isinstance(target, nn.modules.conv._ConvNd) and 1 < target.groups < target.out_channels:
             group.obstacles.append(f"{name} is a grouped convolution")
+        if isinstance(target, nn.modules.batchnorm._BatchNorm):
+            group.norms[name] = list(item.idxs)
         if not isinstance(target, ROOTS):
             continue
         if graph.is_out_channel_pruning_fn(item.dep.handler):
@@ -323,18 +326,21 @@ def _take_channels(pruned: Pruned, graph: Any, removal: Removal) -> tuple[Remova
         NotProven: torch-pruning cannot cut one of the layers so.
     """
     found, group = _group_of(graph, pruned.module, removal.layer, removal.removed)
-    widths = {name: _width(pruned.module.get_submodule(name)) for name in group.outputs}
+    cut = {**group.outputs, **group.norms}
+    widths = {name: _width(pruned.module.get_submodule(name)) for name in cut}
     try:
         found.prune()
     except Exception as error:  # whatever it raises about a layer that it cannot cut
         raise NotProven(f"torch-pruning cannot cut it: {_first_line(error)}") from error
-    for name, channels in group.outputs.items():
+    for name, channels in cut.items():
         pruned.lose(name, widths[name], channels)
     coupled = tuple(sorted(name for name in group.outputs if name != removal.layer))
     return replace(removal, coupled=coupled, readers=tuple(sorted(group.inputs))), group.inputs
 
 
 def _width(layer: Any) -> int:
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return int(layer.num_features)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
