@@ -19,15 +19,19 @@ adds its rows all the same: where it is missing, the candidate is listed with th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tsexport.calibration.table import Observer
+from tsexport.devices import version_key
 from tsexport.targets import CpuFeatures, InstructionSet, Target
 from tsexport.types import Format, Precision
 
 MICROSOFT_DOMAIN = "com.microsoft"
 """ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
+
+LAYER_NORM_FROM = (8, 6)
+"""The first TensorRT that knows LayerNormalization."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Recipe:
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
     floating point.  `observer` takes the ranges of activations where the recipe is static and its tool calibrates by
-    table; None for the tool's own way.
+    table; None for the tool's own way.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
+    For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
+    compute capability 8.0, which lack some INT8 kernels.
     """
 
     name: str
@@ -54,6 +60,9 @@ class Recipe:
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
     observer: Observer | None = None
+    decompose_layer_norm: bool = False
+    attention_products: bool = False
+    every_kernel: bool = True
 
 
 DYNAMIC_U8 = Recipe(
@@ -161,6 +170,33 @@ STATIC_S8S8 = Recipe(
     activation_type="s8",
 )
 
+TENSORRT_IN_FP16 = Recipe(
+    name="tensorrt-fp16",
+    tool="fp16",
+    activations="none",
+    weights="fp16",
+    reduce_range=False,
+    per_channel=False,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="fp16, with sums, softmax, powers and named layers in fp32",
+    precision="fp16",
+)
+TENSORRT_IN_FP16_BEFORE_8_6 = replace(
+    TENSORRT_IN_FP16,
+    name="tensorrt-fp16-layernorm",
+    summary=f"{TENSORRT_IN_FP16.summary}, and LayerNormalization written out in fp32, which TensorRT below 8.6 needs",
+    decompose_layer_norm=True,
+)
+TENSORRT_IN_BF16 = replace(
+    TENSORRT_IN_FP16,
+    name="tensorrt-bf16",
+    tool="bf16",
+    weights="bf16",
+    summary="bf16 where opset 17 has it, with sums, softmax, powers and named layers in fp32",
+    precision="bf16",
+)
+
 # --- x86 -------------------------------------------------------------------------------------------------------------
 
 WITHOUT_VNNI = (
@@ -198,9 +234,83 @@ ARM64 = (
 
 # --- TensorRT --------------------------------------------------------------------------------------------------------
 
-TENSORRT_INT8: tuple[Recipe, ...] = ()
-TENSORRT_FP16: tuple[Recipe, ...] = ()
-TENSORRT_BF16: tuple[Recipe, ...] = ()
+TENSORRT_MINMAX = Recipe(
+    name="tensorrt-minmax",
+    tool="tensorrt-qdq",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="symmetric S8 Q/DQ for TensorRT, activations by their largest magnitude",
+    activation_type="s8",
+    observer=Observer("minmax", symmetric=True),
+)
+TENSORRT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-entropy",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least Kullback-Leibler divergence",
+    observer=Observer("entropy", symmetric=True),
+)
+TENSORRT_PERCENTILE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-percentile",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by the 99.99th percentile of magnitudes",
+    observer=Observer("percentile", 99.99, symmetric=True),
+)
+TENSORRT_MSE = replace(
+    TENSORRT_MINMAX,
+    name="tensorrt-mse",
+    summary="symmetric S8 Q/DQ for TensorRT, activations by least squared error",
+    observer=Observer("mse", symmetric=True),
+)
+TENSORRT_ATTENTION = replace(
+    TENSORRT_MSE,
+    name="tensorrt-mse-attention",
+    summary="symmetric S8 Q/DQ for TensorRT, attention's products of activations too, by least squared error",
+    attention_products=True,
+)
+MODELOPT_ENTROPY = replace(
+    TENSORRT_MINMAX,
+    name="modelopt-entropy",
+    tool="modelopt",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by least Kullback-Leibler divergence, in opset 17",
+    observer=Observer("entropy", symmetric=True),
+)
+MODELOPT_MINMAX = replace(
+    MODELOPT_ENTROPY,
+    name="modelopt-minmax",
+    summary="nvidia-modelopt's symmetric S8 Q/DQ, activations by their largest magnitude, in opset 17",
+    observer=Observer("minmax", symmetric=True),
+)
+
+TENSORRT_INT8: tuple[Recipe, ...] = (
+    TENSORRT_MINMAX,
+    TENSORRT_ENTROPY,
+    TENSORRT_PERCENTILE,
+    TENSORRT_MSE,
+    TENSORRT_ATTENTION,
+    MODELOPT_ENTROPY,
+    MODELOPT_MINMAX,
+)
+"""For TensorRT on GPUs from compute capability 8.0 on."""
+TENSORRT_INT8_BEFORE_AMPERE = tuple(
+    replace(
+        recipe,
+        name=f"{recipe.name}-sm75",
+        summary=f"{recipe.summary}; without the layers that lack an INT8 kernel before compute capability 8.0",
+        every_kernel=False,
+    )
+    for recipe in TENSORRT_INT8
+    if not recipe.attention_products
+)
+"""For TensorRT on T4 and Xavier."""
+
+TENSORRT_FP16: tuple[Recipe, ...] = (TENSORRT_IN_FP16,)
+TENSORRT_FP16_BEFORE_8_6: tuple[Recipe, ...] = (TENSORRT_IN_FP16_BEFORE_8_6,)
+"""For versions that do not know LayerNormalization."""
+TENSORRT_BF16: tuple[Recipe, ...] = (TENSORRT_IN_BF16,)
 
 INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
     "generic": WITHOUT_VNNI,
@@ -210,6 +320,11 @@ INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
     "arm64": ARM64,
     "gpu": TENSORRT_INT8,
 }
+
+
+def artifact_name(recipe: Recipe) -> str:
+    """Return what a recipe's artifact is called: `<precision>-<recipe>`."""
+    return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
 
 
 def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
@@ -223,10 +338,16 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """
     gpu = target.instruction_set == "gpu"
     if target.precision == "fp16":
-        return TENSORRT_FP16 if gpu else ()
+        old = target.tensorrt is not None and version_key(target.tensorrt) < LAYER_NORM_FROM
+        return (TENSORRT_FP16_BEFORE_8_6 if old else TENSORRT_FP16) if gpu else ()
     if target.precision == "bf16":
         return TENSORRT_BF16 if gpu else CPU_BF16
     if target.precision == "int8":
-        int8 = INT8[target.instruction_set]
+        int8 = TENSORRT_INT8_BEFORE_AMPERE if _is_before_ampere(target) else INT8[target.instruction_set]
         return (*int8, *CPU_BF16) if target.here and cpu.bf16 else int8
     return ()
+
+
+def _is_before_ampere(target: Target) -> bool:
+    """Return whether a target is a GPU that lacks INT8 kernels of some layers."""
+    return target.compute_capability is not None and float(target.compute_capability) < 8.0
