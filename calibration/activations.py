@@ -115,7 +115,9 @@ def _sizes(graph: ObservedGraph, feeds: Feeds, tensors: Sequence[str]) -> dict[s
     return {name: sizes[name] for name in tensors}
 
 
-def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int) -> Iterator[dict[str, Array]]:
+def answers(
+    model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int = GROUP_BYTES
+) -> Iterator[dict[str, Array]]:
     """Yield what some of a graph's tensors hold for the windows of a dataset, a group and a batch at a time.
 
     Raises:

@@ -99,14 +99,16 @@ def matching_table(
             f"{_digests(table.model_sha256 for table in observed)}, and this build quantizes {model_sha256[:_SHOWN]}",
             next_step=f"{_ANEW}; with --selection of the bundle that has the table, the same graph is made again",
         )
-    found = next((table for table in of_model if table.data_sha256 == data_sha256), None)
-    if found is None:
+    of_data = [table for table in of_model if table.data_sha256 == data_sha256]
+    if not of_data:
         raise CalibrationTableError(
             f"the calibration table was made with other data: windows of digest "
             f"{_digests(table.data_sha256 for table in of_model)}, and this build calibrates with "
             f"{data_sha256[:_SHOWN]}",
             next_step=f"{_ANEW}, or give the file, the [series] table and the --seed that the table was made with",
         )
+    # Recipes that quantize other operators observe other tensors, alike.
+    found = max(of_data, key=lambda table: len({*tensors} & {*table.tensors}))
     missing = [name for name in tensors if name not in found.tensors]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

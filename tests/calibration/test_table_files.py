@@ -50,6 +50,9 @@ def test_the_table_that_fits_is_found():
     other = replace(TABLE, observer=Observer("mse"))
     assert match((other, TABLE)) is TABLE
     assert match((other, TABLE), observer=Observer("mse")) is other
+    fewer = replace(TABLE, ranges=RANGES[:1])
+    assert match((fewer, TABLE)) is TABLE
+    assert match((fewer, TABLE), tensors=("x",)) is fewer
 
 
 @pytest.mark.parametrize(
