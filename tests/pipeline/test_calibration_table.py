@@ -39,23 +39,22 @@ def windows(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def linear(cache, windows, small_build):
+@pytest.fixture(scope="module")
+def linear(cache, windows, tmp_path_factory):
     """Build the linear model for cpu4-int8 in ONNX alone, calibrated on a file."""
 
     def build(**options):
-        given = {"calibration": windows / "windows.npz", "formats": ["onnx"], "set": LINEAR, **options}
-        return small_build("linear", "cpu4-int8", **given)
+        given = {"calibration": windows / "windows.npz", "output": tmp_path_factory.mktemp("dist"), **options}
+        return tsexport.build(
+            "linear", "cpu4-int8", set=LINEAR, formats=["onnx"], runtime="onnxruntime", batch=[1], seconds=0.2, **given
+        )
 
     return build
 
 
 @pytest.fixture(scope="module")
-def bundle(cache, windows, one_selection, tmp_path_factory):
-    return tsexport.build(
-        "linear", "cpu4-int8", output=tmp_path_factory.mktemp("dist"), calibration=windows / "windows.npz",
-        formats=["onnx"], set=LINEAR, batch=[1], seconds=0.2, selection=one_selection(),
-    )  # fmt: skip
+def bundle(linear):
+    return linear()
 
 
 def test_the_tables_stand_in_the_bundle(bundle):
@@ -70,7 +69,7 @@ def test_the_tables_stand_in_the_bundle(bundle):
 @pytest.mark.slow
 def test_a_table_can_be_used_again(bundle, linear, tmp_path):
     first = bundle
-    again = linear(calibration_table=first.path / TABLES, name="again")
+    again = linear(calibration_table=first.path / TABLES)
     assert (again.path / TABLES).read_bytes() == (first.path / TABLES).read_bytes()
     built = [candidate for candidate in again.manifest.candidates if candidate.name.startswith("static")]
     assert built
@@ -81,7 +80,7 @@ def test_a_table_can_be_used_again(bundle, linear, tmp_path):
         for one in table["ranges"]:
             one["low"], one["high"] = one["low"] * 8, one["high"] * 8
     (wide := tmp_path / "wide.json").write_text(json.dumps(plain))
-    worse = linear(calibration_table=wide, name="wide")
+    worse = linear(calibration_table=wide)
     errors = [
         {one.name: one.accuracy.output_error for one in bundle.manifest.candidates if one.accuracy}
         for bundle in (again, worse)
