@@ -132,6 +132,6 @@ def calibrate(model: Path, dataset: Dataset, tensors: Sequence[str], observer: O
         DataError: a tensor that the graph does not compute or that holds no floating-point numbers, NaN or infinity
             (the tensor is named), no windows, or an axis that a tensor does not have.
     """
-    from tsexport.calibration.activations import observe
+    from tsexport.calibration.activations import observe, table_of
 
-    return observe(model, dataset, tensors, observer)
+    return table_of(observe(model, dataset, tensors, observer.axis), model, dataset, observer)
