@@ -85,7 +85,7 @@ class TensorRange:
 class CalibrationTable:
     """Ranges by tensor, in the order they were asked for, and what they belong to.
 
-    model_sha256: of the ONNX file that was run.
+    model_sha256: of the ONNX file that was run: the fp32 graph, with every rewrite, that candidates are made from.
     data_sha256: the dataset's digest: its content, its configuration and which windows were drawn.
     window_ids: of the windows that were read.
     tool: what took the ranges, with versions.
