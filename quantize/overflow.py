@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from tsexport.calibration.activations import answers, calibration_batch
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.activations import answers
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import DataError, ExportError
 from tsexport.exporters.rewrites.proofs import answer
 from tsexport.quantize.casting import LARGEST, SMALLEST_NORMAL
