@@ -11,7 +11,7 @@ from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
 
 if TYPE_CHECKING:
     from tsexport.quantize.recipes import Recipe
@@ -45,6 +45,7 @@ class Tried:
     golden_error: float
     out: Literal["", "failed", "rejected"]
     reason: str
+    coverage: Coverage | None = None
 
     @property
     def name(self) -> str:
@@ -63,6 +64,7 @@ class Tried:
             status=status,
             reason=reason,
             artifact=self.artifact.name if self.artifact else None,
+            coverage=self.coverage,
         )
 
 
