@@ -101,6 +101,20 @@ class Preparation:
         return "marks" in self.beside or "indices" in self.beside
 
 
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where an attention keeps its heads, for what removes some (`quantize.pruning_heads`).
+
+    `maps` are (name of a linear map, parts): its outputs are `parts` blocks of `heads` heads of `head_width` values,
+    queries, keys and values for instance.  `output` names the linear map that reads the heads side by side.
+    """
+
+    heads: int
+    head_width: int
+    maps: tuple[tuple[str, int], ...]
+    output: str
+
+
 class SourceModel(Protocol):
     """The model that every artifact is held against.  `run` answers in fp32, eval mode, on one thread or more."""
 
