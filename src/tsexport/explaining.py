@@ -22,6 +22,7 @@ from tsexport.types import Coverage
 
 OVERHEAD = 3.0
 """An artifact that takes this many times its bound is held up by neither products nor memory."""
+_NANOSECOND_MS = 1e-6
 NOT_MEASURED = "not measured"
 
 
@@ -104,9 +105,10 @@ def least_ms(coverage: Coverage, balance: Balance) -> tuple[float, float]:
 def bound_of(coverage: Coverage, balance: Balance, median_ms: float | None) -> str:
     """Return what holds an artifact up: products, memory, or the operators themselves."""
     products, memory = least_ms(coverage, balance)
-    if median_ms is not None and median_ms > OVERHEAD * max(products, memory):
+    least = max(products, memory, _NANOSECOND_MS)  # a graph may do nothing at all
+    if median_ms is not None and median_ms > OVERHEAD * least:
         return (
-            f"neither products nor memory: {median_ms / max(products, memory):.0f} times its bound, which leaves its "
+            f"neither products nor memory: {median_ms / least:.0f} times its bound, which leaves its "
             f"{coverage.operators} operators, {coverage.conversions} of them conversions"
         )
     # fp32 and int8 products at the rates at which they came
