@@ -115,9 +115,7 @@ def _sizes(graph: ObservedGraph, feeds: Feeds, tensors: Sequence[str]) -> dict[s
     return {name: sizes[name] for name in tensors}
 
 
-def answers(
-    model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int = GROUP_BYTES
-) -> Iterator[dict[str, Array]]:
+def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int) -> Iterator[dict[str, Array]]:
     """Yield what some of a graph's tensors hold for the windows of a dataset, a group and a batch at a time.
 
     Raises:
@@ -137,7 +135,7 @@ def answers(
 def observe(model: Path, dataset: Dataset, tensors: Sequence[str], observer: Observer) -> CalibrationTable:
     """Make the table that `calibration.table.calibrate` returns."""
     seen = {name: Histograms(name, observer.axis) for name in tensors}
-    for tensors_of_batch in answers(model, dataset, tensors):
+    for tensors_of_batch in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
         for name, array in tensors_of_batch.items():
             seen[name].update(array)
     return CalibrationTable(

@@ -21,6 +21,8 @@ TOOLS = {
     "onnxruntime": "tsexport.quantize.onnxruntime_quantizer",
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
+    "fp16": "tsexport.quantize.fp16",
+    "bf16": "tsexport.quantize.bf16",
     "tensorrt-qdq": "tsexport.quantize.tensorrt_qdq",
     "modelopt": "tsexport.quantize.modelopt_quantizer",
 }

@@ -23,11 +23,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tsexport.calibration.table import Observer
+from tsexport.devices import version_key
 from tsexport.targets import CpuFeatures, InstructionSet, Target
 from tsexport.types import Format, Precision
 
 MICROSOFT_DOMAIN = "com.microsoft"
 """ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
+
+LAYER_NORM_FROM = (8, 6)
+"""The first TensorRT that knows LayerNormalization."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,9 @@ class Recipe:
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
     floating point.  `observer` takes the ranges of activations where the recipe is static and its tool calibrates by
-    table; None for the tool's own way.  For TensorRT: `attention_products` are quantized too, or not, and
-    `every_kernel` is False for GPUs before compute capability 8.0, which lack some INT8 kernels.
+    table; None for the tool's own way.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
+    For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
+    compute capability 8.0, which lack some INT8 kernels.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Recipe:
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
     observer: Observer | None = None
+    decompose_layer_norm: bool = False
     attention_products: bool = False
     every_kernel: bool = True
 
@@ -162,6 +168,33 @@ STATIC_S8S8 = Recipe(
     runtimes=("onnxruntime",),
     summary="calibrated S8 activations, S8 weights of full range per channel: what Arm64's dot products take",
     activation_type="s8",
+)
+
+TENSORRT_IN_FP16 = Recipe(
+    name="tensorrt-fp16",
+    tool="fp16",
+    activations="none",
+    weights="fp16",
+    reduce_range=False,
+    per_channel=False,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="fp16, with sums, softmax, powers and named layers in fp32",
+    precision="fp16",
+)
+TENSORRT_IN_FP16_BEFORE_8_6 = replace(
+    TENSORRT_IN_FP16,
+    name="tensorrt-fp16-layernorm",
+    summary=f"{TENSORRT_IN_FP16.summary}, and LayerNormalization written out in fp32, which TensorRT below 8.6 needs",
+    decompose_layer_norm=True,
+)
+TENSORRT_IN_BF16 = replace(
+    TENSORRT_IN_FP16,
+    name="tensorrt-bf16",
+    tool="bf16",
+    weights="bf16",
+    summary="bf16 where opset 17 has it, with sums, softmax, powers and named layers in fp32",
+    precision="bf16",
 )
 
 # --- x86 -------------------------------------------------------------------------------------------------------------
@@ -274,8 +307,10 @@ TENSORRT_INT8_BEFORE_AMPERE = tuple(
 )
 """For TensorRT on T4 and Xavier."""
 
-TENSORRT_FP16: tuple[Recipe, ...] = ()
-TENSORRT_BF16: tuple[Recipe, ...] = ()
+TENSORRT_FP16: tuple[Recipe, ...] = (TENSORRT_IN_FP16,)
+TENSORRT_FP16_BEFORE_8_6: tuple[Recipe, ...] = (TENSORRT_IN_FP16_BEFORE_8_6,)
+"""For versions that do not know LayerNormalization."""
+TENSORRT_BF16: tuple[Recipe, ...] = (TENSORRT_IN_BF16,)
 
 INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
     "generic": WITHOUT_VNNI,
@@ -298,7 +333,8 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """
     gpu = target.instruction_set == "gpu"
     if target.precision == "fp16":
-        return TENSORRT_FP16 if gpu else ()
+        old = target.tensorrt is not None and version_key(target.tensorrt) < LAYER_NORM_FROM
+        return (TENSORRT_FP16_BEFORE_8_6 if old else TENSORRT_FP16) if gpu else ()
     if target.precision == "bf16":
         return TENSORRT_BF16 if gpu else CPU_BF16
     if target.precision == "int8":

@@ -16,8 +16,11 @@ from onnx_ir.passes import common
 
 NARROW = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 _EXACT = frozenset(
-    """Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity MaxPool Max Min Neg Abs Relu Pad
-    ReduceMax ReduceMin Reshape Slice SpaceToDepth Split Squeeze Tile TopK Transpose Unsqueeze Where""".split()
+    (
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad"),
+        *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
+        *("Abs", "Max", "MaxPool", "Min", "Neg", "ReduceMax", "ReduceMin", "Relu", "TopK"),
+    )
 )
 """Operators that only move or choose values: what they give was rounded before."""
 

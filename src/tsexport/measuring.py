@@ -14,7 +14,7 @@ from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
-from tsexport.progress import Step
+from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
@@ -170,6 +170,23 @@ def _measure(
         max_seconds=context.options.seconds,
         progress=step.say,
     )
+
+
+def measure_here(
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    progress: Progress,
+    say: Say,
+) -> tuple[Measurement, ...]:
+    """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
+    if not context.target.here:
+        say(f"latency is not measured: this machine is no {context.target.device_name}")
+        return ()
+    with progress.step("measure batch sizes") as step:
+        return measure_placed(context, samples, placed, threads, machine, step, say)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

@@ -52,6 +52,7 @@ class ModelSpec:
     """What a source model is: its name, what it predicts, and the tensors it takes and gives.
 
     `component` names the part of the model that this is, None for all of it; the parameters are then the part's.
+    `fp32_layers` are the modules that stay in fp32 where the rest is fp16 or bf16.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelSpec:
     parameters: int = 0
     source: str = ""
     caveats: tuple[str, ...] = ()
+    fp32_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

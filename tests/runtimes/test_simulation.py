@@ -1,5 +1,6 @@
 """Exact simulation: against ONNX's reference evaluator on small graphs, and this CPU where nothing saturates."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsexport.errors import UsageError
+from tsexport.errors import MissingDependencyError, UsageError
 from tsexport.quantize.recipes import (
     DYNAMIC_S8,
     DYNAMIC_S8_REDUCED,
@@ -26,9 +27,9 @@ from tsexport.quantize.recipes import (
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.exact_integers import digit_base, needs_rewriting, with_exact_integers
 from tsexport.runtimes.registry import load
-from tsexport.runtimes.simulation import AS_WRITTEN, simulate
-from tsexport.targets import host_cpu
-from tsexport.types import ModelSpec, TensorSpec
+from tsexport.runtimes.simulation import AS_WRITTEN, load_for, simulate
+from tsexport.targets import host_cpu, parse_target
+from tsexport.types import Artifact, ModelSpec, TensorSpec, files_sha256
 
 FLIPPED_ROUNDING = 2e-3
 """Relative RMS that a few activations make which lie halfway between two integers and are rounded the other way."""
@@ -396,29 +397,69 @@ def test_a_runtime_that_cannot_simulate_is_named(built):
 
 def test_bf16_of_openvino_cannot_be_simulated(built):
     artifact, _ = built(OPENVINO_BF16)
-    with pytest.raises(UsageError, match="bf16 in openvino, which cannot be simulated") as caught:
+    with pytest.raises(UsageError, match="is bf16 in OpenVINO, which cannot be simulated") as caught:
         simulate(artifact, "openvino", 1)
     assert "a machine that has bf16" in caught.value.next_step
 
 
-def test_bf16_in_onnx_goes_through_the_callers_rewrite(built):
+def narrow(folder, precision, border="float"):
+    """Return an artifact whose one product is in bf16 or fp16, and the numbers of its weight."""
+    code = 16 if precision == "bf16" else 10
+    text = (
+        f"g ({border}[batch, 4] x) => (float[batch, 4] y) {{ a = Cast <to = {code}> (x) b = Cast <to = {code}> (w) "
+        f"p = MatMul (a, b) y = Cast <to = 1> (p) }}"
+    )
+    w = np.random.default_rng(5).standard_normal((4, 4)).astype("f4")
+    path = folder / f"{precision}.onnx"
+    onnx.save(model_of(text, w=w), path)
+    inputs, outputs = (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 4)),)
+    return Artifact(
+        f"{precision}-small", path, "onnx", precision, inputs, outputs, (path,), files_sha256((path,)),
+        path.stat().st_size, opset=17, runtimes=("onnxruntime",),
+    ), w  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("bf16", 8), ("fp16", 11)])
+def test_narrow_floats_are_rounded_where_the_graph_rounds(tmp_path, precision, bits):
+    def rounded(values):
+        """To `bits` significant bits, to nearest even."""
+        mantissa, exponent = np.frexp(values.astype("f8"))
+        return np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent)
+
+    artifact, w = narrow(tmp_path, precision)
+    x = np.random.default_rng(6).standard_normal((3, 4)).astype("f4")
+    expected = rounded(rounded(x) @ rounded(w))
+    with simulate(artifact, "onnxruntime", 1) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=0, atol=0)
+
+
+def test_a_narrow_border_is_refused(tmp_path):
+    artifact, _ = narrow(tmp_path, "bf16", border="bfloat16")
+    with pytest.raises(UsageError, match="bf16-small cannot be simulated in bf16: x would no longer"):
+        simulate(artifact, "onnxruntime", 1)
+
+
+def test_bf16_of_a_gpu_is_simulated_where_a_bundle_is_opened(tmp_path):
+    artifact, _ = narrow(tmp_path, "bf16")
+    x = np.ones((2, 4), "f4")
+    with simulate(artifact, "onnxruntime", 1) as session:
+        expected = session.run({"x": x})["y"]
+    with load_for(parse_target("a100-bf16"), artifact, "onnxruntime", 1) as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
+
+
+def test_what_a_cpu_target_ships_runs_as_it_is(built):
     artifact, feeds = built(DYNAMIC_U8)
-    seen = []
+    with load_for(parse_target("cpu4-int8"), artifact, "onnxruntime", 1) as session:
+        np.testing.assert_array_equal(session.run(feeds)["y"], native(artifact, "onnxruntime", feeds))
 
-    def halve(model):
-        seen.append(model)
-        model.graph.node[-1].output[0] = "whole"
-        half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
-        model.graph.initializer.append(half)
-        model.graph.node.append(onnx.helper.make_node("Mul", ["whole", "half"], ["y"]))
-        return model
 
-    stated = replace(artifact, precision="bf16")
-    with pytest.raises(UsageError, match="bf16 in onnx, which cannot be simulated"):
-        simulate(stated, "onnxruntime", 1)
-    with simulate(stated, "onnxruntime", 1, bf16=halve) as session:
-        np.testing.assert_array_equal(session.run(feeds)["y"], simulated(artifact, "onnxruntime", feeds) / 2)
-    assert len(seen) == 1
+def test_simulating_without_onnx_names_the_pip_command(built, monkeypatch):
+    artifact, _ = built(DYNAMIC_U8)
+    monkeypatch.setitem(sys.modules, "onnx", None)  # what `import` sees where the package is not installed
+    with pytest.raises(MissingDependencyError, match="int8-dynamic-u8 needs onnx") as caught:
+        simulate(artifact, "onnxruntime", 1)
+    assert caught.value.next_step == 'pip install "tsexport[build]"'
 
 
 def test_fp32_runs_as_it_is(built):
