@@ -1,8 +1,8 @@
 """What a graph's tensors hold on calibration windows: intermediate tensors become outputs, a few groups at a time.
 
-ONNX Runtime keeps every output of a batch until the call ends, so tensors are taken in groups that hold at most
-`GROUP_BYTES` together for one batch; each group is one pass over the windows.  How large a tensor is is asked of the
-graph itself, with one window.
+ONNX Runtime keeps every output of a batch until the call ends.  So a batch has so many windows that all tensors
+together take at most `GROUP_BYTES`; where those of one window are larger, they are taken in groups, each of which is
+one pass over the windows.  How large a tensor is is asked of the graph itself, with one window.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,8 +124,9 @@ def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_byte
     if not dataset.count:
         raise DataError("the calibration data holds no window")
     graph = ObservedGraph(model, tensors)
-    rows = calibration_batch(dataset)
     sizes = _sizes(graph, next(iter(dataset.batches(1))).feeds, tensors)
+    # Fewer windows at once rather than several passes: each pass runs the whole graph.
+    rows = max(1, min(calibration_batch(dataset), group_bytes // max(1, sum(sizes.values()))))
     for group in groups_of({name: size * rows for name, size in sizes.items()}, group_bytes):
         session = graph.session(group)
         for batch in dataset.batches(rows):

@@ -63,7 +63,7 @@ def quantize_openvino(source: Path, recipe: Recipe, calibration: Dataset) -> Any
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
             fast_bias_correction=True,
-            ignored_scope=nncf.IgnoredScope(names=_preparation(model)),
+            ignored_scope=nncf.IgnoredScope(names=[*_preparation(model), *recipe.float_layers]),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
         )
     # NNCF also quantizes the operands of elementwise operators; those alone make no INT8 model.

@@ -322,6 +322,11 @@ INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
 }
 
 
+def artifact_name(recipe: Recipe) -> str:
+    """Return what a recipe's artifact is called: `<precision>-<recipe>`."""
+    return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
+
+
 def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """Return the recipes that suit a target, in the order in which they are tried; none for an fp32 target.
 

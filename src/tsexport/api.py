@@ -44,6 +44,7 @@ def build(
     rtol: float | None = None,
     threads: int | None = None,
     seconds: float | None = None,
+    search_seconds: float | None = None,
     seed: int | None = None,
     name: str | None = None,
     force: bool | None = None,
@@ -53,7 +54,8 @@ def build(
 
     Args:
         model: a registered name, "module:factory", or an .onnx, TorchScript or .pt2 file.
-        target: "cpu4-fp32" or "cpu4-int8".
+        target: such as "cpu4-int8" or "jetson-fp16"; `list_targets` gives all.
+        device: the target's device, such as "avx2", "xavier-nx@jetpack-5.1" or "@tensorrt-8.6".
         output: the folder that gets the bundle's folder.
         set: the model's configuration, as `--set`.
         component: a part of a registered model, for example "h-module" of "hrm-27m".
@@ -64,7 +66,7 @@ def build(
         UsageError: bad input of any kind, or a bundle of that name is there and `force` is not given.
         VerificationError: parity or the accuracy budget is missed.
         LatencyError: a published latency budget is missed.
-        UnsupportedError: the target cannot run on this machine.
+        UnsupportedError: the target's device cannot compute in that precision.
         MissingDependencyError: the extra `build` is not installed.
 
     No new bundle is left where it raises.
@@ -98,6 +100,7 @@ def build(
         "rtol": rtol,
         "threads": threads,
         "seconds": seconds,
+        "search_seconds": search_seconds,
         "seed": seed,
         "name": name,
         "force": force,

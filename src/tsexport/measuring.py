@@ -14,12 +14,14 @@ from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
-from tsexport.progress import Step
+from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
+RACE_PATIENCE_SECONDS = 90.0
+"""How long a race goes on for rounds enough to decide anything, where a model's calls take so long."""
 THREADS_MARGIN = 1.05
 Say = Callable[[str], None]
 
@@ -101,6 +103,7 @@ def _race(
         1,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
+        patience_seconds=RACE_PATIENCE_SECONDS,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,
@@ -170,6 +173,23 @@ def _measure(
         max_seconds=context.options.seconds,
         progress=step.say,
     )
+
+
+def measure_here(
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    progress: Progress,
+    say: Say,
+) -> tuple[Measurement, ...]:
+    """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
+    if not context.target.here:
+        say(f"latency is not measured: this machine is no {context.target.device_name}")
+        return ()
+    with progress.step("measure batch sizes") as step:
+        return measure_placed(context, samples, placed, threads, machine, step, say)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

@@ -19,6 +19,7 @@ from tsexport.golden import INPUTS, OUTPUTS, read_golden
 from tsexport.manifest import ArtifactEntry, GoldenTolerance
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
+from tsexport.runtimes.simulation import load_for
 from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
 
 CheckStatus = Literal["passed", "failed", "not checked"]
@@ -211,7 +212,7 @@ def _answers(
     """Return the artifact's answers to the golden inputs, fed in the manifest's batches, as arrays over all samples."""
     samples = len(next(iter(golden.outputs.values())))
     parts: dict[str, list[Array]] = {}
-    with registry.load(bundle.artifact(entry.name), runtime, threads=threads) as session:
+    with load_for(bundle.manifest.target, bundle.artifact(entry.name), runtime, threads) as session:
         for start in range(0, samples, golden.batch):
             feeds = {name: array[start : start + golden.batch] for name, array in golden.inputs.items()}
             for name, array in session.run(feeds).items():
