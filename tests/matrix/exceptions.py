@@ -12,7 +12,8 @@ EVERY = "every case"
 class CannotWork:
     """A case (or `EVERY` one) that a runtime cannot run in a precision.
 
-    For "int8", "fp16" and "bf16" a runtime is offered no candidate; with runtime "any" no recipe makes a candidate for the case at all.
+    For "int8", "fp16" and "bf16" a runtime is offered no candidate; with runtime "any" no recipe makes a candidate for
+    the case at all.
     """
 
     precision: str

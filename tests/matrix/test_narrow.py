@@ -1,7 +1,7 @@
 """Every registered model in fp16, and in bf16 where opset 17 allows it: builds, is valid, and holds its tolerance.
 
-Graphs for TensorRT are answered by their simulation, which rounds where they do; OpenVINO's bf16 is answered by OpenVINO
-on machines that have bf16.
+Graphs for TensorRT are answered by their simulation, which rounds where they do; OpenVINO's bf16 is answered by
+OpenVINO on machines that have bf16.
 """
 
 from dataclasses import dataclass

@@ -97,7 +97,8 @@ def test_a_narrow_border_is_refused():
 
 def test_a_subgraph_is_refused():
     text = """<ir_version: 8, opset_import: ["" : 17]> g (bool c, float[2] x) => (float[2] y) {
-        y = If (c) <then_branch = t () => (float[2] a) { a = Relu(x) }, else_branch = e () => (float[2] b) { b = Neg(x) }>
+        y = If (c) <then_branch = t () => (float[2] a) { a = Relu(x) },
+                    else_branch = e () => (float[2] b) { b = Neg(x) }>
     }"""
-    with pytest.raises(ValueError, match="If .*has a subgraph"):
+    with pytest.raises(ValueError, match=r"If .*has a subgraph"):
         simulate_bf16(onnx.parser.parse_model(text))
