@@ -16,6 +16,7 @@ from tsexport.types import Artifact, ModelSpec
 
 TOOLS = {
     "onnxruntime": "tsexport.quantize.onnxruntime_quantizer",
+    "fused-attention": "tsexport.quantize.fused_attention",
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
 }

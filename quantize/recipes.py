@@ -35,7 +35,8 @@ class Recipe:
 
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
-    floating point.
+    floating point.  `preset` is NNCF's (see `nncf_quantizer.PRESETS`).  `options` are runtime options that the artifact
+    is loaded with.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Recipe:
     domains: tuple[str, ...] = ()
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
+    preset: Literal["", "mixed", "performance", "transformer", "products"] = ""
+    options: tuple[tuple[str, str], ...] = ()
 
 
 DYNAMIC_U8 = Recipe(
@@ -156,6 +159,33 @@ STATIC_S8S8 = Recipe(
     runtimes=("onnxruntime",),
     summary="calibrated S8 activations, S8 weights of full range per channel: what Arm64's dot products take",
     activation_type="s8",
+)
+
+# --- attention as one operator, OpenVINO's own INT8, and other tools ---------------------------------------------------
+
+DYNAMIC_ATTENTION_S8 = Recipe(
+    name="dynamic-attention-s8",
+    tool="fused-attention",
+    activations="dynamic",
+    weights="s8",
+    reduce_range=False,
+    per_channel=False,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="as dynamic-s8, attention as one operator with its projection: for CPUs with VNNI",
+    domains=(MICROSOFT_DOMAIN,),
+)
+DYNAMIC_ATTENTION_U8 = Recipe(
+    name="dynamic-attention-u8",
+    tool="fused-attention",
+    activations="dynamic",
+    weights="u8",
+    reduce_range=False,
+    per_channel=False,
+    format="onnx",
+    runtimes=("onnxruntime",),
+    summary="as dynamic-u8, attention as one operator with its projection",
+    domains=(MICROSOFT_DOMAIN,),
 )
 
 # --- x86 -------------------------------------------------------------------------------------------------------------
