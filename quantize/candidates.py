@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.errors import TsexportError
+from tsexport.errors import MissingDependencyError, TsexportError
 from tsexport.quantize.recipes import Recipe
 from tsexport.quantize.sources import Fp32Sources, Order
 from tsexport.types import Artifact, ModelSpec
@@ -17,8 +17,10 @@ from tsexport.types import Artifact, ModelSpec
 TOOLS = {
     "onnxruntime": "tsexport.quantize.onnxruntime_quantizer",
     "fused-attention": "tsexport.quantize.fused_attention",
+    "inc": "tsexport.quantize.inc_quantizer",
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
+    "openvino-dynamic": "tsexport.quantize.openvino_dynamic",
 }
 """Where each tool's `build` is; imported when a recipe of it is built."""
 
@@ -56,6 +58,8 @@ def build_candidate(recipe: Recipe, sources: Fp32Sources, spec: ModelSpec, calib
         raise  # a full disk says nothing about the recipe
     except Exception as error:
         # Quantizers raise whatever their internals meet; the candidate is listed with it, and the others go on.
+        if isinstance(error, MissingDependencyError):
+            return Built(recipe, None, f"{error.message}; {error.next_step}")
         if isinstance(error, TsexportError):
             return Built(recipe, None, error.message)
         return Built(recipe, None, f"{recipe.tool} could not build it: {_telling_line(error)[:200]}")

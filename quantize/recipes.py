@@ -19,7 +19,7 @@ adds its rows all the same: where it is missing, the candidate is listed with th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tsexport.targets import CpuFeatures, InstructionSet, Target
@@ -35,7 +35,8 @@ class Recipe:
 
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
-    floating point.  `preset` is NNCF's (see `nncf_quantizer.PRESETS`).  `options` are runtime options that the artifact
+    floating point.  `preset` is the tool's own choice among its ways (NNCF's, see
+    `nncf_quantizer`; "autotune" of INC).  `options` are runtime options that the artifact
     is loaded with.
     """
 
@@ -52,7 +53,7 @@ class Recipe:
     domains: tuple[str, ...] = ()
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
-    preset: Literal["", "mixed", "performance", "transformer", "products"] = ""
+    preset: Literal["", "mixed", "performance", "transformer", "products", "autotune"] = ""
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -161,7 +162,7 @@ STATIC_S8S8 = Recipe(
     activation_type="s8",
 )
 
-# --- attention as one operator, OpenVINO's own INT8, and other tools ---------------------------------------------------
+# --- attention as one operator, OpenVINO and other tools -------------------------------------------------------------
 
 DYNAMIC_ATTENTION_S8 = Recipe(
     name="dynamic-attention-s8",
@@ -187,33 +188,126 @@ DYNAMIC_ATTENTION_U8 = Recipe(
     summary="as dynamic-u8, attention as one operator with its projection",
     domains=(MICROSOFT_DOMAIN,),
 )
+INC_STATIC = Recipe(
+    name="inc-static",
+    tool="inc",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="onnx",
+    runtimes=("onnxruntime", "openvino"),
+    summary="static quantization in PyTorch (PT2E), U8 activations, S8 weights of full range per channel",
+)
+INC_AUTOTUNE = Recipe(
+    name="inc-autotune",
+    tool="inc",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="onnx",
+    runtimes=("onnxruntime", "openvino"),
+    summary="autotune over the static configurations in PyTorch (PT2E)",
+    preset="autotune",
+)
+
+_BF16_REST = (("INFERENCE_PRECISION_HINT", "bf16"),)
+_F32_REST = (("INFERENCE_PRECISION_HINT", "f32"),)
+_GROUPS = (("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128"),)
+
+NNCF_PRODUCTS = Recipe(
+    name="nncf-products",
+    tool="nncf",
+    activations="static",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="openvino",
+    runtimes=("openvino",),
+    summary="NNCF's performance preset on products and convolutions alone",
+    preset="products",
+)
+NNCF_PRODUCTS_BF16 = replace(
+    NNCF_PRODUCTS,
+    name="nncf-products-bf16",
+    summary="NNCF's performance preset on products and convolutions alone, bf16 for the rest",
+    options=_BF16_REST,
+)
+NNCF_PRODUCTS_REDUCED = replace(
+    NNCF_PRODUCTS,
+    name="nncf-products-reduced",
+    reduce_range=True,
+    summary="NNCF's performance preset on products and convolutions alone, with its fix for 16-bit saturation",
+)
+NNCF_TRANSFORMER = replace(
+    NNCF_PRODUCTS,
+    name="nncf-transformer",
+    summary="NNCF's transformer model type with smooth quantization",
+    preset="transformer",
+)
+OPENVINO_DYNAMIC = Recipe(
+    name="openvino-dynamic",
+    tool="openvino-dynamic",
+    activations="dynamic",
+    weights="s8",
+    reduce_range=False,
+    per_channel=True,
+    format="openvino",
+    runtimes=("openvino",),
+    summary="S8 weights, activations quantized at run time by OpenVINO in groups of 128",
+    options=(*_GROUPS, *_F32_REST),
+)
+OPENVINO_DYNAMIC_BF16 = replace(
+    OPENVINO_DYNAMIC,
+    name="openvino-dynamic-bf16",
+    summary="S8 weights, activations quantized at run time by OpenVINO in groups of 128, bf16 for the rest",
+    options=(*_GROUPS, *_BF16_REST),
+)
 
 # --- x86 -------------------------------------------------------------------------------------------------------------
 
 WITHOUT_VNNI = (
     DYNAMIC_U8,
+    DYNAMIC_ATTENTION_U8,
     DYNAMIC_S8_REDUCED,
     STATIC_U8S8_REDUCED,
     NNCF_MIXED_REDUCED,
+    NNCF_PRODUCTS_REDUCED,
 )
 """AVX2, AVX512 without VNNI, and less: nothing with full-range S8 weights."""
 
 WITH_VNNI = (
     DYNAMIC_S8,
+    DYNAMIC_ATTENTION_S8,
     DYNAMIC_U8,
     STATIC_U8S8,
     NNCF_MIXED,
+    NNCF_PRODUCTS,
+    NNCF_TRANSFORMER,
+    OPENVINO_DYNAMIC,
+    INC_STATIC,
+    INC_AUTOTUNE,
 )
 
 WITH_AMX = (
     DYNAMIC_S8,
+    DYNAMIC_ATTENTION_S8,
     DYNAMIC_U8,
     STATIC_U8S8,
     NNCF_MIXED,
+    NNCF_PRODUCTS,
+    NNCF_TRANSFORMER,
+    OPENVINO_DYNAMIC,
+    INC_STATIC,
+    INC_AUTOTUNE,
 )
 
 CPU_BF16 = (OPENVINO_BF16,)
 """Candidates of cpu4-bf16, and of cpu4-int8 where this machine has bf16."""
+
+INT8_WITH_BF16 = (NNCF_PRODUCTS_BF16, OPENVINO_DYNAMIC_BF16)
+"""INT8 whose rest is in bf16: for x86 with VNNI where this machine has bf16."""
 
 # --- Arm64 -----------------------------------------------------------------------------------------------------------
 
@@ -255,5 +349,11 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
         return TENSORRT_BF16 if gpu else CPU_BF16
     if target.precision == "int8":
         int8 = INT8[target.instruction_set]
-        return (*int8, *CPU_BF16) if target.here and cpu.bf16 else int8
+        if not (target.here and cpu.bf16):
+            return int8
+        return (
+            (*int8, *INT8_WITH_BF16, *CPU_BF16)
+            if target.instruction_set in ("avx512-vnni", "amx")
+            else (*int8, *CPU_BF16)
+        )
     return ()
