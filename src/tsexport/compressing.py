@@ -15,7 +15,7 @@ from tsexport.samples import Samples
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
 
 if TYPE_CHECKING:
-    from tsexport.quantize.recipes import Recipe
+    from tsexport.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True)

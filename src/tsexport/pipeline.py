@@ -28,7 +28,8 @@ from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
-from tsexport.quantize.recipes import Recipe, recipes_for
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search

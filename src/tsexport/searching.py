@@ -18,7 +18,7 @@ from tsexport.context import Context
 from tsexport.covering import with_coverage
 from tsexport.exporting import Exports
 from tsexport.progress import Progress, Step
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
