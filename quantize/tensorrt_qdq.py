@@ -43,12 +43,13 @@ from tsexport.exporters.qdq_regions import (
 )
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Order
 from tsexport.types import Array, Artifact
 
 STEPS = 127
 """The largest magnitude in S8; -128 is left free, so that scales are the same on both sides."""
+_LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**10
 """A scale must be above 0, and its reciprocal finite; what was always 0 in calibration gets this one."""
 
@@ -152,7 +153,7 @@ def activation_scale(table: CalibrationTable, tensor: str) -> Array:
         DataError: the table has no range of it, or none that is finite.
     """
     amax = table.range_of(tensor).amax
-    if not np.isfinite(np.float32(amax)):
+    if not amax <= _LARGEST:  # NaN is neither
         raise DataError(
             f"calibration gives the tensor {tensor!r} the largest magnitude {amax}; it must be a finite fp32 number",
             next_step="Look for infinite or missing values in the calibration data.",

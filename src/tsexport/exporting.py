@@ -17,6 +17,8 @@ from tsexport.types import FORMATS, Artifact, Format, Parity, Tolerance
 
 NOT_ASKED = "not asked for"
 PARITY_BATCHES = (1, 3, 10)
+COSTLY_PARITY_BATCHES = (1, 2)
+"""For a model whose every sample takes long (see `SamplesRecord.is_costly`)."""
 _DECIDING: Mapping[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The runtime that decides which rewrites a format's artifact is made with; tract runs what ONNX Runtime chose."""
 
@@ -284,11 +286,19 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
     def produce(folder: Path) -> ParityResult:
         from tsexport.exporters.checks import feed_sets, require_parity
 
-        sets = feed_sets(samples.spec.inputs, samples.real, batches=PARITY_BATCHES, seed=context.options.seed)
-        source = context.source
+        batches = COSTLY_PARITY_BATCHES if samples.record.is_costly else PARITY_BATCHES
+        sets = feed_sets(samples.spec.inputs, samples.real, batches=batches, seed=context.options.seed)
+        source = context.remembered_source
         try:
             parity = require_parity(
-                source, artifact, runtime, sets, tolerance, scaled=scaled, threads=context.threads, module=source.module
+                source,
+                artifact,
+                runtime,
+                sets,
+                tolerance,
+                scaled=scaled,
+                threads=context.threads,
+                module=context.source.module,
             )
         except ParityError:
             raise

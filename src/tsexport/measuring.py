@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.records import Balance
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
@@ -20,6 +21,8 @@ from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
+RACE_PATIENCE_SECONDS = 90.0
+"""How long a race goes on for rounds enough to decide anything, where a model's calls take so long."""
 THREADS_MARGIN = 1.05
 Say = Callable[[str], None]
 
@@ -101,6 +104,7 @@ def _race(
         1,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
+        patience_seconds=RACE_PATIENCE_SECONDS,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,
@@ -187,6 +191,15 @@ def measure_here(
         return ()
     with progress.step("measure batch sizes") as step:
         return measure_placed(context, samples, placed, threads, machine, step, say)
+
+
+def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
+    """Measure what this machine sustains, to hold races against; None where nothing was raced."""
+    if not races:
+        return None
+    from tsexport.quantize.balance import measure_balance
+
+    return measure_balance(threads)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

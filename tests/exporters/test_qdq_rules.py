@@ -356,9 +356,9 @@ def test_require_names_the_first_three_and_counts_the_others():
         require_rules(made)
     assert raised.value.message == (
         "the Q/DQ pairs break TensorRT's rules: symmetric-s8: node 'make_xq' has a zero point of type UINT8; allowed "
-        "is INT8, of data and zero points; symmetric-s8: node 'make_xd' has data of type UINT8; allowed is INT8, of data "
-        "and zero points; scale-positive: node 'make_xq' has the scale -1; allowed is a finite scale above 0 (and 3 "
-        "more)"
+        "is INT8, of data and zero points; symmetric-s8: node 'make_xd' has data of type UINT8; allowed is INT8, of "
+        "data and zero points; scale-positive: node 'make_xq' has the scale -1; allowed is a finite scale above 0 "
+        "(and 3 more)"
     )
     assert raised.value.next_step
 
