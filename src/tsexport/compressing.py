@@ -162,7 +162,10 @@ def accuracy_of(
         return AccuracyResult(accuracy, error.worst[1])
 
     cached = context.cache.stage("accuracy", inputs, AccuracyResult, produce)
-    return cached.result, cached.reused
+    accuracy = cached.result.accuracy
+    if accuracy is not None:  # another recipe may have made the same bytes under another name
+        accuracy = replace(accuracy, artifact=artifact.name)
+    return replace(cached.result, accuracy=accuracy), cached.reused
 
 
 def try_recipe(
