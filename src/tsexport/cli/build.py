@@ -68,7 +68,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
 @click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 4.")
-@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 600.")
+@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 300.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
