@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.records import Balance
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
@@ -190,6 +191,15 @@ def measure_here(
         return ()
     with progress.step("measure batch sizes") as step:
         return measure_placed(context, samples, placed, threads, machine, step, say)
+
+
+def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
+    """Measure what this machine sustains, to hold races against; None where nothing was raced."""
+    if not races:
+        return None
+    from tsexport.quantize.balance import measure_balance
+
+    return measure_balance(threads)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

@@ -12,6 +12,7 @@ from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
+from tsexport.covering import coverage_of
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
@@ -49,6 +50,7 @@ GOLDEN_FLOOR = 1e-3
 REPORT, README = "report.html", "README.md"
 CALIBRATION = "artifacts/calibration.json"
 """The ranges that static candidates were made with; `--calibration-table` re-uses them."""
+TENSORRT_CACHE = "artifacts/calibration.cache"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,25 @@ def _write_tables(
         return None, ()
     file = root / CALIBRATION
     file.write_text(tables_text(tables), encoding="utf-8")
+    _write_tensorrt_cache(context, packed, tables, root)
     return FileDigest(CALIBRATION, file_sha256(file), file.stat().st_size), tuple(names)
+
+
+def _write_tensorrt_cache(context: Context, packed: Packed, tables: Sequence["CalibrationTable"], root: Path) -> None:
+    """Write the ranges as TensorRT's own cache, for engines of the fp32 graph that are built with --int8 --calib.
+
+    Of the tables the one by entropy, as TensorRT itself calibrates; otherwise the first.  There is no cache where the
+    graph that was calibrated is not the bundle's: its tensors may have other names.
+    """
+    from tsexport.calibration.tensorrt_cache import cache_text, has_cache
+
+    version = context.target.tensorrt
+    if version is None or not has_cache(version):
+        return
+    best = next((one for one in tables if one.observer.method == "entropy"), tables[0])
+    if best.model_sha256 not in {one.sha256 for one in packed.exports.artifacts}:
+        return
+    (root / TENSORRT_CACHE).write_text(cache_text(best, version), encoding="utf-8")
 
 
 def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
@@ -217,6 +237,7 @@ def _manifest(
         caveats=packed.caveats,
         notes=packed.notes,
         calibration_tables=calibration_tables,
+        coverage=coverage_of(context, samples, packed.selected.artifact, packed.selected.runtime),
     )
 
 

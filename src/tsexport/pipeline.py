@@ -23,12 +23,13 @@ from tsexport.errors import MissingDependencyError, ParityError, UsageError, did
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
-from tsexport.measuring import Placed, judge_all, measure_here, require_budgets
+from tsexport.measuring import Placed, balance_for, judge_all, measure_here, require_budgets
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
-from tsexport.quantize.recipes import Recipe, recipes_for
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
@@ -219,7 +220,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds)
+        balance = balance_for(chosen.races, chosen.threads)
+        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds, balance)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)

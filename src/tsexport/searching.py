@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from tsexport.choosing import accuracy_budget
 from tsexport.compressing import Tried, build_recipe, try_recipe
 from tsexport.context import Context
+from tsexport.covering import with_coverage
 from tsexport.exporting import Exports
 from tsexport.progress import Progress, Step
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
@@ -47,7 +48,8 @@ def search(context: Context, samples: Samples, exports: Exports, plan: "Plan", p
         return ()
     tried = _build_all(context, samples, exports, plan, progress)
     with progress.step(SEARCH) as step:
-        return FloatSearch(context, samples, exports, plan, step).extend(tried)
+        tried = FloatSearch(context, samples, exports, plan, step).extend(tried)
+        return with_coverage(context, samples, tried)
 
 
 def _repeat(
@@ -67,7 +69,7 @@ def _repeat(
             return ()
         found, reused = _try(context, samples, exports, recipe, plan, (selection.runtime,))
         step.reused &= reused
-        return found
+        return with_coverage(context, samples, found)
 
 
 def _build_all(

@@ -10,6 +10,7 @@ import pytest
 import tsexport
 from tsexport.bundles import open_bundle
 from tsexport.calibration.table_files import read_tables
+from tsexport.calibration.tensorrt_cache import read_cache
 from tsexport.checksums import seal
 from tsexport.errors import BundleError, CalibrationTableError, UsageError
 from tsexport.manifest import manifest_text
@@ -18,7 +19,7 @@ from tsexport.pipeline import plan_build
 from tsexport.types import file_sha256
 
 LINEAR = {"context_length": 8, "horizon": 4, "channels": 2}
-TABLES = "artifacts/calibration.json"
+TABLES, TENSORRT_CACHE = "artifacts/calibration.json", "artifacts/calibration.cache"
 
 
 @pytest.fixture(scope="module")
@@ -39,38 +40,37 @@ def windows(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def linear(cache, windows, small_build):
-    """Build the linear model for cpu4-int8 in ONNX alone, calibrated on a file."""
+@pytest.fixture(scope="module")
+def linear(cache, windows, tmp_path_factory):
+    """Build the linear model in ONNX alone, calibrated on a file."""
 
-    def build(**options):
-        given = {"calibration": windows / "windows.npz", "formats": ["onnx"], "set": LINEAR, **options}
-        return small_build("linear", "cpu4-int8", **given)
+    def build(target="cpu4-int8", **options):
+        given = {"calibration": windows / "windows.npz", "output": tmp_path_factory.mktemp("dist"), **options}
+        return tsexport.build(
+            "linear", target, set=LINEAR, formats=["onnx"], runtime="onnxruntime", batch=[1], seconds=0.2, **given
+        )
 
     return build
 
 
 @pytest.fixture(scope="module")
-def bundle(cache, windows, one_selection, tmp_path_factory):
-    return tsexport.build(
-        "linear", "cpu4-int8", output=tmp_path_factory.mktemp("dist"), calibration=windows / "windows.npz",
-        formats=["onnx"], set=LINEAR, batch=[1], seconds=0.2, selection=one_selection(),
-    )  # fmt: skip
+def bundle(linear):
+    return linear()
 
 
 def test_the_tables_stand_in_the_bundle(bundle):
     tables = read_tables(bundle.path / TABLES)
     listed = bundle.manifest.calibration_tables
     assert (listed.path, listed.sha256) == (TABLES, file_sha256(bundle.path / TABLES))
-    source = next(entry for entry in bundle.manifest.artifacts if entry.name == "onnx-fp32")
-    assert {table.model_sha256 for table in tables} == {source.sha256}
+    assert len({table.model_sha256 for table in tables}) == 1
+    assert not (bundle.path / TENSORRT_CACHE).exists()
     assert all(len(table.window_ids) == bundle.manifest.provenance.calibration.windows for table in tables)
 
 
 @pytest.mark.slow
 def test_a_table_can_be_used_again(bundle, linear, tmp_path):
     first = bundle
-    again = linear(calibration_table=first.path / TABLES, name="again")
+    again = linear(calibration_table=first.path / TABLES)
     assert (again.path / TABLES).read_bytes() == (first.path / TABLES).read_bytes()
     built = [candidate for candidate in again.manifest.candidates if candidate.name.startswith("static")]
     assert built
@@ -81,12 +81,28 @@ def test_a_table_can_be_used_again(bundle, linear, tmp_path):
         for one in table["ranges"]:
             one["low"], one["high"] = one["low"] * 8, one["high"] * 8
     (wide := tmp_path / "wide.json").write_text(json.dumps(plain))
-    worse = linear(calibration_table=wide, name="wide")
+    worse = linear(calibration_table=wide)
     errors = [
         {one.name: one.accuracy.output_error for one in bundle.manifest.candidates if one.accuracy}
         for bundle in (again, worse)
     ]
     assert errors[1][built[0].name] > 2 * errors[0][built[0].name]
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "number"),
+    [("t4-int8", None, 100300), ("t4-int8", "@tensorrt-8.6", 8600), ("a100-int8", "@tensorrt-11.0", None)],
+)
+def test_a_bundle_for_tensorrt_has_its_cache(linear, target, device, number):
+    bundle = linear(target, device=device)
+    path = bundle.path / TENSORRT_CACHE
+    assert path.exists() == (number is not None)
+    if number is not None:
+        cache = read_cache(path.read_text())
+        (table,) = (one for one in read_tables(bundle.path / TABLES) if one.observer.method == "entropy")
+        assert cache.version == number
+        assert cache.scales == {one.name: np.float32(one.amax / 127) for one in table.ranges}
+        assert table.model_sha256 == file_sha256(bundle.path / "artifacts/onnx-fp32.onnx")
 
 
 def test_regimes_and_window_ids_stand_in_the_manifest(bundle):

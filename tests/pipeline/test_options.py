@@ -202,6 +202,7 @@ VALUES = {
     "checkpoint": st.sampled_from([Path("a.pth"), Path("b.pth")]),
     "component": st.sampled_from(["h-module", "l-module"]),
     "calibration": st.sampled_from([Path("a.npz"), Path("b.npz")]),
+    "calibration_table": st.just(Path("calibration.json")),
     "evaluation": st.sampled_from([Path("a.npz"), Path("b.npz")]),
     "metric": st.sampled_from(METRICS),
     "max_degradation": st.floats(0, 1),

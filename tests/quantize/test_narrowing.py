@@ -23,8 +23,8 @@ from tsexport.quantize.casting import NARROW, cast_graph, narrow_places, open_gr
 from tsexport.quantize.islands import ALONE, BETWEEN, CONSTANT, COUNT, NAMED, PERIODIC, POWER, RANGE, SUM, TAIL
 from tsexport.quantize.narrowing import NothingNarrowedError, narrow_graph
 from tsexport.quantize.overflow import require_finite
-from tsexport.quantize.recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
 from tsexport.quantize.sources import Fp32Sources
+from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.types import ModelSpec, TensorSpec

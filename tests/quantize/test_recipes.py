@@ -4,17 +4,9 @@ import pytest
 
 from tsexport.quantize import recipes as tables
 from tsexport.quantize.candidates import TOOLS
-from tsexport.quantize.recipes import (
-    ARM64,
-    INT8,
-    MICROSOFT_DOMAIN,
-    OPENVINO_BF16,
-    WITH_AMX,
-    WITH_VNNI,
-    WITHOUT_VNNI,
-    Recipe,
-    recipes_for,
-)
+from tsexport.quantize.cpu_recipes import ARM64, OPENVINO_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.recipe import MICROSOFT_DOMAIN, Recipe
+from tsexport.quantize.recipes import INT8, recipes_for
 from tsexport.runtimes.registry import RUNTIMES
 from tsexport.targets import CpuFeatures, Target, classify, host_cpu, parse_target
 

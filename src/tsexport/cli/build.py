@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tsexport.context import Context
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
+    from tsexport.reporting import CandidateRow
 
 _FILE = click.Path(path_type=Path)
 
@@ -171,7 +172,8 @@ def _target_text(context: "Context") -> str:
 def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
-    from tsexport.reporting import read_measurements
+    from tsexport.explaining import explanations
+    from tsexport.reporting import candidate_rows, read_measurements
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):
@@ -183,20 +185,19 @@ def _show_bundle(bundle: "Bundle") -> None:
             )
         if manifest.candidates:
             print_table(
-                ("candidate", "size", "output error", manifest.budget.metric, "status", "reason"),
-                [
-                    (
-                        one.name,
-                        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
-                        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
-                        _degradation(one.accuracy.degradation if one.accuracy else None),
-                        one.status,
-                        one.reason,
-                    )
-                    for one in manifest.candidates
-                ],
+                ("candidate", "runtime", "speed (95 %)", "size", "output error", manifest.budget.metric, "float layers",
+                 "in int8", "conversions", "status", "reason"),
+                [_candidate_cells(row) for row in candidate_rows(manifest.candidates, record.races)],
                 title="candidates",
-            )
+            )  # fmt: skip
+        for one in explanations(manifest, record)[:1]:
+            print_table(
+                ("artifact", "MACs", "in int8", "conversions", "moved", "MACs a byte", "bound (projected)",
+                 "median (measured)", "held up by"),
+                [(one.artifact, one.macs, one.int8_share, one.conversions, one.moved, one.intensity, one.projected,
+                  one.measured, one.bound)],
+                title="why not faster",
+            )  # fmt: skip
         if record.measurements:
             print_table(
                 ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
@@ -227,6 +228,23 @@ def _show_bundle(bundle: "Bundle") -> None:
         )
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
     click.echo(str(bundle.path))
+
+
+def _candidate_cells(row: "CandidateRow") -> tuple[str, ...]:
+    one = row.candidate
+    return (
+        one.name,
+        one.runtime,
+        row.speedup,
+        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
+        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
+        _degradation(one.accuracy.degradation if one.accuracy else None),
+        row.float_layers or "-",
+        row.int8_share or "-",
+        row.conversions or "-",
+        one.status,
+        one.reason,
+    )
 
 
 def _degradation(value: float | None) -> str:
