@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 
 from tsexport.errors import TsexportError, UsageError
