@@ -20,6 +20,7 @@ from tsexport.targets import CpuFeatures, Target
 from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
+    from tsexport.calibration.table import CalibrationTable
     from tsexport.exporters.checks import RememberedSource
     from tsexport.models.sources import OpenedSource, SourceIdentity
 
@@ -72,6 +73,26 @@ class Context:
                 next_step=f"give the selection.json of a bundle of {self.built}, or build without --selection",
             )
         return selection
+
+    @cached_property
+    def calibration_tables(self) -> "tuple[CalibrationTable, ...]":
+        """The tables of --calibration-table, () without it.
+
+        Raises:
+            UsageError: a target that calibrates nothing, or a file that is not there.
+            CalibrationTableError: a damaged file.
+        """
+        path = self.options.calibration_table
+        if path is None:
+            return ()
+        if self.target.precision != "int8":
+            raise UsageError(
+                f"--calibration-table {path.name} was given, and {self.target.name} calibrates nothing",
+                next_step="leave it out, or build an int8 target",
+            )
+        from tsexport.calibration.table_files import read_tables
+
+        return read_tables(path)
 
     @cached_property
     def source(self) -> "OpenedSource":

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.records import Balance
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
-from tsexport.progress import Step
+from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
@@ -203,6 +204,33 @@ def _measure(
         max_seconds=context.options.seconds,
         progress=step.say,
     )
+
+
+def measure_here(
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    progress: Progress,
+    say: Say,
+    at_every_batch: Collection[Placed] | None = None,
+) -> tuple[Measurement, ...]:
+    """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
+    if not context.target.here:
+        say(f"latency is not measured: this machine is no {context.target.device_name}")
+        return ()
+    with progress.step("measure batch sizes") as step:
+        return measure_placed(context, samples, placed, threads, machine, step, say, at_every_batch)
+
+
+def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
+    """Measure what this machine sustains, to hold races against; None where nothing was raced."""
+    if not races:
+        return None
+    from tsexport.quantize.balance import measure_balance
+
+    return measure_balance(threads)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

@@ -155,7 +155,8 @@ def _data_record(opened: "Opened | None", rows: Array | None = None) -> DataReco
     if opened is None:
         return None
     ids = opened.ids if rows is None else tuple(opened.ids[row] for row in rows)
-    return DataRecord(opened.source, opened.base_digest, len(ids), _ranges(ids))
+    regimes = dict(opened.regimes) if rows is None else {}  # counts of all the drawn windows
+    return DataRecord(opened.source, opened.base_digest, len(ids), _ranges(ids), regimes)
 
 
 def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:

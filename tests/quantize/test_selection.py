@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.statistics import Ratio, summarize
@@ -100,9 +102,35 @@ def test_for_size_the_smallest_that_is_no_slower():
     assert chosen(select(result, artifacts(**sizes), BASELINE)) == ("large", "onnxruntime")
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 200), st.floats(0.2, 5), st.floats(0, 0.5), st.floats(0, 0.5)),
+        min_size=0,
+        max_size=12,
+    )
+)
+def test_for_size_nothing_smaller_was_as_fast(rivals):
+    """Of any candidates: what is selected is no slower than fp32 and smaller, and no other such is smaller still."""
+    entries = [
+        entry(f"c{index}", "onnxruntime", value, value - low, value + high)
+        for index, (_, value, low, high) in enumerate(rivals)
+    ]
+    sizes = {f"c{index}": size for index, (size, *_) in enumerate(rivals)}
+    choice = select(race_of(*entries), artifacts(**sizes), BASELINE, "size")
+    good = {one.artifact for one in entries if one.speedup.high >= 1 and sizes[one.artifact] < 100}
+    if good:
+        assert sizes[choice.artifact] == min(sizes[name] for name in good)
+        assert choice.artifact in good
+    else:
+        assert chosen(choice) == BASELINE
+
+
 def test_for_size_nothing_smaller():
     choice = select(race_of(entry("a", "onnxruntime", 1.5)), artifacts(a=100), BASELINE, "size")
     assert chosen(choice) == BASELINE
+    assert choice.why == (
+        "no candidate within the accuracy budget was smaller than fp32 and no slower: fp32 is selected"
+    )
 
 
 @pytest.mark.parametrize(
