@@ -173,6 +173,12 @@ def test_narrow_floats_for_a_gpu_are_verified_without_one(bundle_for, target, de
         assert next(iter(session.run({"series": np.ones((5, 32, 2), np.float32)}).values())).shape == (5, 8, 2)
 
 
+@pytest.mark.slow
+def test_a_benchmark_here_times_no_artifact_of_a_gpu_but_fp32(bundle_for):
+    result = tsexport.benchmark(bundle_for("t4-fp16"), batch=[1])
+    assert {one.precision for one in result.record.measurements} == {"fp32"}
+
+
 def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
     manifest = bundle_for("jetson-fp16", "jetson-nano").manifest
     assert any("Jetson Nano, INT8: 200 ms" in caveat for caveat in manifest.caveats)
