@@ -184,7 +184,9 @@ def _fit(job: _Job, layer: Layer, form: Form, norm: Any) -> Refitted | None:
         # One bias for several answers: it is their mean, and the weights are solved for beside it.
         shared = form.spread(layer, form.gather(layer, step[columns]))
         rest = moment[:columns] - gram[:columns, columns:] * shared
-        step = torch.cat([torch.linalg.solve(gram[:columns, :columns] + ridge * torch.eye(columns), rest), shared[None]])
+        step = torch.cat(
+            [torch.linalg.solve(gram[:columns, :columns] + ridge * torch.eye(columns), rest), shared[None]]
+        )
     gained = 2 * float((step * moment).sum()) - float((step * (gram @ step)).sum())
     form.set_weight(layer, (weight + step[:columns]).to(layer.weight.dtype))
     if layer.bias is not None:

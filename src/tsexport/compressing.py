@@ -16,7 +16,7 @@ from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
 from tsexport.work import Coverage
 
 if TYPE_CHECKING:
-    from tsexport.quantize.recipes import Recipe
+    from tsexport.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def accuracy_of(
     simulated = not context.target.here and artifact.precision != "fp32"
     inputs = {
         "artifact": artifact.sha256,
+        "name": artifact.name,  # the record holds it: two recipes may give the same bytes
         "options": artifact.options,
         "runtime": runtime,
         "samples": samples.key,

@@ -18,7 +18,7 @@ from tsexport.context import Context
 from tsexport.covering import with_coverage
 from tsexport.exporting import Exports
 from tsexport.progress import Progress, Step
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
@@ -32,6 +32,8 @@ CANDIDATES, SEARCH = "INT8 candidates", "layers in floating point"
 SENSITIVITY_SHARE = 0.4
 """How much of the time for the search may go into measuring layers; candidates of an order not fully measured count
 for more than a full order without candidates."""
+BY_NAME = frozenset({"onnxruntime", "fused-attention", "nncf", "tensorrt-qdq", "modelopt"})
+"""Tools that leave layers in floating point by name; Intel Neural Compressor and OpenVINO's dynamic INT8 do not."""
 SCREEN_WINDOWS = 128
 SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
@@ -301,7 +303,7 @@ class _Lazy:
 
 def _operators(recipe: Recipe) -> tuple[str, ...] | None:
     """Return the operators that a recipe's tool quantizes; None for all."""
-    if recipe.tool != "onnxruntime":
+    if recipe.tool not in ("onnxruntime", "fused-attention"):
         return None
     from tsexport.quantize.onnxruntime_quantizer import DYNAMIC_OPERATORS, STATIC_OPERATORS
 

@@ -16,7 +16,8 @@ from exceptions import reason_against
 from onnx_ir.passes import common
 
 from tsexport.models.registry import list_entries
-from tsexport.quantize.recipes import OPENVINO_BF16, TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
+from tsexport.quantize.cpu_recipes import OPENVINO_BF16
+from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load

@@ -15,7 +15,7 @@ from tsexport.errors import AccuracyError, BundleError, UsageError
 from tsexport.manifest import RankedArtifact, Selection
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build, run_build
-from tsexport.quantize.recipes import DYNAMIC_U8, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
 from tsexport.repeating import recipe_to_repeat
 
 WIDTH = 16

@@ -15,8 +15,8 @@ from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify, open_source
 from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.islands import in_layer
-from tsexport.quantize.recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16
 from tsexport.quantize.sources import Fp32Sources
+from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.types import random_feeds

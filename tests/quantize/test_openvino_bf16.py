@@ -10,7 +10,7 @@ from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino
 from tsexport.models.sources import identify, open_source
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import OPENVINO_BF16
+from tsexport.quantize.cpu_recipes import OPENVINO_BF16
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
