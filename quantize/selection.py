@@ -46,8 +46,11 @@ def _figures(entry: RaceEntry, baseline: str) -> str:
 
 
 def _may_be_no_slower(speedup: Ratio) -> bool:
-    """Return whether the interval reaches 1: "no slower" is as much as an interval can say."""
-    return speedup.high is None or speedup.high >= 1.0
+    """Return whether the interval reaches 1: "no slower" is as much as an interval can say.
+
+    Where there were too few rounds for an interval the ratio itself has to reach 1.
+    """
+    return (speedup.value if speedup.high is None else speedup.high) >= 1.0
 
 
 def select_fp32(result: RaceResult, threads: int) -> Choice:

@@ -163,6 +163,8 @@ def test_a_race_too_short_for_an_interval():
     assert chosen(choice) == BASELINE
     assert choice.measured.endswith("1.50 times the speed of fp32 on openvino (too few rounds for an interval)")
     assert chosen(select(race_of(short), artifacts(a=30), BASELINE, "size")) == ("a", "onnxruntime")
+    slow = replace(short, speedup=Ratio(0.4, 0.0, None, 0.95))
+    assert chosen(select(race_of(slow), artifacts(a=30), BASELINE, "size")) == BASELINE
     assert undecided(race_of(short), BASELINE) == "a on onnxruntime"
 
 
