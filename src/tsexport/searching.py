@@ -34,6 +34,8 @@ SENSITIVITY_SHARE = 0.4
 for more than a full order without candidates."""
 BY_NAME = frozenset({"onnxruntime", "fused-attention", "nncf", "tensorrt-qdq", "modelopt"})
 """Tools that leave layers in floating point by name; Intel Neural Compressor and OpenVINO's dynamic INT8 do not."""
+TRIALS_EXPECTED = 4
+"""Candidates that a search builds on average, for the estimate of the time left."""
 SCREEN_WINDOWS = 128
 SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
@@ -246,17 +248,17 @@ class FloatSearch:
     def _search(self, plain: Tried, order: Order, waiting: int) -> tuple[Tried, ...]:
         mine = order.only(self._quantized_by(plain.recipe, order.layers))
         held: dict[int, Tried] = {}
-        began, count = time.monotonic(), 0
+        began, done = time.monotonic(), 0
 
         def attempt(number: int) -> Trial:
-            nonlocal count
-            count += 1
-            seconds = (time.monotonic() - began) / count
-            self.step.expect(min(self._left_s(), seconds * 4 * (waiting + 1)))
+            nonlocal done
             self.step.say(f"{plain.recipe.name} with {number} of {len(mine.layers)} layers in floating point")
             one = self._judge(plain, _with_float_layers(plain.recipe, mine.layers[:number]))
             if not one.out:
                 held[number] = one
+            done += 1
+            each = (time.monotonic() - began) / done
+            self.step.expect(min(self._left_s(), each * TRIALS_EXPECTED * (waiting + 1)))
             return Trial(number, not one.out, _error(one))
 
         first = predict(mine.sensitivities(), self._allowed_ratio(plain))
