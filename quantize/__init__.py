@@ -5,6 +5,11 @@ onnxruntime_quantizer    recipes of ONNX Runtime's quantizer
 nncf_quantizer           recipes of NNCF, for OpenVINO
 tensorrt_qdq             recipes of explicit Q/DQ pairs, for TensorRT
 candidates               one candidate from the fp32 artifacts, by a recipe
+sensitivity              how much each layer costs in accuracy when it alone is quantized
+search                   which layers of a recipe stay in floating point, so that its error holds the budget
+operations               what an ONNX graph computes, operator by operator
+coverage                 what of an artifact is computed in int8, and what is lost on the way
+balance                  what this machine sustains, to hold an artifact's work against
 evaluation               how much worse an artifact is than its source model
 selection                which artifact a bundle selects, from what was measured side by side
 """
