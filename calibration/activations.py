@@ -1,8 +1,8 @@
 """What a graph's tensors hold on calibration windows: intermediate tensors become outputs, a few groups at a time.
 
-ONNX Runtime keeps every output of a batch until the call ends, so tensors are taken in groups that hold at most
-`GROUP_BYTES` together for one batch; each group is one pass over the windows.  How large a tensor is is asked of the
-graph itself, with one window.
+ONNX Runtime keeps every output of a batch until the call ends.  So a batch has so many windows that all tensors
+together take at most `GROUP_BYTES`; where those of one window are larger, they are taken in groups, each of which is
+one pass over the windows.  How large a tensor is is asked of the graph itself, with one window.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,26 +13,18 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 
-from tsexport.calibration.datasets import Dataset
-from tsexport.calibration.histograms import Histograms
+from tsexport.calibration.datasets import Dataset, calibration_batch
+from tsexport.calibration.histograms import Counts, Histograms
 from tsexport.calibration.observers import range_of
 from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
 from tsexport.errors import DataError, did_you_mean
-from tsexport.types import Array, Feeds, file_sha256, rows_at_once
+from tsexport.types import Array, Feeds, files_sha256
 
-CALIBRATION_BATCH = 16
-"""The most windows at once; a model of large inputs takes fewer (see `rows_at_once`)."""
 GROUP_BYTES = 2**28
 PROBED_TENSORS = 64
 """So many tensors of one window are held while their sizes are asked for."""
 _FATAL_ONLY = 4
 _FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
-
-
-def calibration_batch(dataset: Dataset) -> int:
-    """Return how many windows are run at once: what every layer answers to them is kept for that long."""
-    first = next(iter(dataset.batches(1)))
-    return rows_at_once((array.shape for array in first.feeds.values()), CALIBRATION_BATCH)
 
 
 class ObservedGraph:
@@ -93,6 +85,14 @@ class _Taps:
         return found
 
 
+def model_digest(model: Path) -> str:
+    """Return the SHA-256 of an ONNX file, with the files beside it that hold its weights where there are any."""
+    stored = onnx_ir.load(model).graph.initializers.values()
+    tensors = [value.const_value for value in stored]
+    beside = sorted({str(one.location) for one in tensors if isinstance(one, onnx_ir.ExternalTensor)})
+    return files_sha256((model, *(model.parent / location for location in beside)))
+
+
 def groups_of(sizes: Mapping[str, int], limit: int) -> tuple[tuple[str, ...], ...]:
     """Cut tensors, in order, into groups of at most `limit` bytes; a larger tensor is a group of its own."""
     groups: list[list[str]] = []
@@ -126,35 +126,49 @@ def answers(
     if not dataset.count:
         raise DataError("the calibration data holds no window")
     graph = ObservedGraph(model, tensors)
-    rows = calibration_batch(dataset)
     sizes = _sizes(graph, next(iter(dataset.batches(1))).feeds, tensors)
+    # Fewer windows at once rather than several passes: each pass runs the whole graph.
+    rows = max(1, min(calibration_batch(dataset), group_bytes // max(1, sum(sizes.values()))))
     for group in groups_of({name: size * rows for name, size in sizes.items()}, group_bytes):
         session = graph.session(group)
         for batch in dataset.batches(rows):
             yield session.run(batch.feeds)
 
 
-def observe(model: Path, dataset: Dataset, tensors: Sequence[str], observer: Observer) -> CalibrationTable:
-    """Make the table that `calibration.table.calibrate` returns."""
-    seen = {name: Histograms(name, observer.axis) for name in tensors}
-    for tensors_of_batch in answers(model, dataset, tensors):
+def observe(model: Path, dataset: Dataset, tensors: Sequence[str], axis: int | None) -> dict[str, tuple[Counts, ...]]:
+    """Return the histograms of a graph's tensors on every window, one of each or one for each index along an axis.
+
+    They serve every observer of that axis.
+
+    Raises:
+        DataError: as `calibration.table.calibrate`.
+    """
+    seen = {name: Histograms(name, axis) for name in tensors}
+    for tensors_of_batch in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
         for name, array in tensors_of_batch.items():
             seen[name].update(array)
+    return {name: histograms.channels for name, histograms in seen.items()}
+
+
+def table_of(
+    seen: Mapping[str, tuple[Counts, ...]], model: Path, dataset: Dataset, observer: Observer
+) -> CalibrationTable:
+    """Return the table of what an observer takes from histograms of a model's tensors on a dataset."""
     return CalibrationTable(
-        model_sha256=file_sha256(model),
+        model_sha256=model_digest(model),
         data_sha256=dataset.digest,
         window_ids=dataset.ids(range(dataset.count)),
         observer=observer,
         tool=f"tsexport {version('tsexport')}, onnxruntime {version('onnxruntime')}",
-        ranges=tuple(tensor_range(histograms, observer) for histograms in seen.values()),
+        ranges=tuple(tensor_range(name, channels, observer) for name, channels in seen.items()),
     )
 
 
-def tensor_range(histograms: Histograms, observer: Observer) -> TensorRange:
+def tensor_range(name: str, channels: Sequence[Counts], observer: Observer) -> TensorRange:
     """Return the range that an observer takes from what was seen of a tensor."""
-    pairs = np.array([range_of(counts, observer) for counts in histograms.channels])
+    pairs = np.array([range_of(counts, observer) for counts in channels])
     low, high = float(pairs[:, 0].min()), float(pairs[:, 1].max())
     if observer.axis is None:
-        return TensorRange(histograms.name, low, high)
+        return TensorRange(name, low, high)
     lows, highs = pairs.T.tolist()
-    return TensorRange(histograms.name, low, high, tuple(lows), tuple(highs))
+    return TensorRange(name, low, high, tuple(lows), tuple(highs))

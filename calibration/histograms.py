@@ -211,7 +211,7 @@ def _exponents(minimum: Array, maximum: Array, bins: int) -> Array:
         last, first = np.floor(np.ldexp(maximum, -k)), np.floor(np.ldexp(minimum, -k))
         wide = last - first + 1 > bins
         if not wide.any():
-            return k
+            return np.asarray(k)
         k = k + wide
 
 
@@ -223,4 +223,4 @@ def _regrouped(counts: Array, first: Array, exponent: Array, new_first: Array, n
     filled = counts > 0
     moved = np.zeros(counts.size, np.int64)
     np.add.at(moved, position[filled], counts[filled])
-    return moved.reshape(counts.shape)
+    return np.asarray(moved.reshape(counts.shape))

@@ -29,6 +29,8 @@ from tsexport.calibration.table import Observer
 from tsexport.types import Array
 
 Integer = Literal["s8", "u8"]
+Errors = Callable[[Array | float, Array | float], Array]
+"""From lows and highs of ranges to the error of each."""
 ENTROPY_LEVELS = 128
 ENTROPY_STEP = 8
 """Thresholds are tried at every eighth bin, at most 512 of them."""
@@ -99,7 +101,7 @@ def _percentile(seen: Counts, share: float, symmetric: bool) -> tuple[float, flo
 
 def _bin_of_rank(counts: Array, rank: float) -> int:
     """Return the bin that holds the value of a rank; ranks between two values count as the upper one."""
-    return int(np.searchsorted(np.cumsum(counts), max(1, np.ceil(rank * (1 - 1e-12)))))
+    return int(np.searchsorted(np.cumsum(counts), max(1.0, float(np.ceil(rank * (1 - 1e-12))))))
 
 
 def _least_squares(seen: Counts, symmetric: bool) -> tuple[float, float]:
@@ -109,23 +111,28 @@ def _least_squares(seen: Counts, symmetric: bool) -> tuple[float, float]:
     if low == high:
         return seen.minimum, seen.maximum
 
-    def error(lows: Array, highs: Array) -> Array:
-        return squared_error(values, counts, lows, highs, symmetric=symmetric)
+    def error(lows: Array | float, highs: Array | float) -> Array:
+        ends = np.broadcast_arrays(lows, highs)
+        return squared_error(values, counts, *ends, symmetric=symmetric)
 
     if symmetric:
         amax = max(-low, high)
         best = _best_factor(lambda factors: error(-factors * amax, factors * amax))
         return _within(seen, -best * amax, best * amax)
     both = _best_factor(lambda factors: error(factors * low, factors * high))
-    at_low = at_high = both
+    found_low, found_high = both * low, both * high
     for _ in range(2 if low < 0 < high else 0):
-        at_high = _best_factor(
-            lambda factors, at_low=at_low: error(at_low * low * np.ones_like(factors), factors * high)
-        )
-        at_low = _best_factor(
-            lambda factors, at_high=at_high: error(factors * low, at_high * high * np.ones_like(factors))
-        )
-    return _within(seen, at_low * low, at_high * high)
+        found_high = high * _best_factor(_error_of_high(error, found_low, high))
+        found_low = low * _best_factor(_error_of_low(error, low, found_high))
+    return _within(seen, found_low, found_high)
+
+
+def _error_of_high(error: Errors, low: float, high: float) -> Callable[[Array], Array]:
+    return lambda factors: error(low, factors * high)
+
+
+def _error_of_low(error: Errors, low: float, high: float) -> Callable[[Array], Array]:
+    return lambda factors: error(factors * low, high)
 
 
 def _best_factor(error: Callable[[Array], Array]) -> float:
@@ -167,7 +174,7 @@ def entropy_bins(magnitudes: Array, levels: int) -> int:
     beyond = counts.sum() - np.cumsum(counts)
     tried = [*range(levels, len(counts), ENTROPY_STEP), len(counts)]
     divergences = [_divergence(counts[:bins], beyond[bins - 1], levels) for bins in tried]
-    return tried[int(np.argmin(divergences))]
+    return int(tried[int(np.argmin(divergences))])
 
 
 def _divergence(kept: Array, beyond: float, levels: int) -> float:

@@ -30,7 +30,7 @@ from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.cleaning import add_initializer, constant
 from tsexport.exporters.rewrites.linears import only_user
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
-from tsexport.quantize.recipes import MICROSOFT_DOMAIN
+from tsexport.quantize.recipe import MICROSOFT_DOMAIN
 from tsexport.quantize.sources import Order
 from tsexport.types import Array, Artifact
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ExportError, UnsupportedError
 from tsexport.exporters.conversion import probes
 from tsexport.exporters.onnx_dynamo import export_with_dynamo
@@ -49,8 +49,8 @@ from tsexport.exporters.rewrites.shapes import ConstantShapes
 from tsexport.exporters.tracing import mha_fastpath
 from tsexport.extras import require
 from tsexport.quantize.integer_weights import store_integer_weights
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load

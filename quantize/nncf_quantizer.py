@@ -40,13 +40,13 @@ from typing import Any
 
 import onnx
 
-from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ConfigurationError, did_you_mean
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.openvino import OPTIONS, write_ir
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.types import Array, Artifact
 

@@ -19,309 +19,21 @@ adds its rows all the same: where it is missing, the candidate is listed with th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
+from tsexport.devices import version_key
+from tsexport.quantize.cpu_recipes import ARM64, CPU_BF16, INT8_WITH_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.tensorrt_recipes import (
+    TENSORRT_BF16,
+    TENSORRT_FP16,
+    TENSORRT_FP16_BEFORE_8_6,
+    TENSORRT_INT8,
+    TENSORRT_INT8_BEFORE_AMPERE,
+)
 from tsexport.targets import CpuFeatures, InstructionSet, Target
-from tsexport.types import Format, Precision
 
-MICROSOFT_DOMAIN = "com.microsoft"
-"""ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one candidate is made: every choice that decides its numbers.
-
-    `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
-    domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
-    floating point.  `preset` is the tool's own choice among its ways (NNCF's, see
-    `nncf_quantizer`; "autotune" of INC).  `options` are runtime options that the artifact
-    is loaded with.
-    """
-
-    name: str
-    tool: str
-    activations: Literal["dynamic", "static", "none"]
-    weights: Literal["u8", "s8", "bf16", "fp16"]
-    reduce_range: bool
-    per_channel: bool
-    format: Format
-    runtimes: tuple[str, ...]
-    summary: str
-    precision: Precision = "int8"
-    domains: tuple[str, ...] = ()
-    activation_type: Literal["u8", "s8"] = "u8"
-    float_layers: tuple[str, ...] = ()
-    preset: Literal["", "mixed", "performance", "transformer", "products", "autotune"] = ""
-    options: tuple[tuple[str, str], ...] = ()
-
-
-DYNAMIC_U8 = Recipe(
-    name="dynamic-u8",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="u8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, U8 weights: no 16-bit saturation on any CPU",
-    domains=(MICROSOFT_DOMAIN,),
-)
-DYNAMIC_S8_REDUCED = Recipe(
-    name="dynamic-s8-reduced",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=True,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, 7-bit S8 weights: keeps clear of 16-bit saturation",
-    domains=(MICROSOFT_DOMAIN,),
-)
-DYNAMIC_S8 = Recipe(
-    name="dynamic-s8",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, S8 weights of full range: for CPUs with VNNI",
-    domains=(MICROSOFT_DOMAIN,),
-)
-STATIC_U8S8_REDUCED = Recipe(
-    name="static-u8s8-reduced",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=True,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, 7-bit S8 weights",
-)
-STATIC_U8S8 = Recipe(
-    name="static-u8s8",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, S8 weights of full range per channel: for CPUs with VNNI",
-)
-NNCF_MIXED = Recipe(
-    name="nncf-mixed",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="NNCF's mixed preset with fast bias correction",
-)
-NNCF_MIXED_REDUCED = Recipe(
-    name="nncf-mixed-reduced",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=True,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="NNCF's mixed preset with fast bias correction and its fix for 16-bit saturation",
-)
-OPENVINO_BF16 = Recipe(
-    name="openvino-bf16",
-    tool="openvino",
-    activations="none",
-    weights="bf16",
-    reduce_range=False,
-    per_channel=False,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="OpenVINO computing in bf16, where the CPU has it",
-    precision="bf16",
-)
-STATIC_S8S8 = Recipe(
-    name="static-s8s8",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="calibrated S8 activations, S8 weights of full range per channel: what Arm64's dot products take",
-    activation_type="s8",
-)
-
-# --- attention as one operator, OpenVINO and other tools -------------------------------------------------------------
-
-DYNAMIC_ATTENTION_S8 = Recipe(
-    name="dynamic-attention-s8",
-    tool="fused-attention",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="as dynamic-s8, attention as one operator with its projection: for CPUs with VNNI",
-    domains=(MICROSOFT_DOMAIN,),
-)
-DYNAMIC_ATTENTION_U8 = Recipe(
-    name="dynamic-attention-u8",
-    tool="fused-attention",
-    activations="dynamic",
-    weights="u8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="as dynamic-u8, attention as one operator with its projection",
-    domains=(MICROSOFT_DOMAIN,),
-)
-INC_STATIC = Recipe(
-    name="inc-static",
-    tool="inc",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="static quantization in PyTorch (PT2E), U8 activations, S8 weights of full range per channel",
-)
-INC_AUTOTUNE = Recipe(
-    name="inc-autotune",
-    tool="inc",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="autotune over the static configurations in PyTorch (PT2E)",
-    preset="autotune",
-)
-
-_BF16_REST = (("INFERENCE_PRECISION_HINT", "bf16"),)
-_F32_REST = (("INFERENCE_PRECISION_HINT", "f32"),)
-_GROUPS = (("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128"),)
-
-NNCF_PRODUCTS = Recipe(
-    name="nncf-products",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="NNCF's performance preset on products and convolutions alone",
-    preset="products",
-)
-NNCF_PRODUCTS_BF16 = replace(
-    NNCF_PRODUCTS,
-    name="nncf-products-bf16",
-    summary="NNCF's performance preset on products and convolutions alone, bf16 for the rest",
-    options=_BF16_REST,
-)
-NNCF_PRODUCTS_REDUCED = replace(
-    NNCF_PRODUCTS,
-    name="nncf-products-reduced",
-    reduce_range=True,
-    summary="NNCF's performance preset on products and convolutions alone, with its fix for 16-bit saturation",
-)
-NNCF_TRANSFORMER = replace(
-    NNCF_PRODUCTS,
-    name="nncf-transformer",
-    summary="NNCF's transformer model type with smooth quantization",
-    preset="transformer",
-)
-OPENVINO_DYNAMIC = Recipe(
-    name="openvino-dynamic",
-    tool="openvino-dynamic",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="S8 weights, activations quantized at run time by OpenVINO in groups of 128",
-    options=(*_GROUPS, *_F32_REST),
-)
-OPENVINO_DYNAMIC_BF16 = replace(
-    OPENVINO_DYNAMIC,
-    name="openvino-dynamic-bf16",
-    summary="S8 weights, activations quantized at run time by OpenVINO in groups of 128, bf16 for the rest",
-    options=(*_GROUPS, *_BF16_REST),
-)
-
-# --- x86 -------------------------------------------------------------------------------------------------------------
-
-WITHOUT_VNNI = (
-    DYNAMIC_U8,
-    DYNAMIC_ATTENTION_U8,
-    DYNAMIC_S8_REDUCED,
-    STATIC_U8S8_REDUCED,
-    NNCF_MIXED_REDUCED,
-    NNCF_PRODUCTS_REDUCED,
-)
-"""AVX2, AVX512 without VNNI, and less: nothing with full-range S8 weights."""
-
-WITH_VNNI = (
-    DYNAMIC_S8,
-    DYNAMIC_ATTENTION_S8,
-    DYNAMIC_U8,
-    STATIC_U8S8,
-    NNCF_MIXED,
-    NNCF_PRODUCTS,
-    NNCF_TRANSFORMER,
-    OPENVINO_DYNAMIC,
-    INC_STATIC,
-    INC_AUTOTUNE,
-)
-
-WITH_AMX = (
-    DYNAMIC_S8,
-    DYNAMIC_ATTENTION_S8,
-    DYNAMIC_U8,
-    STATIC_U8S8,
-    NNCF_MIXED,
-    NNCF_PRODUCTS,
-    NNCF_TRANSFORMER,
-    OPENVINO_DYNAMIC,
-    INC_STATIC,
-    INC_AUTOTUNE,
-)
-
-CPU_BF16 = (OPENVINO_BF16,)
-"""Candidates of cpu4-bf16, and of cpu4-int8 where this machine has bf16."""
-
-INT8_WITH_BF16 = (NNCF_PRODUCTS_BF16, OPENVINO_DYNAMIC_BF16)
-"""INT8 whose rest is in bf16: for x86 with VNNI where this machine has bf16."""
-
-# --- Arm64 -----------------------------------------------------------------------------------------------------------
-
-ARM64 = (
-    STATIC_S8S8,
-    DYNAMIC_S8,
-    DYNAMIC_U8,
-)
-
-# --- TensorRT --------------------------------------------------------------------------------------------------------
-
-TENSORRT_INT8: tuple[Recipe, ...] = ()
-TENSORRT_FP16: tuple[Recipe, ...] = ()
-TENSORRT_BF16: tuple[Recipe, ...] = ()
+LAYER_NORM_FROM = (8, 6)
+"""The first TensorRT that knows LayerNormalization."""
 
 INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
     "generic": WITHOUT_VNNI,
@@ -344,16 +56,19 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """
     gpu = target.instruction_set == "gpu"
     if target.precision == "fp16":
-        return TENSORRT_FP16 if gpu else ()
+        old = target.tensorrt is not None and version_key(target.tensorrt) < LAYER_NORM_FROM
+        return (TENSORRT_FP16_BEFORE_8_6 if old else TENSORRT_FP16) if gpu else ()
     if target.precision == "bf16":
         return TENSORRT_BF16 if gpu else CPU_BF16
     if target.precision == "int8":
-        int8 = INT8[target.instruction_set]
+        int8 = TENSORRT_INT8_BEFORE_AMPERE if _is_before_ampere(target) else INT8[target.instruction_set]
         if not (target.here and cpu.bf16):
             return int8
-        return (
-            (*int8, *INT8_WITH_BF16, *CPU_BF16)
-            if target.instruction_set in ("avx512-vnni", "amx")
-            else (*int8, *CPU_BF16)
-        )
+        rest_in_bf16 = INT8_WITH_BF16 if target.instruction_set in ("avx512-vnni", "amx") else ()
+        return (*int8, *rest_in_bf16, *CPU_BF16)
     return ()
+
+
+def _is_before_ampere(target: Target) -> bool:
+    """Return whether a target is a GPU that lacks INT8 kernels of some layers."""
+    return target.compute_capability is not None and float(target.compute_capability) < 8.0

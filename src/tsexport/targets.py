@@ -49,6 +49,11 @@ class Target:
     formats: tuple[Format, ...] = FORMATS
     caveats: tuple[str, ...] = ()
 
+    @property
+    def device_name(self) -> str:
+        """The device as a person names it: a GPU's or board's name, or a CPU's instruction set."""
+        return self.device if self.instruction_set == "gpu" else f"{self.instruction_set} CPU"
+
 
 @dataclass(frozen=True)
 class CpuFeatures:
@@ -142,6 +147,32 @@ def resolve_target(name: str, device: str = HOST) -> Target:
     if not members or precision is None:
         raise _unknown_target(name, family)
     return _gpu_target(name, precision, members, device)
+
+
+def formats_of(target: Target, asked: tuple[Format, ...]) -> tuple[Format, ...]:
+    """Return the formats that a target's bundle gets, of those asked for.
+
+    Raises:
+        UsageError: the target runs none of them.
+    """
+    formats = tuple(one for one in asked if one in target.formats)
+    if not formats:
+        raise UsageError(
+            f"{target.name} runs none of {', '.join(asked)}; its formats are {', '.join(target.formats)}",
+            next_step="leave --formats out, or name one of them",
+        )
+    return formats
+
+
+def caveats_of(target: Target) -> tuple[str, ...]:
+    """Return what a bundle's reader has to know about its target: the device's caveats, and what was not measured."""
+    if target.here:
+        return target.caveats
+    unmeasured = (
+        f"latency was not measured, since the build ran on no {target.device_name}; accuracy is that of an exact "
+        "simulation, without the kernels of this or that CPU"
+    )
+    return (*target.caveats, unmeasured)
 
 
 def refusal_of(target: Target) -> UnsupportedError | None:

@@ -11,9 +11,9 @@ import pytest
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.quantize.candidates import build_candidate
+from tsexport.quantize.cpu_recipes import DYNAMIC_ATTENTION_S8, DYNAMIC_ATTENTION_U8, DYNAMIC_S8
 from tsexport.quantize.fused_attention import fuse_attention
 from tsexport.quantize.onnxruntime_quantizer import quantize_onnx
-from tsexport.quantize.recipes import DYNAMIC_ATTENTION_S8, DYNAMIC_ATTENTION_U8, DYNAMIC_S8
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.types import ModelSpec, TensorSpec
