@@ -57,6 +57,12 @@ def simulate(artifact: Artifact, runtime: str, threads: int) -> Session:
             f"artifact {artifact.name} is {artifact.precision}, and {runtime} cannot simulate it; "
             f"allowed are {', '.join(AS_WRITTEN)}"
         )
+    if dict(artifact.options).get("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0") != "0":
+        raise UsageError(
+            f"artifact {artifact.name} quantizes activations at run time in OpenVINO, whose kernels decide which: it "
+            "cannot be simulated exactly",
+            next_step="build on a machine with the target's instruction set",
+        )
     if artifact.precision != "int8" and artifact.format == "openvino":
         raise UsageError(
             f"artifact {artifact.name} is {artifact.precision} in OpenVINO, which cannot be simulated",

@@ -402,6 +402,16 @@ def test_bf16_of_openvino_cannot_be_simulated(built):
     assert "a machine that has bf16" in caught.value.next_step
 
 
+def test_what_openvino_quantizes_at_run_time_cannot_be_simulated(built):
+    artifact, _ = built(NNCF_MIXED)
+    grouped = replace(artifact, options=(*artifact.options, ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128")))
+    with pytest.raises(
+        UsageError, match="quantizes activations at run time in OpenVINO, .* cannot be simulated"
+    ) as caught:
+        simulate(grouped, "openvino", 1)
+    assert "a machine with the target's instruction set" in caught.value.next_step
+
+
 def narrow(folder, precision, border="float"):
     """Return an artifact whose one product is in bf16 or fp16, and the numbers of its weight."""
     code = 16 if precision == "bf16" else 10
