@@ -405,9 +405,7 @@ def test_bf16_of_openvino_cannot_be_simulated(built):
 def test_what_openvino_quantizes_at_run_time_cannot_be_simulated(built):
     artifact, _ = built(NNCF_MIXED)
     grouped = replace(artifact, options=(*artifact.options, ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128")))
-    with pytest.raises(
-        UsageError, match="quantizes activations at run time in OpenVINO, .* cannot be simulated"
-    ) as caught:
+    with pytest.raises(UsageError, match="quantizes activations at run time in OpenVINO, whose") as caught:
         simulate(grouped, "openvino", 1)
     assert "a machine with the target's instruction set" in caught.value.next_step
 
