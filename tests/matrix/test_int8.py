@@ -49,7 +49,6 @@ ERROR_BOUNDS = {
     ("patchtst-cpu", "nncf-mixed"): 0.03,
     ("patchtst-cpu", "nncf-products-reduced"): 0.04,
     ("patchtst-cpu", "nncf-products"): 0.03,
-    ("patchtst-cpu", "nncf-transformer"): 0.03,
     ("cnn", "dynamic-u8"): 0.015,
     ("cnn", "dynamic-s8-reduced"): 0.02,
     ("cnn", "dynamic-s8"): 0.015,
@@ -59,7 +58,6 @@ ERROR_BOUNDS = {
     ("cnn", "nncf-mixed"): 0.01,
     ("cnn", "nncf-products-reduced"): 0.015,
     ("cnn", "nncf-products"): 0.015,
-    ("cnn", "nncf-transformer"): 0.015,
 }
 # What saturation makes of patchtst-cpu where it happens: an error far beyond the bounds.
 SATURATED_ERROR = 0.1
