@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tsexport.bench.race import RaceResult
+from tsexport.bench.statistics import RATIO_MIN_ROUNDS
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
@@ -19,6 +20,10 @@ from tsexport.types import AccuracyBudget
 
 FP32_ROUNDING = 1e-3
 """What rounding may do to the accuracy of an fp32 artifact whose every answer holds the parity tolerance."""
+
+
+FINALISTS = 3
+"""How many candidates race once more where a race of all had too few rounds to decide."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +162,34 @@ def choose(
 def _race_candidates(
     context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step, say: Say
 ) -> tuple[RaceResult, ...]:
-    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
-    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
+    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins.
+
+    Where calls take so long that a race of all has too few rounds to decide, the fastest of them race once more.
+    """
     # For size any that is no slower may win, not the nearest alone.
-    nearest = undecided(first, fastest.key) if context.options.objective == "latency" else None
+    by_latency = context.options.objective == "latency"
+    many = by_latency and len(eligible) > FINALISTS
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest, patient=not many)
+    races = [first]
+    if many and first.rounds < RATIO_MIN_ROUNDS:
+        finalists = fastest_of(first, eligible, threads)
+        step.say(f"{', '.join(one.label for one in finalists)} again")
+        races.append(race_placed(context, samples, [fastest, *finalists], (threads,), step, say, fastest, patient=True))
+    nearest = undecided(races[-1], fastest.key) if by_latency else None
     if nearest is None:
-        return (first,)
+        return tuple(races)
     again = [one for one in eligible if one.contestant(threads).label == nearest]
     step.say(f"{again[0].label} again, alone")
-    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2)
+    last = race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2, patient=True)
+    return (*races, last)
+
+
+def fastest_of(result: RaceResult, eligible: Sequence[Placed], threads: int) -> list[Placed]:
+    """Return the FINALISTS fastest candidates of a race, in their own order."""
+    speeds = {entry.name: entry.speedup.value for entry in result.entries}
+    raced = [one for one in eligible if one.contestant(threads).label in speeds]
+    ranked = sorted(raced, key=lambda one: -speeds[one.contestant(threads).label])[:FINALISTS]
+    return [one for one in raced if one in ranked]
 
 
 def why_none(tried: Sequence[Tried], runtime: str | None) -> str:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.choosing import FP32_ROUNDING, hold_budget, why_none
+from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.statistics import Ratio, summarize
+from tsexport.choosing import FINALISTS, FP32_ROUNDING, fastest_of, hold_budget, why_none
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.errors import AccuracyError, LatencyError
 from tsexport.exporting import formats_to_export
@@ -127,3 +129,20 @@ def test_a_missed_row_ends_a_build_with_4():
     with pytest.raises(LatencyError, match="latency budgets missed: p90 2 ms; 1 ms allowed") as caught:
         require_budgets([*verdicts, Verdict("missed", budget, "p90 2 ms; 1 ms allowed")])
     assert caught.value.exit_code == 4
+
+
+def test_the_fastest_of_a_race_run_once_more_in_their_own_order():
+    names = ("a", "b", "c", "d", "died")
+    eligible = [Placed(replace(ONNX, name=name), "onnxruntime") for name in names]
+    speeds = {"a": 1.1, "b": 3.0, "c": 0.9, "d": 2.0}
+    entries = tuple(
+        RaceEntry(
+            one.contestant(1).label, one.artifact.name, one.runtime, 1, ((1.0,),), summarize([1.0]),
+            Ratio(speeds[one.artifact.name], 0.0, None, 0.95), True, 1.0, 1,
+        )
+        for one in eligible
+        if one.artifact.name in speeds
+    )  # fmt: skip
+    found = fastest_of(RaceResult(1, "fp32", 3, 1, 1.0, entries), eligible, 1)
+    assert [one.artifact.name for one in found] == ["a", "b", "d"]
+    assert len(found) == FINALISTS
