@@ -65,6 +65,8 @@ EXPORT_STEPS: Mapping[Format, str] = {
     "openvino": "export OpenVINO",
 }
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+CAVEAT = "caveat: "
+"""How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes"}
 
 
@@ -218,6 +220,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             *caveats_of(context.target),
             *refused,
             *left_out,
+            *(step.removeprefix(CAVEAT) for step in selected.artifact.provenance if step.startswith(CAVEAT)),
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,

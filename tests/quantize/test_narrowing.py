@@ -10,6 +10,8 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx_ir.passes import common
 
 from tsexport.calibration.arrays import ArrayDataset
@@ -219,6 +221,11 @@ def test_control_flow_is_refused():
         narrow_graph(graph(body, k=np.float32(1)), "fp16")
 
 
+def test_a_graph_that_is_narrow_already_is_refused():
+    with pytest.raises(ValueError, match="h is in a narrow type already; only fp32 graphs are cast"):
+        narrow_graph(graph("{ h = Cast<to = 10>(x)  f = Cast<to = 1>(h)  y = MatMul(f, w) }"), "bf16")
+
+
 CONV = '<ir_version: 8, opset_import: ["" : 17]> g (float[batch, 2, 8] x) => (float[batch, 2, 8] y) '
 
 
@@ -345,3 +352,60 @@ def test_a_model_of_convolutions_gets_a_reason_and_no_bf16(build):
     assert built.reason.startswith(
         "bf16 could not build it: opset 17 has no bf16 for the products of this graph (Conv)"
     )
+
+
+def test_weights_in_a_second_file_are_cast_too(build, tmp_path, monkeypatch):
+    """As of a model beyond what one protobuf holds; here the limit is lowered."""
+    body = "{ a = MatMul(x, w)  h = LayerNormalization(a, one, zero)  b = MatMul(h, w)  y = Add(b, level) }"
+    model = graph(body, level=np.ones((1, WIDTH), np.float32))
+    small = build(TENSORRT_IN_FP16, model).artifact
+    monkeypatch.setattr("tsexport.exporters.onnx_external.THRESHOLD_BYTES", 2000)
+    monkeypatch.setattr("tsexport.exporters.onnx_external.INLINE_BYTES", 64)
+    built = build(TENSORRT_IN_FP16, model)
+    assert built.reason == ""
+    assert [path.name for path in built.artifact.files] == ["tensorrt-fp16.onnx", "tensorrt-fp16.data"]
+    loaded = [onnx.load(one.path) for one in (small, built.artifact)]
+    before, after = (answer(simulate_bf16(one), {"x": X})["y"] for one in loaded)
+    np.testing.assert_array_equal(before, after)
+
+
+STEPS = {
+    "MatMul": "MatMul({0}, w)",
+    "Relu": "Relu({0})",
+    "Sigmoid": "Sigmoid({0})",
+    "Softmax": "Softmax({0})",
+    "LayerNormalization": "LayerNormalization({0}, one, zero)",
+    "Add": "Add({0}, {1})",
+    "Mul": "Mul({0}, {1})",
+    "Div": "Div({0}, two)",
+    "mean": "ReduceMean<axes = [-1], keepdims = 1>({0})",
+    "Sin": "Sin({0})",
+    "Clip": "Clip({0}, low, two)",
+    "Concat": "Concat<axis = 0>({0}, {1})",
+    "Where": "Where(mask, {0}, {1})",
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from([*STEPS]), st.integers(0, 3)), min_size=1, max_size=9),
+    precision=st.sampled_from(["fp16", "bf16"]),
+    kept=st.sets(st.integers(0, 9), max_size=3),
+)
+def test_any_graph_stays_valid_and_sorted(steps, precision, kept):
+    names, lines = ["x"], []
+    for index, (step, back) in enumerate(steps):
+        other = names[max(0, len(names) - 1 - back)]
+        lines.append(f"v{index} = " + STEPS[step].format(names[-1], other))
+        # what a mean or a concatenation gives has another shape, so the next step reads what came before
+        names.append(names[-1] if step in ("mean", "Concat") else f"v{index}")
+    body = "{ " + "  ".join([*lines, f"last = MatMul({names[-1]}, w)  y = Add(last, v0)"]) + " }"
+    if steps[0][0] in ("mean", "Concat"):
+        body = body.replace("Add(last, v0)", "Identity(last)")
+    model = graph(body, low=np.float32(-1), mask=np.arange(WIDTH) % 2 == 0)
+    result = narrowed(model, precision, nodes=tuple(f"v{index}" for index in kept))
+    assert not common.TopologicalSortPass()(ir.from_proto(result.model)).modified
+    assert not {f"v{index}" for index in kept if index < len(steps)} - result.islands.reasons.keys()
+    expected, found = answer(model, {"x": X})["y"], answer(simulate_bf16(result.model), {"x": X})["y"]
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
