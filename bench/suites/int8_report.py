@@ -44,8 +44,8 @@ def busy_text(results: Sequence[ModelResult], cores: int) -> str:
         return ""
     named = ", ".join(f"{one.model} {one.load_average[0]:.1f}" for one in busy)
     return (
-        f"**The machine was busy** (load average on {cores} cores before timing: {named}). Take these ratios as a trial, "
-        "and measure again on a machine that does nothing else."
+        f"**The machine was busy** (load average on {cores} cores before timing: {named}). Take these ratios as a "
+        "trial, and measure again on a machine that does nothing else."
     )
 
 
