@@ -118,32 +118,36 @@ def _is_integer(operation: Any, sources: Iterable[Any], kind: str) -> bool:
 
 def _info(operation: Any, key: str) -> str:
     info = operation.get_rt_info()
-    value = info[key] if key in info else ""  # noqa: SIM401  # an RTMap of OpenVINO has no get
+    value = info[key] if key in info else ""  # noqa: SIM401  # RTMap has no get
     return str(getattr(value, "value", value))
 
 
 def _bytes(operation: Any) -> int:
     precision = _info(operation, "outputPrecisions").split(",")[0]
-    shape = operation.output(0).get_shape() if operation.get_output_size() else ()
+    shape = _shape(operation.output(0)) if operation.get_output_size() else []
     return math.prod(shape) * _ITEMSIZE.get(precision, 4)
+
+
+def _shape(port: Any) -> list[int]:
+    return [int(size) for size in port.get_shape()]
 
 
 def _openvino_macs(operation: Any) -> int:
     """Return the multiply-accumulates of an operator of an IR with fixed shapes (see `quantize.operations`)."""
     kind = operation.get_type_name()
     if kind == "MatMul":
-        shape = list(operation.input(0).get_shape())
+        shape = _shape(operation.input(0))
         summed = shape[-2 if operation.get_attributes()["transpose_a"] and len(shape) > 1 else -1]
-        return math.prod(operation.output(0).get_shape()) * summed
+        return math.prod(_shape(operation.output(0))) * summed
     if kind in ("Convolution", "GroupConvolution"):
         # a grouped kernel is [groups, outputs, inputs, ...]
-        kernel = list(operation.input(1).get_shape())[1 if kind == "Convolution" else 2 :]
-        return math.prod(operation.output(0).get_shape()) * math.prod(kernel)
+        kernel = _shape(operation.input(1))[1 if kind == "Convolution" else 2 :]
+        return math.prod(_shape(operation.output(0))) * math.prod(kernel)
     if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
-        kernel = list(operation.input(1).get_shape())[1 if kind == "ConvolutionBackpropData" else 2 :]
-        return math.prod(operation.input(0).get_shape()) * math.prod(kernel)
+        kernel = _shape(operation.input(1))[1 if kind == "ConvolutionBackpropData" else 2 :]
+        return math.prod(_shape(operation.input(0))) * math.prod(kernel)
     if kind in _RECURRENT:
-        batch, steps = list(operation.input(0).get_shape())[:2]
+        batch, steps = _shape(operation.input(0))[:2]
         positions = (4, 5) if kind == "LSTMSequence" else (3, 4)
-        return batch * steps * sum(math.prod(operation.input(one).get_shape()) for one in positions)
+        return batch * steps * sum(math.prod(_shape(operation.input(one))) for one in positions)
     return 0

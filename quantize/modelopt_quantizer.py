@@ -3,7 +3,8 @@
 modelopt replaces parts of ONNX Runtime's quantizer in the process that imports it, so it works in one of its own
 (`quantize.modelopt_process`).  It writes opset 19.  Bringing that to 17 is exact: what it writes of 18 and 19 are the
 axes of reductions as an input (`exporters.onnx_lowering`), attributes of Q/DQ and Cast that only float8 reads, and
-scales, which stay fp32.  A pair that it puts in front of a normalization is taken from there.
+scales, which stay fp32.  A pair that it puts in front of a normalization is taken from there, and so is one in front of
+a layer whose other operand has none.
 
 It is no extra of this project: its own extra `onnx` pins onnx 1.21 and onnxruntime-gpu 1.24, which exclude the versions
 used here.  Without that extra, PIP_COMMAND installs what its INT8 path needs beside them.
@@ -41,7 +42,7 @@ from tsexport.exporters.qdq_regions import (
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.npz import write_arrays
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.types import Artifact
 
@@ -158,21 +159,29 @@ def bring_to_opset17(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def _free_high_precision(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Let normalizations, softmax and attention's scores read what stands before a pair; drop what nothing reads."""
+    """Let normalizations, softmax, attention's scores and layers with a pair in front of one operand alone read what
+    stands before a pair; drop what nothing reads."""
     graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     regions = find_regions(graph_model.graph)
+    in_float = regions.scores | regions.normalizations
     freed = 0
-    for node in list(graph_model.graph):
-        in_float = is_operator(node, *NORMALIZATIONS, *SOFTMAX) or node in regions.scores | regions.normalizations
-        for index, value in enumerate(node.inputs):
-            if in_float and value is not None and is_operator(value.producer(), "DequantizeLinear"):
-                node.replace_input_with(index, before_pair(value))
-                freed += 1
+    for node in graph_model.graph:
+        read = [index for index, value in enumerate(node.inputs) if _from_pair(value)]
+        half_quantized = is_operator(node, *LAYERS) and not {0, 1} <= {*read}
+        if not (half_quantized or node in in_float or is_operator(node, *NORMALIZATIONS, *SOFTMAX)):
+            continue
+        for index in read:
+            node.replace_input_with(index, before_pair(node.inputs[index]))
+            freed += 1
     common.RemoveUnusedNodesPass()(graph_model)
     changed = ir.to_proto(graph_model)
     del changed.graph.value_info[:]
     model.CopyFrom(changed)
-    return (f"pairs taken from in front of normalizations and softmax ({freed})",) if freed else ()
+    return (f"pairs taken from in front of what stays in floating point ({freed})",) if freed else ()
+
+
+def _from_pair(value: ir.Value | None) -> bool:
+    return value is not None and is_operator(value.producer(), "DequantizeLinear")
 
 
 def build(order: Order, folder: Path) -> Artifact:

@@ -45,7 +45,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.exporters.onnx_file import finish_onnx
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Order
 from tsexport.types import Artifact
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
-from tsexport.quantize.recipes import Recipe, artifact_name
+from tsexport.quantize.recipe import Recipe, artifact_name
 from tsexport.types import Artifact, ModelSpec
 
 if TYPE_CHECKING:

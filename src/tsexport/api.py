@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsexport.benchmarking import BenchmarkResult, benchmark_bundle
 from tsexport.bundles import Bundle
 from tsexport.types import Session, TensorSpec
 from tsexport.verification import VerificationReport, verify_bundle
+
+if TYPE_CHECKING:
+    from tsexport.exporters.device_check import DeviceReport
 
 StrPath = str | Path
 
@@ -138,6 +141,26 @@ def verify(bundle: StrPath | Bundle) -> VerificationReport:
         NoRuntimeError: no runtime is installed for any artifact.
     """
     return verify_bundle(bundle)
+
+
+def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceReport":
+    """Return whether a target's TensorRT takes an ONNX file and computes what it says, node by node, without either.
+
+    Nothing is raised for a node that is refused: see the report's `accepted`, `errors` and `findings`.
+
+    Args:
+        model: an .onnx file, judged as it stands.
+        target: one with TensorRT, such as "jetson-int8".
+        device: the target's device, such as "xavier-nx@jetpack-5.1" or "@tensorrt-8.6".
+
+    Raises:
+        UsageError: an unknown target or device, a target without TensorRT, no file or a damaged one.
+        UnsupportedError: the device has no arithmetic of that precision.
+        MissingDependencyError: the extra `build` is not installed.
+    """
+    from tsexport.checking import check_file
+
+    return check_file(Path(model), target, device)
 
 
 def benchmark(

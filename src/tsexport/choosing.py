@@ -12,7 +12,7 @@ from tsexport.loading import cores_here
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
-from tsexport.quantize.recipes import artifact_name
+from tsexport.quantize.recipe import artifact_name
 from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, select_unmeasured, undecided
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget

@@ -12,10 +12,10 @@ from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
 
 if TYPE_CHECKING:
-    from tsexport.quantize.recipes import Recipe
+    from tsexport.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Tried:
     golden_error: float
     out: Literal["", "failed", "rejected"]
     reason: str
+    coverage: Coverage | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class Tried:
             status=status,
             reason=reason,
             artifact=self.artifact.name if self.artifact else None,
+            coverage=self.coverage,
         )
 
 
@@ -161,7 +163,10 @@ def accuracy_of(
         return AccuracyResult(accuracy, error.worst[1])
 
     cached = context.cache.stage("accuracy", inputs, AccuracyResult, produce)
-    return cached.result, cached.reused
+    accuracy = cached.result.accuracy
+    if accuracy is not None:  # another recipe may have made the same bytes under another name
+        accuracy = replace(accuracy, artifact=artifact.name)
+    return replace(cached.result, accuracy=accuracy), cached.reused
 
 
 def try_recipe(

@@ -17,6 +17,7 @@ from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Candidate,
+    Coverage,
     Format,
     ModelSpec,
     Parity,
@@ -181,6 +182,7 @@ class RewriteChoice:
 class Manifest:
     """manifest.json, schema 1.
 
+    `coverage` is what the selected artifact computes on its runtime, None where that was not counted.
     `calibration_tables` is the file of ranges that static candidates were made with, None where there are none.
     """
 
@@ -202,6 +204,7 @@ class Manifest:
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
     calibration_tables: FileDigest | None = None
+    coverage: Coverage | None = None
 
     def artifact(self, name: str) -> ArtifactEntry:
         """Return the entry of that name.

@@ -12,6 +12,7 @@ from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
+from tsexport.covering import coverage_of
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
@@ -236,6 +237,7 @@ def _manifest(
         caveats=packed.caveats,
         notes=packed.notes,
         calibration_tables=calibration_tables,
+        coverage=coverage_of(context, samples, packed.selected.artifact, packed.selected.runtime),
     )
 
 

@@ -23,12 +23,20 @@ from tsexport.errors import MissingDependencyError, ParityError, UsageError, did
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
-from tsexport.measuring import Placed, judge_all, measure_here, require_budgets
+from tsexport.measuring import (
+    Placed,
+    balance_for,
+    judge_all,
+    measure_here,
+    require_budgets,
+    worth_every_batch,
+)
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
-from tsexport.quantize.recipes import Recipe, recipes_for
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
@@ -57,6 +65,8 @@ EXPORT_STEPS: Mapping[Format, str] = {
     "openvino": "export OpenVINO",
 }
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+CAVEAT = "caveat: "
+"""How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes"}
 
 
@@ -187,7 +197,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     pairs = list(dict.fromkeys([selected, *fp32]))
-    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say)
+    thorough = worth_every_batch(samples, selected, fp32, chosen.order)
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
@@ -209,6 +220,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             *caveats_of(context.target),
             *refused,
             *left_out,
+            *(step.removeprefix(CAVEAT) for step in selected.artifact.provenance if step.startswith(CAVEAT)),
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,
@@ -216,7 +228,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds)
+        balance = balance_for(chosen.races, chosen.threads)
+        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds, balance)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)

@@ -15,7 +15,7 @@ from tsexport.codec import from_plain, to_plain
 from tsexport.compressing import Tried
 from tsexport.context import Context
 from tsexport.manifest import Selection
-from tsexport.quantize.recipes import Recipe, artifact_name
+from tsexport.quantize.recipe import Recipe, artifact_name
 from tsexport.samples import Samples
 from tsexport.types import Candidate
 

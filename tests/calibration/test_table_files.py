@@ -63,7 +63,11 @@ def test_the_table_that_fits_is_found():
             "with another observer: percentile 99.99, affine, per tensor; this build calibrates with mse, symmetric",
             "calibrate anew, without --calibration-table",
         ),
-        ({"model_sha256": "c" * 64}, "to another model: .* SHA-256 a{12}, .* quantizes c{12}", "checkpoint and settings"),
+        (
+            {"model_sha256": "c" * 64},
+            "to another model: .* SHA-256 a{12}, .* quantizes c{12}",
+            "checkpoint and settings",
+        ),
         ({"data_sha256": "d" * 64}, "with other data: windows of digest b{12}, .* with d{12}", "--seed"),
         ({"tensors": ("x", "z", "u")}, "has no range of 'z', 'u'", "calibrate anew"),
     ],

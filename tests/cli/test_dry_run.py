@@ -153,3 +153,29 @@ def test_a_factory_and_a_file_are_named_by_factory_and_stem(build, tmp_path):
     options = ("--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--json")
     assert json.loads(build(tmp_path / "net.onnx", *options).stdout)["path"] == "dist/net-cpu4-fp32"
     assert json.loads(build("package.mine:make", *options).stdout)["path"] == "dist/make-cpu4-fp32"
+
+
+def test_a_target_that_is_not_this_machine(build):
+    result = build(
+        "patchtst-cpu", "--target", "jetson-int8", "--device", "xavier-nx@jetpack-5.1", "-o", "dist", "--dry-run"
+    )
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.split())
+    assert (
+        "jetson-int8: Jetson Xavier NX, JetPack 5.1 with TensorRT 8.5, int8; not this machine, so latency is" in words
+    )
+    assert "dist/patchtst-cpu-jetson-int8-xavier-nx-jetpack-5.1" in words
+
+
+def test_a_target_that_is_not_this_machine_as_json(build):
+    options = ("--target", "a100-fp32", "--device", "@tensorrt-8.6", "-o", "dist", "--dry-run", "--json")
+    document = json.loads(build("linear", *options).stdout)
+    assert (document["here"], document["instruction_set"], document["tensorrt"]) == (False, "gpu", "8.6")
+    assert document["formats"] == ["onnx", "torchscript"]
+    assert document["path"] == "dist/linear-a100-fp32--tensorrt-8.6"
+    assert not [step for step in document["steps"] if "measure" in step or "OpenVINO" in step]
+
+
+def test_a_format_that_the_target_does_not_run(build):
+    options = ("--target", "a100-fp32", "--formats", "openvino", "-o", "dist", "--dry-run")
+    refused(build("linear", *options), "a100-fp32 runs none of openvino; its formats are onnx, torchscript")

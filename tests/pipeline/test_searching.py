@@ -16,7 +16,7 @@ from tsexport.exporting import export_format, gather
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress
-from tsexport.quantize.recipes import DYNAMIC_U8, NNCF_MIXED, OPENVINO_BF16, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED, OPENVINO_BF16, STATIC_U8S8
 from tsexport.samples import take_samples
 from tsexport.searching import search
 

@@ -10,7 +10,7 @@ from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.openvino import export_openvino
 from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.coverage import cover
-from tsexport.quantize.recipes import DYNAMIC_U8, NNCF_MIXED, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED, STATIC_U8S8
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.types import ModelSpec, TensorSpec
 

@@ -14,8 +14,8 @@ from tsexport.calibration.table import Observer, calibrate
 from tsexport.calibration.table_files import matching_table, read_tables
 from tsexport.errors import CalibrationTableError
 from tsexport.quantize.candidates import build_candidate, tables_beside
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_S8S8, STATIC_U8S8, STATIC_U8S8_REDUCED
 from tsexport.quantize.onnxruntime_quantizer import observed_tensors, quantize_onnx
-from tsexport.quantize.recipes import DYNAMIC_U8, STATIC_S8S8, STATIC_U8S8, STATIC_U8S8_REDUCED
 
 OBSERVERS = [Observer(), Observer("percentile", 99.0), Observer("mse"), Observer("entropy")]
 LSTM = """<ir_version: 8, opset_import: ["" : 17]> g (float[batch, 5, 4] x) => (float[batch, 5, 3] y)
