@@ -1,8 +1,8 @@
 """What a graph's tensors hold on calibration windows: intermediate tensors become outputs, a few groups at a time.
 
-ONNX Runtime keeps every output of a batch until the call ends, so tensors are taken in groups that hold at most
-`GROUP_BYTES` together for one batch; each group is one pass over the windows.  How large a tensor is is asked of the
-graph itself, with one window.
+ONNX Runtime keeps every output of a batch until the call ends.  So a batch has so many windows that all tensors
+together take at most `GROUP_BYTES`; where those of one window are larger, they are taken in groups, each of which is
+one pass over the windows.  How large a tensor is is asked of the graph itself, with one window.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import onnx_ir
 import onnxruntime
 
 from tsexport.calibration.datasets import Dataset, calibration_batch
-from tsexport.calibration.histograms import Histograms
+from tsexport.calibration.histograms import Counts, Histograms
 from tsexport.calibration.observers import range_of
 from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
 from tsexport.errors import DataError, did_you_mean
@@ -115,7 +115,9 @@ def _sizes(graph: ObservedGraph, feeds: Feeds, tensors: Sequence[str]) -> dict[s
     return {name: sizes[name] for name in tensors}
 
 
-def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int) -> Iterator[dict[str, Array]]:
+def answers(
+    model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int = GROUP_BYTES
+) -> Iterator[dict[str, Array]]:
     """Yield what some of a graph's tensors hold for the windows of a dataset, a group and a batch at a time.
 
     Raises:
@@ -124,35 +126,49 @@ def answers(model: Path, dataset: Dataset, tensors: Sequence[str], *, group_byte
     if not dataset.count:
         raise DataError("the calibration data holds no window")
     graph = ObservedGraph(model, tensors)
-    rows = calibration_batch(dataset)
     sizes = _sizes(graph, next(iter(dataset.batches(1))).feeds, tensors)
+    # Fewer windows at once rather than several passes: each pass runs the whole graph.
+    rows = max(1, min(calibration_batch(dataset), group_bytes // max(1, sum(sizes.values()))))
     for group in groups_of({name: size * rows for name, size in sizes.items()}, group_bytes):
         session = graph.session(group)
         for batch in dataset.batches(rows):
             yield session.run(batch.feeds)
 
 
-def observe(model: Path, dataset: Dataset, tensors: Sequence[str], observer: Observer) -> CalibrationTable:
-    """Make the table that `calibration.table.calibrate` returns."""
-    seen = {name: Histograms(name, observer.axis) for name in tensors}
+def observe(model: Path, dataset: Dataset, tensors: Sequence[str], axis: int | None) -> dict[str, tuple[Counts, ...]]:
+    """Return the histograms of a graph's tensors on every window, one of each or one for each index along an axis.
+
+    They serve every observer of that axis.
+
+    Raises:
+        DataError: as `calibration.table.calibrate`.
+    """
+    seen = {name: Histograms(name, axis) for name in tensors}
     for tensors_of_batch in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
         for name, array in tensors_of_batch.items():
             seen[name].update(array)
+    return {name: histograms.channels for name, histograms in seen.items()}
+
+
+def table_of(
+    seen: Mapping[str, tuple[Counts, ...]], model: Path, dataset: Dataset, observer: Observer
+) -> CalibrationTable:
+    """Return the table of what an observer takes from histograms of a model's tensors on a dataset."""
     return CalibrationTable(
         model_sha256=model_digest(model),
         data_sha256=dataset.digest,
         window_ids=dataset.ids(range(dataset.count)),
         observer=observer,
         tool=f"tsexport {version('tsexport')}, onnxruntime {version('onnxruntime')}",
-        ranges=tuple(tensor_range(histograms, observer) for histograms in seen.values()),
+        ranges=tuple(tensor_range(name, channels, observer) for name, channels in seen.items()),
     )
 
 
-def tensor_range(histograms: Histograms, observer: Observer) -> TensorRange:
+def tensor_range(name: str, channels: Sequence[Counts], observer: Observer) -> TensorRange:
     """Return the range that an observer takes from what was seen of a tensor."""
-    pairs = np.array([range_of(counts, observer) for counts in histograms.channels])
+    pairs = np.array([range_of(counts, observer) for counts in channels])
     low, high = float(pairs[:, 0].min()), float(pairs[:, 1].max())
     if observer.axis is None:
-        return TensorRange(histograms.name, low, high)
+        return TensorRange(name, low, high)
     lows, highs = pairs.T.tolist()
-    return TensorRange(histograms.name, low, high, tuple(lows), tuple(highs))
+    return TensorRange(name, low, high, tuple(lows), tuple(highs))

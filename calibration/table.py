@@ -85,7 +85,7 @@ class TensorRange:
 class CalibrationTable:
     """Ranges by tensor, in the order they were asked for, and what they belong to.
 
-    model_sha256: of the ONNX file that was run.
+    model_sha256: of the ONNX file that was run: the fp32 graph, with every rewrite, that candidates are made from.
     data_sha256: the dataset's digest: its content, its configuration and which windows were drawn.
     window_ids: of the windows that were read.
     tool: what took the ranges, with versions.
@@ -132,6 +132,6 @@ def calibrate(model: Path, dataset: Dataset, tensors: Sequence[str], observer: O
         DataError: a tensor that the graph does not compute or that holds no floating-point numbers, NaN or infinity
             (the tensor is named), no windows, or an axis that a tensor does not have.
     """
-    from tsexport.calibration.activations import observe
+    from tsexport.calibration.activations import observe, table_of
 
-    return observe(model, dataset, tensors, observer)
+    return table_of(observe(model, dataset, tensors, observer.axis), model, dataset, observer)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from tsexport import codec
 from tsexport.calibration.table import CalibrationTable, Observer
+from tsexport.calibration.tensorrt_cache import read_cache
 from tsexport.errors import CalibrationTableError
 
 _SHOWN = 12
@@ -39,9 +40,17 @@ def read_tables(path: Path) -> tuple[CalibrationTable, ...]:
     """
     again = "give a calibration.json that a build of an int8 target wrote, or leave --calibration-table out"
     try:
-        value = codec.parse_json(path.read_bytes(), what=path.name, error=CalibrationTableError, next_step=again)
+        content = path.read_bytes()
     except OSError as error:
         raise CalibrationTableError(f"--calibration-table {path} cannot be read: {error.strerror}") from error
+    if content.startswith(b"TRT-"):
+        cache = read_cache(content.decode(errors="replace"), what=path.name)
+        raise CalibrationTableError(
+            f"{path.name} is TensorRT's calibration cache, of {len(cache.scales)} tensors; it does not say which model "
+            f"and which data it belongs to",
+            next_step=again,
+        )
+    value = codec.parse_json(content, what=path.name, error=CalibrationTableError, next_step=again)
     if not isinstance(value, dict) or value.get("schema_version") != 1:
         version = value.get("schema_version") if isinstance(value, dict) else None
         what = "has no schema_version" if version is None else f"has schema_version {version!r}"
@@ -97,16 +106,18 @@ def matching_table(
         raise CalibrationTableError(
             f"the calibration table belongs to another model: it was made with the ONNX file of SHA-256 "
             f"{_digests(table.model_sha256 for table in observed)}, and this build quantizes {model_sha256[:_SHOWN]}",
-            next_step=f"{_ANEW}; with --selection of the bundle that has the table, the same graph is made again",
+            next_step=f"{_ANEW}, or build the model, checkpoint and settings that the table was made with",
         )
-    found = next((table for table in of_model if table.data_sha256 == data_sha256), None)
-    if found is None:
+    of_data = [table for table in of_model if table.data_sha256 == data_sha256]
+    if not of_data:
         raise CalibrationTableError(
             f"the calibration table was made with other data: windows of digest "
             f"{_digests(table.data_sha256 for table in of_model)}, and this build calibrates with "
             f"{data_sha256[:_SHOWN]}",
             next_step=f"{_ANEW}, or give the file, the [series] table and the --seed that the table was made with",
         )
+    # Recipes that quantize other operators observe other tensors, alike.
+    found = max(of_data, key=lambda table: len({*tensors} & {*table.tensors}))
     missing = [name for name in tensors if name not in found.tensors]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

@@ -22,6 +22,8 @@ ALGORITHM = "EntropyCalibration2"
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _DIGITS = re.compile(r"[0-9a-fA-F]{8}")
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+_WITHOUT = 11
+"""The first major version without implicit calibration."""
 _AGAIN = "write the cache again, or calibrate again"
 
 
@@ -48,12 +50,17 @@ def tensorrt_number(version: str) -> int:
     if match is None:
         raise ConfigurationError(f"{version!r} is no version of TensorRT; allowed is, for example, 8.5.2 or 10.3")
     major, minor, patch = (int(part or 0) for part in match.groups())
-    if major >= 11:
+    if major >= _WITHOUT:
         raise ConfigurationError(
             f"TensorRT {version} reads no calibration cache; implicit calibration is gone since 11",
             next_step="use a graph with Q/DQ nodes",
         )
     return (1000 if major < 10 else 10_000) * major + 100 * minor + patch
+
+
+def has_cache(version: str) -> bool:
+    """Return whether a version of TensorRT, such as "10.3", reads calibration caches."""
+    return int(version.partition(".")[0]) < _WITHOUT
 
 
 def cache_text(table: CalibrationTable, version: str) -> str:

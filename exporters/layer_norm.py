@@ -64,7 +64,7 @@ class _Parts:
         attributes = {"axes": axes, "keepdims": 1} if axes is not None else {}
         part = ir.node(operator, inputs, attributes, name=f"{self._node.name}/{name}")
         value = part.outputs[0]
-        value.name, value.type = f"{self._node.name}/{name}_output", inputs[0].type
+        value.name, value.type = f"{self._node.name}/{name}_output", ir.TensorType(ir.DataType.FLOAT)
         self._graph.insert_before(self._node, part)
         return value
 

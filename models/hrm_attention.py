@@ -10,6 +10,8 @@ end.  Source: Vaswani et al. 2017.
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tsexport.types import HeadLayout
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -34,6 +36,13 @@ def self_attention() -> "type[nn.Module]":
             with torch.no_grad():
                 self.qkv.weight[:width] *= self.head_width**-0.5
                 self.qkv.bias[:width] *= self.head_width**-0.5
+
+        @property
+        def head_layout(self) -> HeadLayout:
+            return HeadLayout(self.heads, self.head_width, (("qkv", 3),), "out")
+
+        def keep_heads(self, count: int) -> None:
+            self.heads, self.width = count, count * self.head_width
 
         def split(self, projected: "Tensor", steps: int) -> "tuple[Tensor, ...]":
             """Return queries, keys and values, each [windows, heads, steps, head width]."""

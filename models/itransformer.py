@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tsexport.errors import ConfigurationError
 from tsexport.models.definition import Sizes, require_classes, require_divisible, require_positive
-from tsexport.types import BATCH, Task, TensorSpec
+from tsexport.types import BATCH, HeadLayout, Task, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,15 +117,23 @@ def network() -> "type[nn.Module]":
 
         def __init__(self, config: Config) -> None:
             super().__init__()
-            width, head_width = config.width, config.width // config.heads
-            self.split = (-1, config.tokens, config.heads, head_width)
-            self.joined = (-1, config.tokens, width)
-            self.scale = head_width**-0.5
+            width, self.tokens, self.head_width = config.width, config.tokens, config.width // config.heads
+            self.keep_heads(config.heads)
+            self.scale = self.head_width**-0.5
             self.query_projection = nn.Linear(width, width)
             self.key_projection = nn.Linear(width, width)
             self.value_projection = nn.Linear(width, width)
             self.out_projection = nn.Linear(width, width)
             self.dropout = nn.Dropout(config.dropout)
+
+        @property
+        def head_layout(self) -> HeadLayout:
+            maps = (("query_projection", 1), ("key_projection", 1), ("value_projection", 1))
+            return HeadLayout(self.split[2], self.head_width, maps, "out_projection")
+
+        def keep_heads(self, count: int) -> None:
+            self.split = (-1, self.tokens, count, self.head_width)
+            self.joined = (-1, self.tokens, count * self.head_width)
 
         def forward(self, tokens: "Tensor") -> "Tensor":
             query = self.query_projection(tokens).reshape(self.split).permute(0, 2, 1, 3)
@@ -135,6 +143,12 @@ def network() -> "type[nn.Module]":
             mixed = (weights @ value).permute(0, 2, 1, 3).reshape(self.joined)
             return self.out_projection(mixed)  # type: ignore[no-any-return]
 
+    class Pointwise(nn.Conv1d):
+        """[batch, tokens, inputs] -> [batch, tokens, outputs], by the weights of a convolution of length 1."""
+
+        def forward(self, tokens: "Tensor") -> "Tensor":
+            return nn.functional.linear(tokens, self.weight[:, :, 0], self.bias)
+
     class EncoderLayer(nn.Module):
         """Post-norm attention and feed-forward on tokens [batch, tokens, width]."""
 
@@ -143,16 +157,14 @@ def network() -> "type[nn.Module]":
             width, inner = config.width, config.feed_forward
             self.attention = Attention(config)
             # The checkpoints store the two maps as convolutions of length 1: [out, in, 1].
-            self.conv1, self.conv2 = nn.Conv1d(width, inner, 1), nn.Conv1d(inner, width, 1)
+            self.conv1, self.conv2 = Pointwise(width, inner, 1), Pointwise(inner, width, 1)
             self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
             self.dropout = nn.Dropout(config.dropout)
 
         def forward(self, tokens: "Tensor") -> "Tensor":
             tokens = self.norm1(tokens + self.dropout(self.attention(tokens)))
-            inner = nn.functional.linear(tokens, self.conv1.weight[:, :, 0], self.conv1.bias)
-            inner = self.dropout(nn.functional.gelu(inner))
-            fed = nn.functional.linear(inner, self.conv2.weight[:, :, 0], self.conv2.bias)
-            return self.norm2(tokens + self.dropout(fed))  # type: ignore[no-any-return]
+            inner = self.dropout(nn.functional.gelu(self.conv1(tokens)))
+            return self.norm2(tokens + self.dropout(self.conv2(inner)))  # type: ignore[no-any-return]
 
     class Encoder(nn.Module):
         def __init__(self, config: Config) -> None:

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
 from tsexport.models.definition import require_divisible, require_dropout, require_positive
-from tsexport.types import BATCH, TensorSpec
+from tsexport.types import BATCH, HeadLayout, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -196,11 +196,21 @@ def network() -> "type[nn.Module]":
         def __init__(self, config: Config, groups: int, steps: int) -> None:
             super().__init__()
             width, heads, head_width = config.width, config.heads, config.width // config.heads
-            self.heads, self.width, self.scale, self.dropout = heads, width, head_width**-0.5, config.dropout
-            self.split = (-1, steps, 3 * heads, head_width)
-            self.together = (-1, groups * heads, steps, head_width)  # one mask [batch, 1, 1, steps] serves all groups
-            self.apart = (-1, heads, steps, head_width)
+            self.head_width, self.groups, self.steps = head_width, groups, steps
+            self.scale, self.dropout = head_width**-0.5, config.dropout
+            self.keep_heads(heads)
             self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+        @property
+        def head_layout(self) -> HeadLayout:
+            return HeadLayout(self.heads, self.head_width, (("in_proj", 3),), "out_proj")
+
+        def keep_heads(self, count: int) -> None:
+            self.heads, self.width = count, count * self.head_width
+            self.split = (-1, self.steps, 3 * count, self.head_width)
+            # one mask [batch, 1, 1, steps] serves all groups
+            self.together = (-1, self.groups * count, self.steps, self.head_width)
+            self.apart = (-1, count, self.steps, self.head_width)
 
         def forward(self, rows: "Tensor", mask: "Tensor | None") -> "Tensor":
             projected = self.in_proj(rows).reshape(self.split).transpose(1, 2)

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
 from tsexport.models.definition import require_divisible, require_positive
-from tsexport.types import BATCH, TensorSpec
+from tsexport.types import BATCH, HeadLayout, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -143,6 +143,13 @@ def network() -> "type[nn.Module]":
             self.scale = self.head_width**-0.5
             self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
             self.output = nn.Linear(width, width)
+
+        @property
+        def head_layout(self) -> HeadLayout:
+            return HeadLayout(self.heads, self.head_width, (("query", 1), ("key", 1), ("value", 1)), "output")
+
+        def keep_heads(self, count: int) -> None:
+            self.heads, self.width = count, count * self.head_width
 
         def split(self, tokens: "Tensor", steps: int) -> "Tensor":
             return tokens.reshape(-1, steps, self.heads, self.head_width).transpose(1, 2)

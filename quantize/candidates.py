@@ -12,19 +12,22 @@ from pathlib import Path
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.calibration.table_files import tables_text
-from tsexport.errors import CalibrationTableError, TsexportError
-from tsexport.quantize.recipes import Recipe
+from tsexport.errors import CalibrationTableError, MissingDependencyError, TsexportError
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Fp32Sources, Order
 from tsexport.types import Artifact, ModelSpec
 
 TOOLS = {
     "onnxruntime": "tsexport.quantize.onnxruntime_quantizer",
+    "fused-attention": "tsexport.quantize.fused_attention",
+    "inc": "tsexport.quantize.inc_quantizer",
     "nncf": "tsexport.quantize.nncf_quantizer",
     "openvino": "tsexport.quantize.openvino_bf16",
     "fp16": "tsexport.quantize.fp16",
     "bf16": "tsexport.quantize.bf16",
     "tensorrt-qdq": "tsexport.quantize.tensorrt_qdq",
     "modelopt": "tsexport.quantize.modelopt_quantizer",
+    "openvino-dynamic": "tsexport.quantize.openvino_dynamic",
 }
 """Where each tool's `build` is; imported when a recipe of it is built."""
 
@@ -87,6 +90,8 @@ def build_candidate(
         raise  # a full disk, or a table of another model, says nothing about the recipe
     except Exception as error:
         # Quantizers raise whatever their internals meet; the candidate is listed with it, and the others go on.
+        if isinstance(error, MissingDependencyError):
+            return Built(recipe, None, f"{error.message}; {error.next_step}")
         if isinstance(error, TsexportError):
             return Built(recipe, None, error.message)
         return Built(recipe, None, f"{recipe.tool} could not build it: {_telling_line(error)[:200]}")

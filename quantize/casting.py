@@ -36,12 +36,14 @@ def open_graph(model: onnx.ModelProto) -> ir.Model:
     """Return a graph with a type for every value, unique node names, and no Constant nodes.
 
     Raises:
-        ValueError: a node has a subgraph, whose values nobody could follow.
+        ValueError: a node has a subgraph, whose values nobody could follow, or the graph is narrow already.
     """
     opened: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
     for node in opened.graph:
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in _attributes(node)):
             raise ValueError(f"{node.op_type} {node.name} has a subgraph; only graphs without control flow are cast")
+        if narrow := [value.name for value in node.outputs if value.dtype in NARROW.values()]:
+            raise ValueError(f"{narrow[0]} is in a narrow type already; only fp32 graphs are cast")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
     common.NameFixPass()(opened)
     return opened

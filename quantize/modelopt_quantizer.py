@@ -42,7 +42,7 @@ from tsexport.exporters.qdq_regions import (
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.npz import write_arrays
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
 from tsexport.types import Artifact
 

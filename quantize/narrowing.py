@@ -2,8 +2,8 @@
 
 What is proven before the file is written: ONNX's full checker takes the graph, which is sorted and of opset 17; its
 simulation (`runtimes.bf16_rounding`) runs at two batch sizes, answers the same twice, and stays finite on calibration
-data.  The narrow graph itself is not loaded here: ONNX Runtime has no bf16 kernels on the CPU, and fp16 graphs have
-ended its process, so that is left to a process of its own (`runtimes.rehearsal`).
+data.  The narrow graph itself is not loaded in this process: ONNX Runtime has no bf16 kernels on the CPU, and fp16
+graphs have ended its process, so another one tries those (`runtimes.rehearsal`).
 """
 
 from collections import Counter
@@ -32,6 +32,8 @@ from tsexport.quantize.islands import NAMED, PREPARATION, PRODUCTS, RANGE, Islan
 from tsexport.quantize.overflow import HEADROOM, largest_magnitudes, out_of_range, require_finite
 from tsexport.quantize.sources import Order
 from tsexport.runtimes.bf16_rounding import simulate_bf16
+from tsexport.runtimes.options import GRAPH_OPTIMIZATION_LEVEL
+from tsexport.runtimes.rehearsal import rehearse
 from tsexport.types import Artifact
 
 LISTED = 8
@@ -99,6 +101,7 @@ def build_narrow(order: Order, folder: Path, precision: NarrowName) -> Artifact:
         NothingNarrowedError: no product may carry the type at opset 17.
         DataError: a tensor is NaN on calibration data.
         ExportError: the graph is not valid, or overflows on calibration data in spite of all.
+        UsageError: ONNX Runtime's process ends on a graph in fp16.
     """
     source = open_model(order.source.path)
     far = out_of_range(largest_magnitudes(order.source.path, order.calibration), NARROW[precision])
@@ -114,7 +117,7 @@ def build_narrow(order: Order, folder: Path, precision: NarrowName) -> Artifact:
     strip_traces(model)
     validate_onnx(model, order.spec)
     validate_runs(simulate_bf16(model), order.spec)
-    require_finite(model, source, order.calibration)
+    require_finite(model, order.source.path, order.calibration)
     done = (f"cast to {precision}: {order.recipe.summary}", *narrowed.notes)
     files = write_onnx(model, folder / f"{order.artifact_name}.onnx", order.artifact_name)
     artifact = describe_onnx(
@@ -125,7 +128,14 @@ def build_narrow(order: Order, folder: Path, precision: NarrowName) -> Artifact:
         precision=order.recipe.precision,
         opset=OPSET,
     )
-    return replace(artifact, runtimes=order.recipe.runtimes, options=order.source.options)
+    artifact = replace(artifact, runtimes=order.recipe.runtimes, options=order.source.options)
+    if precision == "fp16":
+        # ONNX Runtime's further optimizations have ended its process on graphs in fp16; none is needed here.
+        artifact = replace(artifact, options=(*artifact.options, (GRAPH_OPTIMIZATION_LEVEL, "basic")))
+        window = next(iter(order.calibration.batches(1))).feeds
+        for runtime in artifact.runtimes:
+            rehearse(artifact, runtime, [window])
+    return artifact
 
 
 def _why_nothing(products: Sequence[ir.Node], precision: NarrowName) -> str:

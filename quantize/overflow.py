@@ -6,20 +6,22 @@ does one whose largest magnitude is below the smallest normal number.  bf16 has 
 is out of it.  Infinities that the fp32 graph itself computes (masks) are no overflow, and NaN is an error.
 """
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from tsexport.calibration.activations import answers, calibration_batch
+from tsexport.calibration.activations import GROUP_BYTES, answers
+from tsexport.calibration.arrays import ArrayDataset
 from tsexport.calibration.datasets import Dataset
 from tsexport.errors import DataError, ExportError
-from tsexport.exporters.rewrites.proofs import answer
+from tsexport.exporters.onnx_file import write_onnx
 from tsexport.quantize.casting import LARGEST, SMALLEST_NORMAL
 from tsexport.runtimes.bf16_rounding import simulate_bf16
-from tsexport.types import Array, Feeds
+from tsexport.types import Array
 
 HEADROOM = 4.0
 """How many times larger than in calibration a value may become before fp16 overflows."""
@@ -42,7 +44,7 @@ def largest_magnitudes(model: Path, dataset: Dataset) -> dict[str, float]:
         and (info.name in computed or info in inferred.input)
     ]
     largest = dict.fromkeys(tensors, 0.0)
-    for found in answers(model, dataset, tensors):
+    for found in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
         for name, array in found.items():
             if np.isnan(array).any():
                 raise DataError(f"the tensor {name} holds NaN on calibration data: it cannot be cast to a narrow type")
@@ -61,40 +63,38 @@ def out_of_range(largest: Mapping[str, float], narrow: ir.DataType) -> dict[str,
     return dict(sorted(far.items(), key=lambda item: (-item[1], item[0])))
 
 
-def require_finite(model: onnx.ModelProto, source: onnx.ModelProto, dataset: Dataset) -> None:
-    """Run a narrow graph, simulated, on the first calibration windows (see `calibration_batch`).
+def require_finite(model: onnx.ModelProto, source: Path, dataset: Dataset) -> None:
+    """Run a narrow graph, simulated, on the first calibration window, and look at every tensor that it shares with the
+    fp32 graph: one that overflows within a graph can leave finite outputs behind, and wrong ones.
 
     Args:
         model: the narrow graph.
-        source: the fp32 graph it was made from.
+        source: the file of the fp32 graph that it was made from.
         dataset: the calibration windows.
 
     Raises:
-        ExportError: an output is infinite or NaN; names the first tensor that is so, and is not in the fp32 graph.
+        ExportError: a tensor is infinite or NaN where that of the fp32 graph is not; names the first one.
     """
-    feeds = next(iter(dataset.batches(calibration_batch(dataset)))).feeds
-    simulated = simulate_bf16(model)
-    outputs = answer(simulated, feeds)
-    if all(np.isfinite(array).all() for array in outputs.values()):
-        return
-    tensor = _first_overflow(simulated, source, feeds) or next(iter(outputs))
-    raise ExportError(
-        f"the tensor {tensor} becomes infinite or NaN on calibration data",
-        next_step="Keep the layer that computes it in fp32, by name.",
-    )
+    feeds = next(iter(dataset.batches(1))).feeds
+    window = ArrayDataset({name: np.asarray(array) for name, array in feeds.items()})
+    with tempfile.TemporaryDirectory(prefix="tsexport-overflow-") as folder:
+        simulated = Path(folder) / "simulated.onnx"
+        narrow = simulate_bf16(model)
+        write_onnx(narrow, simulated, "simulated")
+        known = {name for node in onnx.load(source, load_external_data=False).graph.node for name in node.output}
+        shared = [name for node in narrow.graph.node for name in node.output if name in known and name]
+        bad = [name for name, array in _pairs(simulated, window, shared) if not np.isfinite(array).all()]
+        finite = {name for name, array in _pairs(source, window, bad) if np.isfinite(array).all()}
+    first = next((name for name in bad if name in finite), None)
+    if first is not None:
+        raise ExportError(
+            f"the tensor {first} becomes infinite or NaN on calibration data",
+            next_step="Keep the layer that computes it in fp32, by name.",
+        )
 
 
-def _first_overflow(simulated: onnx.ModelProto, source: onnx.ModelProto, feeds: Feeds) -> str:
-    known = {name for node in source.graph.node for name in node.output}
-    shared = [name for node in simulated.graph.node for name in node.output if name in known]
-    narrow, wide = (_all_answers(model, feeds, shared) for model in (simulated, source))
-    return next((name for name in shared if not np.isfinite(narrow[name]).all() and np.isfinite(wide[name]).all()), "")
-
-
-def _all_answers(model: onnx.ModelProto, feeds: Feeds, tensors: Sequence[str]) -> dict[str, Array]:
-    """Return what named tensors of a graph hold."""
-    opened = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    values = {value.name: value for node in opened.graph for value in node.outputs}
-    opened.graph.outputs.clear()
-    opened.graph.outputs.extend(values[name] for name in tensors)
-    return answer(ir.to_proto(opened), feeds)
+def _pairs(model: Path, dataset: Dataset, tensors: Sequence[str]) -> Iterator[tuple[str, Array]]:
+    """Yield what tensors hold for a dataset of one window."""
+    if tensors:
+        for found in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
+            yield from found.items()

@@ -102,9 +102,12 @@ def select(
     if not rivals:
         return Choice(*baseline, "no candidate held the accuracy budget: fp32 is selected", "nothing to compare")
     nearest = max(rivals, key=lambda entry: entry.speedup.value)
+    lost = (
+        "faster than fp32 beyond the measuring noise" if objective == "latency" else "smaller than fp32 and no slower"
+    )
     return Choice(
         *baseline,
-        "no candidate within the accuracy budget was faster than fp32 beyond the measuring noise: fp32 is selected",
+        f"no candidate within the accuracy budget was {lost}: fp32 is selected",
         f"the nearest, {nearest.name}, had {_figures(nearest, result.baseline)}",
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe, artifact_name
 from tsexport.types import Artifact, ModelSpec
 
 if TYPE_CHECKING:
@@ -59,6 +59,4 @@ class Order:
 
     @property
     def artifact_name(self) -> str:
-        """The artifact's name: `<precision>-<recipe>`."""
-        recipe = self.recipe
-        return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
+        return artifact_name(self.recipe)

@@ -43,7 +43,7 @@ from tsexport.exporters.qdq_regions import (
 )
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Order
 from tsexport.types import Array, Artifact
 

@@ -40,14 +40,15 @@ def simulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     if narrow:
         raise ValueError(f"{', '.join(map(str, narrow))} would no longer have the type of the graph's border")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simulated)
-    for value in graph.initializers.values():
-        _widen_constant(value)
+    constants = [value for value in graph.initializers.values() if value.dtype in NARROW]
     for node in list(graph):
         if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in _attributes(node)):
             raise ValueError(f"{node.op_type} {node.name} has a subgraph")
         for output in node.outputs:
             if output.dtype in NARROW:
                 _round(graph, node, output)
+    for value in constants:
+        _let_read(value, _cast_behind(graph, None, value, ir.DataType.FLOAT))
     return ir.to_proto(simulated)
 
 
@@ -55,15 +56,8 @@ def _attributes(node: ir.Node) -> list[ir.Attr]:
     return [attribute for attribute in node.attributes.values() if isinstance(attribute, ir.Attr)]
 
 
-def _widen_constant(value: ir.Value) -> None:
-    tensor = value.const_value
-    if value.dtype in NARROW and tensor is not None:
-        value.const_value = ir.tensor(tensor.numpy().astype("float32"), name=value.name)
-        value.dtype = ir.DataType.FLOAT
-
-
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
-    """Let all consumers of a narrow output read its rounded value as fp32."""
+    """Let all consumers of a narrow output read its rounded value as fp32, which gets the output's name."""
     narrow = output.dtype
     if node.op_type == "Cast":
         _let_read(output, _cast_behind(graph, node, output, ir.DataType.FLOAT))
@@ -72,16 +66,23 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
     if node.op_type in _EXACT:
         return
     assert narrow is not None
+    name, output.name = output.name, f"{output.name}_unrounded"
     rounded = _cast_behind(graph, node, output, narrow)
-    _let_read(output, _cast_behind(graph, rounded, rounded.outputs[0], ir.DataType.FLOAT), rounded)
+    widened = _cast_behind(graph, rounded, rounded.outputs[0], ir.DataType.FLOAT)
+    widened.outputs[0].name = name
+    _let_read(output, widened, rounded)
 
 
-def _cast_behind(graph: ir.Graph, node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Node:
+def _cast_behind(graph: ir.Graph, node: ir.Node | None, value: ir.Value, to: ir.DataType) -> ir.Node:
+    """Cast a value behind the node that gives it, a constant before all nodes (so that the file stays small)."""
     cast = ir.node("Cast", [value], {"to": int(to)})
     cast.outputs[0].name = f"{value.name}_as_{to.name.lower()}"
     cast.outputs[0].dtype, cast.outputs[0].shape = to, value.shape
     cast.name = cast.outputs[0].name
-    graph.insert_after(node, cast)
+    if node is None:
+        graph.insert_before(next(iter(graph)), cast)
+    else:
+        graph.insert_after(node, cast)
     return cast
 
 

@@ -203,10 +203,10 @@ def _zero_point(name: str, shape: Sequence[int], node: NodeProto, graph: _Graph)
 
     `shape` has -1 for the channels.  An absent zero point ("") is 0.
     """
+    added = f"{node.output[0]}.zero{len(graph.added)}"
     if not name:
-        zero = onnx.helper.make_tensor(f"{node.output[0]}.zero{len(graph.added)}", TensorProto.INT32, [], [0])
-        graph.added.append(zero)
-        return zero.name
+        graph.added.append(onnx.helper.make_tensor(added, TensorProto.INT32, [], [0]))
+        return added
     if name in graph.scalars:
         return name
     if name not in graph.constants:
@@ -214,9 +214,8 @@ def _zero_point(name: str, shape: Sequence[int], node: NodeProto, graph: _Graph)
     values = onnx.numpy_helper.to_array(graph.constants[name])
     if values.size == 1 or values.ndim > 1:
         return name
-    shaped = onnx.numpy_helper.from_array(values.reshape(shape), f"{node.output[0]}.zero{len(graph.added)}")
-    graph.added.append(shaped)
-    return shaped.name
+    graph.added.append(onnx.numpy_helper.from_array(values.reshape(shape), added))
+    return added
 
 
 def _optional(node: NodeProto, index: int) -> str:

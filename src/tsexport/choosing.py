@@ -12,6 +12,7 @@ from tsexport.loading import cores_here
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
+from tsexport.quantize.recipe import artifact_name
 from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, select_unmeasured, undecided
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget
@@ -158,7 +159,8 @@ def _race_candidates(
 ) -> tuple[RaceResult, ...]:
     """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
     first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
-    nearest = undecided(first, fastest.key)
+    # For size any that is no slower may win, not the nearest alone.
+    nearest = undecided(first, fastest.key) if context.options.objective == "latency" else None
     if nearest is None:
         return (first,)
     again = [one for one in eligible if one.contestant(threads).label == nearest]
@@ -192,7 +194,7 @@ def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...])
             next_step="leave one of the two out",
         )
     key = (selection.artifact, selection.runtime)
-    out = next((one for one in tried if one.artifact and (one.artifact.name, one.runtime) == key and one.out), None)
+    out = next((one for one in tried if (artifact_name(one.recipe), one.runtime) == key and one.out), None)
     if out is not None:
         raise AccuracyError(f"--selection {path.name} selects {key[0]} on {key[1]}, which is out: {out.reason}")
     placed = placed_by_key(fp32, tried)

@@ -12,10 +12,10 @@ from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
 
 if TYPE_CHECKING:
-    from tsexport.quantize.recipes import Recipe
+    from tsexport.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Tried:
     golden_error: float
     out: Literal["", "failed", "rejected"]
     reason: str
+    coverage: Coverage | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class Tried:
             status=status,
             reason=reason,
             artifact=self.artifact.name if self.artifact else None,
+            coverage=self.coverage,
         )
 
 
@@ -119,6 +121,7 @@ def accuracy_of(
     simulated = not context.target.here and artifact.precision != "fp32"
     inputs = {
         "artifact": artifact.sha256,
+        "name": artifact.name,  # the record holds it: two recipes may give the same bytes
         "options": artifact.options,
         "runtime": runtime,
         "samples": samples.key,

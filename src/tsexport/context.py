@@ -21,6 +21,7 @@ from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
     from tsexport.calibration.table import CalibrationTable
+    from tsexport.exporters.checks import RememberedSource
     from tsexport.models.sources import OpenedSource, SourceIdentity
 
 
@@ -100,6 +101,13 @@ class Context:
 
         opened = open_source(self.identity, self.declared_inputs)
         return prepared_source(opened, self.plan, self.identity) if self.plan.raw else opened
+
+    @cached_property
+    def remembered_source(self) -> "RememberedSource":
+        """The source, which runs the same feeds once: every artifact on every runtime is compared on them."""
+        from tsexport.exporters.checks import RememberedSource
+
+        return RememberedSource(self.source)
 
     @cached_property
     def source_digest(self) -> str:

@@ -12,11 +12,13 @@ from tsexport.errors import ExportError, ParityError, TsexportError
 from tsexport.manifest import AbsentFormat, RewriteChoice, RewriteRecord
 from tsexport.rewriting import Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
 from tsexport.runtimes.registry import get_runtime
-from tsexport.samples import Samples
+from tsexport.samples import Samples, SamplesRecord
 from tsexport.types import FORMATS, Artifact, Format, Parity, Tolerance
 
 NOT_ASKED = "not asked for"
 PARITY_BATCHES = (1, 3, 10)
+COSTLY_PARITY_BATCHES = (1, 2)
+"""For a model whose every sample takes long (see `SamplesRecord.is_costly`)."""
 _DECIDING: Mapping[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The runtime that decides which rewrites a format's artifact is made with; tract runs what ONNX Runtime chose."""
 
@@ -264,6 +266,11 @@ def fp32_tolerance(context: Context, artifact: Artifact) -> tuple[Tolerance, boo
     return chosen, False
 
 
+def parity_batches(record: SamplesRecord) -> tuple[int, ...]:
+    """Return the batch sizes at which artifacts are compared."""
+    return COSTLY_PARITY_BATCHES if record.is_costly else PARITY_BATCHES
+
+
 def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, runtime: str) -> tuple[ParityResult, bool]:
     """Hold one artifact on one runtime against the source model, on random and on real inputs.
 
@@ -284,11 +291,19 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
     def produce(folder: Path) -> ParityResult:
         from tsexport.exporters.checks import feed_sets, require_parity
 
-        sets = feed_sets(samples.spec.inputs, samples.real, batches=PARITY_BATCHES, seed=context.options.seed)
-        source = context.source
+        batches = parity_batches(samples.record)
+        sets = feed_sets(samples.spec.inputs, samples.real, batches=batches, seed=context.options.seed)
+        source = context.remembered_source
         try:
             parity = require_parity(
-                source, artifact, runtime, sets, tolerance, scaled=scaled, threads=context.threads, module=source.module
+                source,
+                artifact,
+                runtime,
+                sets,
+                tolerance,
+                scaled=scaled,
+                threads=context.threads,
+                module=context.source.module,
             )
         except ParityError:
             raise

@@ -17,6 +17,7 @@ from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Candidate,
+    Coverage,
     Format,
     ModelSpec,
     Parity,
@@ -181,6 +182,7 @@ class RewriteChoice:
 class Manifest:
     """manifest.json, schema 1.
 
+    `coverage` is what the selected artifact computes on its runtime, None where that was not counted.
     `calibration_tables` is the file of ranges that static candidates were made with, None where there are none.
     """
 
@@ -202,6 +204,7 @@ class Manifest:
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
     calibration_tables: FileDigest | None = None
+    coverage: Coverage | None = None
 
     def artifact(self, name: str) -> ArtifactEntry:
         """Return the entry of that name.
@@ -230,7 +233,10 @@ class Selection:
 
     `why` has no figure; `candidate` and `recipe` are the selected candidate's (for fp32: the artifact's name and {});
     `order` starts with the fastest; `rewrites` are those of each runtime's fp32 artifact; `model` is what was measured
-    with `threads`, with its component, "" for any.
+    with `threads`, with its component, "" for any.  `tried` are all candidates as the manifest has them, and `basis` is
+    the digest of source, data and budget that they were judged with: a build that repeats the selection builds the
+    selected one alone, and gives these records of the others where its own basis is the same.  `tables` names the
+    recipes whose calibration tables the bundle holds, where several share one the first.
     """
 
     schema_version: Literal[1]
@@ -245,6 +251,9 @@ class Selection:
     triton_batch_sizes: tuple[int, ...]
     rewrites: tuple[RewriteChoice, ...] = ()
     model: str = ""
+    tried: tuple[Candidate, ...] = ()
+    basis: str = ""
+    tables: tuple[str, ...] = ()
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -9,30 +9,37 @@ measured.
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.records import MachineRecord
 from tsexport.bundles import Bundle
 from tsexport.cache import Cache, default_root
 from tsexport.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
-from tsexport.compressing import AccuracyResult, Tried, accuracy_of, build_recipe, try_recipe
+from tsexport.compressing import AccuracyResult, Tried, accuracy_of
 from tsexport.context import Context
 from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
-from tsexport.measuring import Placed, judge_all, measure_here, require_budgets
+from tsexport.measuring import (
+    Placed,
+    balance_for,
+    judge_all,
+    measure_here,
+    require_budgets,
+    worth_every_batch,
+)
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
-from tsexport.quantize.recipes import Recipe, recipes_for
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
+from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
 from tsexport.targets import caveats_of, formats_of, host_cpu, parse_target
 from tsexport.types import Format, Parity, RuntimeStatus
@@ -43,20 +50,23 @@ STEPS = {
     "export TorchScript": 3.0,
     "export OpenVINO": 1.0,
     "parity": 4.0,
-    "INT8 candidates": 10.0,
+    CANDIDATES: 15.0,
+    SEARCH: 5.0,
     "accuracy": 8.0,
     "measure fp32 side by side": 20.0,
     "measure INT8 against fp32": 20.0,
     "measure batch sizes": 25.0,
     "pack": 2.0,
 }
-INT8_STEPS = frozenset({"INT8 candidates", "measure INT8 against fp32"})
+INT8_STEPS = frozenset({CANDIDATES, SEARCH, "measure INT8 against fp32"})
 EXPORT_STEPS: Mapping[Format, str] = {
     "onnx": "export ONNX",
     "torchscript": "export TorchScript",
     "openvino": "export OpenVINO",
 }
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+CAVEAT = "caveat: "
+"""How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes"}
 
 
@@ -141,7 +151,7 @@ def _steps(options: BuildOptions, int8: bool, here: bool) -> tuple[tuple[str, fl
     """
     exported = formats_to_export(options.formats)
     left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
-    left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES if options.selection else frozenset())
+    left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES | {SEARCH} if options.selection else frozenset())
     left_out |= frozenset() if here else MEASURING
     return tuple(
         (step, expected * (options.seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
@@ -170,11 +180,10 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     samples = _samples(context, progress, say)
     exports = _export(context, samples, progress)
     fp32, parity, refused = _check(context, samples, exports, plan, progress)
-    tried = _candidates(context, samples, exports, plan, progress)
+    tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
         judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
         step.reused = all(reused for _, reused in judged.values())
-        tried = _judge_candidates(context, samples, tried, plan)
         fp32, left_out = hold_budget(
             accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
         )
@@ -188,7 +197,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     pairs = list(dict.fromkeys([selected, *fp32]))
-    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say)
+    thorough = worth_every_batch(samples, selected, fp32, chosen.order)
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
@@ -210,6 +220,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             *caveats_of(context.target),
             *refused,
             *left_out,
+            *(step.removeprefix(CAVEAT) for step in selected.artifact.provenance if step.startswith(CAVEAT)),
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,
@@ -217,7 +228,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds)
+        balance = balance_for(chosen.races, chosen.threads)
+        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds, balance)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
@@ -279,30 +291,6 @@ def _check(
             next_step="see `tsexport runtimes` for what can be installed",
         )
     return tuple(placed), tuple(parity), tuple(refused)
-
-
-def _candidates(
-    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
-) -> tuple[Tried, ...]:
-    """Build every recipe; accuracy is judged afterwards."""
-    if not plan.recipes:
-        return ()
-    tried: list[Tried] = []
-    with progress.step("INT8 candidates") as step:
-        step.reused = True
-        for index, recipe in enumerate(plan.recipes):
-            step.say(recipe.name, index / len(plan.recipes))
-            artifact, reason, reused = build_recipe(context, samples, exports, recipe)
-            step.reused &= reused
-            out: Literal["", "failed"] = "failed" if reason else ""
-            tried += [Tried(recipe, runtime, artifact, None, 0.0, out, reason) for runtime in recipe.runtimes]
-    return tuple(tried)
-
-
-def _judge_candidates(context: Context, samples: Samples, tried: tuple[Tried, ...], plan: Plan) -> tuple[Tried, ...]:
-    judge = partial(try_recipe, context, samples, budget=accuracy_budget(context, samples), here=plan.runtimes)
-    built = {one.recipe.name: one for one in tried}
-    return tuple(found for one in built.values() for found in judge(one.recipe, one.artifact, one.reason))
 
 
 def _accuracy_result(

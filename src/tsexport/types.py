@@ -101,6 +101,20 @@ class Preparation:
         return "marks" in self.beside or "indices" in self.beside
 
 
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where an attention keeps its heads, for what removes some (`quantize.pruning_heads`).
+
+    `maps` are (name of a linear map, parts): its outputs are `parts` blocks of `heads` heads of `head_width` values,
+    queries, keys and values for instance.  `output` names the linear map that reads the heads side by side.
+    """
+
+    heads: int
+    head_width: int
+    maps: tuple[tuple[str, int], ...]
+    output: str
+
+
 class SourceModel(Protocol):
     """The model that every artifact is held against.  `run` answers in fp32, eval mode, on one thread or more."""
 
@@ -256,8 +270,38 @@ class AccuracyBudget:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What an artifact computes for one sample, in the graph that its runtime makes of it.
+
+    `macs` are multiply-accumulates, `int8_macs` those of 8-bit integers.  `operators` are the runtime's, `conversions`
+    those of them that only change how numbers are stored.  `weight_bytes` are constants, `activation_bytes` all that
+    operators read and write otherwise.
+    """
+
+    macs: int
+    int8_macs: int
+    operators: int
+    conversions: int
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def int8_share(self) -> float:
+        """The share of multiply-accumulates in 8-bit integers, 0 to 1."""
+        return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def macs_per_byte(self) -> float:
+        """Arithmetic intensity: multiply-accumulates for each byte that is read or written once."""
+        return self.macs / max(self.weight_bytes + self.activation_bytes, 1)
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One recipe that was tried for a precision.  Holds no latency: those stand in `measurements/`."""
+    """One recipe that was tried for a precision.  Holds no latency: those stand in `measurements/`.
+
+    `coverage` is None where it was not counted: for a candidate that is out, or a runtime that does not show its graph.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -268,6 +312,7 @@ class Candidate:
     status: Literal["selected", "eligible", "rejected", "failed"]
     reason: str
     artifact: str | None = None
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def expected(model, feeds):
     return {"x": feeds["x"], "a": a, "b": b, "d": d, "y": np.tanh(d), "n": np.log(feeds["x"])}
 
 
-@pytest.mark.parametrize("group_bytes", [1, 3000, 2**28])
+@pytest.mark.parametrize("group_bytes", [1, 40, 300, 2**28])
 def test_ranges_are_those_of_the_tensors(model, feeds, group_bytes, monkeypatch):
     monkeypatch.setattr(activations, "GROUP_BYTES", group_bytes)
     monkeypatch.setattr(activations, "PROBED_TENSORS", 2)
@@ -61,9 +61,14 @@ def test_ranges_are_those_of_the_tensors(model, feeds, group_bytes, monkeypatch)
             assert found.amax == max(abs(found.low), abs(found.high))
 
 
-def test_groups_are_passes_over_the_windows(model, feeds):
-    parts = list(answers(model, ArrayDataset(feeds), ("a", "b", "y"), group_bytes=2 * 4 * 4 * 16))
-    assert [tuple(part) for part in parts] == [("a", "b")] * 5 + [("y",)] * 5  # 70 windows in batches of 16
+def test_batches_shrink_before_tensors_are_taken_in_groups(model, feeds):
+    def passes(group_bytes):
+        return [tuple(part) for part in answers(model, ArrayDataset(feeds), ("a", "b", "y"), group_bytes=group_bytes)]
+
+    row = 4 * 4  # bytes of each tensor for one window; there are 70, and 16 are a batch at most
+    assert passes(3 * row * 16) == [("a", "b", "y")] * 5
+    assert passes(3 * row * 7) == [("a", "b", "y")] * 10
+    assert passes(2 * row) == [("a", "b")] * 70 + [("y",)] * 70
     assert groups_of({"a": 3, "b": 9, "c": 1, "d": 1}, 4) == (("a",), ("b",), ("c", "d"))
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tsexport.calibration.histogram_files import read_histograms, write_histograms
 from tsexport.calibration.histograms import Counts, Histograms
 from tsexport.errors import DataError
 
@@ -101,3 +102,19 @@ def test_what_cannot_be_counted_is_named():
         _ = Histograms("a").channels
     with pytest.raises(ValueError, match="count differently"):
         Histograms("a").merge(Histograms("a", axis=1))
+
+
+@settings(deadline=None)
+@given(st.lists(TENSORS, max_size=3), st.booleans())
+def test_what_is_written_is_read(tmp_path_factory, tensors, by_channel):
+    path = tmp_path_factory.mktemp("histograms") / "a.npz"
+    seen = {
+        f"t/{index}": counted(tensor[None] if by_channel else tensor, axis=1 if by_channel else None).channels
+        for index, tensor in enumerate(tensors)
+    }
+    write_histograms(path, seen)
+    found = read_histograms(path, tuple(seen))
+    assert list(found) == list(seen)
+    for name, channels in seen.items():
+        assert len(found[name]) == len(channels)
+        assert all(map(same, found[name], channels))

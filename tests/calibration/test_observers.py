@@ -152,7 +152,7 @@ def test_entropy_and_mse_give_outliers_up():
 def test_channels_have_the_ranges_of_tensors(observer):
     values = np.stack([SHAPES[name][:2000] for name in ("normal", "behind relu", "heavy tails")], axis=1)
     axis = Observer(observer.method, observer.percentile, observer.symmetric, axis=1)
-    found = tensor_range(seen_of(values, 1), axis)
+    found = tensor_range("t", seen_of(values, 1).channels, axis)
     for index in range(3):
         alone = Histograms("t", bins=1024)
         alone.update(values[:, index].astype(np.float32))

@@ -50,6 +50,9 @@ def test_the_table_that_fits_is_found():
     other = replace(TABLE, observer=Observer("mse"))
     assert match((other, TABLE)) is TABLE
     assert match((other, TABLE), observer=Observer("mse")) is other
+    fewer = replace(TABLE, ranges=RANGES[:1])
+    assert match((fewer, TABLE)) is TABLE
+    assert match((fewer, TABLE), tensors=("x",)) is fewer
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,11 @@ def test_the_table_that_fits_is_found():
             "with another observer: percentile 99.99, affine, per tensor; this build calibrates with mse, symmetric",
             "calibrate anew, without --calibration-table",
         ),
-        ({"model_sha256": "c" * 64}, "to another model: .* SHA-256 a{12}, .* quantizes c{12}", "--selection"),
+        (
+            {"model_sha256": "c" * 64},
+            "to another model: .* SHA-256 a{12}, .* quantizes c{12}",
+            "checkpoint and settings",
+        ),
         ({"data_sha256": "d" * 64}, "with other data: windows of digest b{12}, .* with d{12}", "--seed"),
         ({"tensors": ("x", "z", "u")}, "has no range of 'z', 'u'", "calibrate anew"),
     ],
@@ -82,6 +89,10 @@ def damaged(**changes):
     ("text", "words"),
     [
         ("{", "calibration.json is not valid JSON"),
+        (
+            "TRT-8502-EntropyCalibration2\nx: 3f800000\n",
+            "is TensorRT's calibration cache, of 1 tensors; it does not say",
+        ),
         ("[]", "calibration.json has no schema_version; a file of calibration tables has 1"),
         ('{"schema_version": 2}', "calibration.json has schema_version 2; a file of calibration tables has 1"),
         ('{"schema_version": 1}', "calibration.json: missing 'tables'"),

@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.errors import UsageError
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import (
+from tsexport.quantize.cpu_recipes import (
     DYNAMIC_S8,
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,

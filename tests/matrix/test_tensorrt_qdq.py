@@ -6,7 +6,12 @@ import onnx
 import pytest
 
 from tsexport.exporters.qdq_rules import check_rules
-from tsexport.quantize.recipes import TENSORRT_ATTENTION, TENSORRT_INT8_BEFORE_AMPERE, TENSORRT_MINMAX, TENSORRT_MSE
+from tsexport.quantize.tensorrt_recipes import (
+    TENSORRT_ATTENTION,
+    TENSORRT_INT8_BEFORE_AMPERE,
+    TENSORRT_MINMAX,
+    TENSORRT_MSE,
+)
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.simulation import simulate
 

@@ -15,7 +15,7 @@ from tsexport.exporters.qdq_rules import check_rules
 from tsexport.quantize import modelopt_quantizer
 from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.modelopt_quantizer import PIP_COMMAND, bring_to_opset17, require_modelopt
-from tsexport.quantize.recipes import MODELOPT_ENTROPY, MODELOPT_MINMAX
+from tsexport.quantize.tensorrt_recipes import MODELOPT_ENTROPY, MODELOPT_MINMAX
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 from tsexport.runtimes.simulation import simulate

@@ -4,17 +4,9 @@ import pytest
 
 from tsexport.quantize import recipes as tables
 from tsexport.quantize.candidates import TOOLS
-from tsexport.quantize.recipes import (
-    ARM64,
-    INT8,
-    MICROSOFT_DOMAIN,
-    OPENVINO_BF16,
-    WITH_AMX,
-    WITH_VNNI,
-    WITHOUT_VNNI,
-    Recipe,
-    recipes_for,
-)
+from tsexport.quantize.cpu_recipes import ARM64, OPENVINO_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.recipe import MICROSOFT_DOMAIN, Recipe
+from tsexport.quantize.recipes import INT8, recipes_for
 from tsexport.runtimes.registry import RUNTIMES
 from tsexport.targets import CpuFeatures, Target, classify, host_cpu, parse_target
 
@@ -103,6 +95,23 @@ def test_bf16_for_a_cpu_and_for_a_gpu():
     assert OPENVINO_BF16 in recipes_for(here, cpu)
     assert {one.precision for one in recipes_for(here, cpu)} == {"bf16"}
     assert OPENVINO_BF16 not in recipes_for(gpu, cpu)
+
+
+@pytest.mark.parametrize(
+    ("device", "decomposed"),
+    [
+        ("t4@tensorrt-8.5", True),
+        ("t4@tensorrt-8.6", False),
+        ("t4@tensorrt-10.3", False),
+    ],
+)
+def test_layer_norm_is_written_out_in_fp16_for_tensorrt_before_8_6(device, decomposed):
+    found = recipes_for(parse_target("t4-fp16", device), host_cpu())
+    assert {(one.precision, one.decompose_layer_norm) for one in found} == {("fp16", decomposed)}
+
+
+def test_the_original_nano_is_before_8_6():
+    assert all(one.decompose_layer_norm for one in recipes_for(parse_target("jetson-fp16", "jetson-nano"), host_cpu()))
 
 
 def test_tensorrt_gets_nothing_that_only_x86_can_use():

@@ -18,7 +18,14 @@ from tsexport.exporters.qdq_rules import check_rules
 from tsexport.quantize import tensorrt_qdq
 from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.recipes import (
+from tsexport.quantize.tensorrt_qdq import (
+    activation_scale,
+    insert_pairs,
+    place_pairs,
+    quantize_tensorrt,
+    weight_scale,
+)
+from tsexport.quantize.tensorrt_recipes import (
     TENSORRT_ATTENTION,
     TENSORRT_ENTROPY,
     TENSORRT_INT8,
@@ -26,13 +33,6 @@ from tsexport.quantize.recipes import (
     TENSORRT_MINMAX,
     TENSORRT_MSE,
     TENSORRT_PERCENTILE,
-)
-from tsexport.quantize.tensorrt_qdq import (
-    activation_scale,
-    insert_pairs,
-    place_pairs,
-    quantize_tensorrt,
-    weight_scale,
 )
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.simulation import simulate

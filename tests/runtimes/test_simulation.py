@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsexport.errors import MissingDependencyError, UsageError
-from tsexport.quantize.recipes import (
+from tsexport.quantize.cpu_recipes import (
     DYNAMIC_S8,
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tsexport.context import Context
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
+    from tsexport.reporting import CandidateRow
 
 _FILE = click.Path(path_type=Path)
 
@@ -67,6 +68,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
 @click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 4.")
+@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 300.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
@@ -134,6 +136,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "tensorrt": context.target.tensorrt,
             "threads": context.threads,
             "include_preprocessing": context.options.include_preprocessing,
+            "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
@@ -150,6 +153,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("target", _target_text(context)),
         ("threads", str(context.threads)),
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
+        *([("ranges", f"those of {context.options.calibration_table}")] if context.options.calibration_table else []),
         *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
@@ -170,7 +174,8 @@ def _target_text(context: "Context") -> str:
 def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
-    from tsexport.reporting import read_measurements
+    from tsexport.explaining import explanations
+    from tsexport.reporting import candidate_rows, read_measurements
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):
@@ -182,20 +187,19 @@ def _show_bundle(bundle: "Bundle") -> None:
             )
         if manifest.candidates:
             print_table(
-                ("candidate", "size", "output error", manifest.budget.metric, "status", "reason"),
-                [
-                    (
-                        one.name,
-                        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
-                        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
-                        _degradation(one.accuracy.degradation if one.accuracy else None),
-                        one.status,
-                        one.reason,
-                    )
-                    for one in manifest.candidates
-                ],
+                ("candidate", "runtime", "speed (95 %)", "size", "output error", manifest.budget.metric, "float layers",
+                 "in int8", "conversions", "status", "reason"),
+                [_candidate_cells(row) for row in candidate_rows(manifest.candidates, record.races)],
                 title="candidates",
-            )
+            )  # fmt: skip
+        for one in explanations(manifest, record)[:1]:
+            print_table(
+                ("artifact", "MACs", "in int8", "conversions", "moved", "MACs a byte", "bound (projected)",
+                 "median (measured)", "held up by"),
+                [(one.artifact, one.macs, one.int8_share, one.conversions, one.moved, one.intensity, one.projected,
+                  one.measured, one.bound)],
+                title="why not faster",
+            )  # fmt: skip
         if record.measurements:
             print_table(
                 ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
@@ -226,6 +230,23 @@ def _show_bundle(bundle: "Bundle") -> None:
         )
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
     click.echo(str(bundle.path))
+
+
+def _candidate_cells(row: "CandidateRow") -> tuple[str, ...]:
+    one = row.candidate
+    return (
+        one.name,
+        one.runtime,
+        row.speedup,
+        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
+        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
+        _degradation(one.accuracy.degradation if one.accuracy else None),
+        row.float_layers or "-",
+        row.int8_share or "-",
+        row.conversions or "-",
+        one.status,
+        one.reason,
+    )
 
 
 def _degradation(value: float | None) -> str:

@@ -1,0 +1,367 @@
+"""Structured pruning: channels, heads and feed-forward units that are really removed, and proof that they were.
+
+Channels go in groups: those of a layer's outputs with everything that reads them or is added to them, as
+torch-pruning's dependency graph says.  Of a group those with the least importance go, which is the L2 norm of the
+weights over the whole group.  Widths are multiples of 8 (`pruning_widths`).  Heads are removed by `pruning_heads`.
+
+torch-pruning is silent about what it does not see: it takes an operation that it does not know for one that keeps
+channels in their places, cuts parameters that belong to no layer along a dimension that it guesses, and follows a
+reshape by arithmetic.  So no group is believed.  Each is removed from a copy and then proven:
+
+    f(without channels c) = f(with zeros in every weight that reads c)        within PROOF_TOLERANCE
+
+The right side uses only which inputs of which layers go, and not the graph.  A group that does not run, that changes
+an output's shape or that fails the proof is left, with the layer's name and the reason.  The proof is exact where
+nothing mixes channels on the way; LayerNormalization does, and so do the statistics of InstanceNorm and GroupNorm, so
+that groups with one of them (the width between a transformer's layers) are left.
+
+Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"; Li et al. 2017, "Pruning Filters for Efficient
+ConvNets", for the norm.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
+from tsexport.quantize.pruning_records import Left, Removal
+from tsexport.quantize.pruning_widths import MULTIPLE, kept_heads, kept_width, least_important, segments
+from tsexport.types import HeadLayout
+
+PROOF_TOLERANCE = 1e-3
+"""Relative RMS: fp32 sums in another order differ by 1e-6 or so, a channel in a wrong place by much more."""
+MIXING = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
+KNOWN = (nn.MultiheadAttention, nn.Embedding, nn.LayerNorm)
+Inputs = tuple[Tensor, ...]
+
+
+class NotProven(Exception):
+    """A removal that must not stay; the message is the reason."""
+
+
+@dataclass
+class Pruned:
+    """A pruned model, what was removed, and what was left.
+
+    `kept[layer]` are the original outputs that a layer still has, in order; a layer without an entry has all of its.
+    """
+
+    module: nn.Module
+    removals: list[Removal] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+    def lose(self, layer: str, width: int, removed: Sequence[int]) -> None:
+        """Note that a layer of `width` outputs lost some of them."""
+        gone = set(removed)
+        had = self.kept.get(layer, list(range(width)))
+        self.kept[layer] = [one for at, one in enumerate(had) if at not in gone]
+
+
+@dataclass
+class _Group:
+    """One of torch-pruning's groups, by names: the outputs and inputs of each layer that belong to it, and which of the
+    root's channels the outputs are (`places`).  `obstacles` say why it cannot be removed."""
+
+    count: int
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)
+    norms: dict[str, list[int]] = field(default_factory=dict)
+    obstacles: list[str] = field(default_factory=list)
+
+
+def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return a model's outputs as a tuple, without a graph for gradients."""
+    with torch.no_grad():
+        answer = module(*inputs)
+    return (answer,) if isinstance(answer, Tensor) else tuple(answer)
+
+
+def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
+    """Return a copy of a model without the fraction of its channels, heads and feed-forward units.
+
+    All groups are removed and proven at once; only where that fails they are proven one after the other.
+
+    Args:
+        module: in eval mode; it is not changed.
+        inputs: tensors [batch, ...] that it takes, two rows or more.
+        fraction: between 0 and 1.
+    """
+    try:
+        work = _remove_all(module, inputs, fraction, each=False)
+        _prove(work, inputs)
+    except NotProven:
+        work = _remove_all(module, inputs, fraction, each=True)
+    work.pruned.module.eval().requires_grad_(False)
+    return work.pruned
+
+
+@dataclass
+class _Work:
+    """A model that is being pruned, and the whole one with what was removed so far silenced.
+
+    `read[layer]` are the original inputs that a layer still reads; a layer without an entry reads all of its.
+    """
+
+    pruned: Pruned
+    silent: nn.Module
+    read: dict[str, list[int]] = field(default_factory=dict)
+
+    def silence(self, layer: str, removed: Sequence[int]) -> None:
+        """Set the weights that read some inputs to zero, `removed` being counted in what the layer still reads."""
+        whole: Any = self.silent.get_submodule(layer)
+        transposed = isinstance(whole, nn.modules.conv._ConvTransposeNd)
+        had = self.read.get(layer, list(range(whole.weight.shape[0 if transposed else 1])))
+        gone = set(removed)
+        channels = [had[at] for at in removed]
+        self.read[layer] = [one for at, one in enumerate(had) if at not in gone]
+        with torch.no_grad():
+            if transposed:
+                whole.weight[channels] = 0
+            else:
+                whole.weight[:, channels] = 0
+
+
+def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module))
+    work = _prune_heads(work, inputs, fraction, each=each)
+    return _prune_channels(work, inputs, fraction, each=each)
+
+
+def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pruned:
+    """Return a copy of a model from which the same is removed as before; the weights that stay are its own.
+
+    Args:
+        module, inputs: as those of `prune`.
+        removals: of a `Pruned`, in order.
+    """
+    pruned = Pruned(copy.deepcopy(module))
+    graph: Any = None
+    for removal in removals:
+        if removal.kind == "heads":
+            _take_heads(pruned, removal)
+        else:
+            graph = graph or _graph(pruned.module, inputs)
+            _take_channels(pruned, graph, removal)
+    pruned.module.eval().requires_grad_(False)
+    return pruned
+
+
+def _prune_heads(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    for name, layout in list(attentions(work.pruned.module)):
+        if isinstance(layout, str):
+            work.pruned.left.append(Left(name, layout))
+            continue
+        stays = kept_heads(layout.heads, layout.head_width, fraction)
+        if stays == layout.heads:
+            reason = f"{layout.heads} heads of {layout.head_width}: none can go without taking more than the fraction"
+            work.pruned.left.append(Left(name, reason))
+            continue
+        before = copy.deepcopy(work) if each else work
+        whole = slimmed(work.silent, name)
+        removed = least_important(head_importance(whole, layout), range(layout.heads), layout.heads - stays)
+        silence_heads(whole, layout, removed)
+        try:
+            removal = _take_heads(work.pruned, Removal(name, "heads", removed, layout.heads, stays))
+            if each:
+                _prove(work, inputs)
+        except NotProven as reason:
+            work = before
+            work.pruned.left.append(Left(name, str(reason)))
+        else:
+            work.pruned.removals.append(removal)
+    return work
+
+
+def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
+    module = slimmed(pruned.module, removal.layer)
+    layout: HeadLayout = module.head_layout
+    widths = {name: module.get_submodule(name).out_features for name, _ in layout.maps}
+    for name, rows in remove_heads(module, layout, removal.removed).items():
+        pruned.lose(f"{removal.layer}.{name}", widths[name], rows)
+    return replace(removal, readers=(f"{removal.layer}.{layout.output}",))
+
+
+def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+    """Remove channels group by group; with `each` a group that is not proven is put back."""
+    graph = _graph(work.pruned.module, inputs)
+    names = {one: name for name, one in work.pruned.module.named_modules()}
+    layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
+    of_heads = _of_heads(work.pruned.module)
+    seen = set(of_heads)
+    for layer in layers:
+        if layer in seen:
+            continue
+        _, group = _group_of(graph, work.pruned.module, layer)
+        seen |= {layer, *group.outputs}
+        try:
+            removed = _choose(graph, work.pruned.module, layer, group, of_heads, fraction)
+        except NotProven as reason:
+            work.pruned.left.append(Left(layer, str(reason)))
+            continue
+        before = copy.deepcopy(work) if each else work
+        try:
+            wanted = Removal(layer, "channels", removed, group.count, group.count - len(removed))
+            removal, inputs_gone = _take_channels(work.pruned, graph, wanted)
+            for reader, channels in inputs_gone.items():
+                work.silence(reader, channels)
+            if each:
+                _prove(work, inputs)
+        except NotProven as reason:
+            if not each:
+                raise
+            work = before
+            work.pruned.left.append(Left(layer, str(reason)))
+            graph = _graph(work.pruned.module, inputs)
+        else:
+            work.pruned.removals.append(removal)
+    work.pruned.left += _unseen(work.pruned.module, seen)
+    return work
+
+
+def _unseen(model: nn.Module, seen: set[str]) -> list[Left]:
+    """Return what torch-pruning leaves without a word, with the reason."""
+    found = []
+    for name, one in model.named_modules():
+        own = [key for key, weight in one.named_parameters(recurse=False) if weight.dim() > 1]
+        if isinstance(one, nn.RNNBase):
+            found.append(Left(name, "the units of a recurrent state feed back into themselves"))
+        elif isinstance(one, ROOTS):
+            if name not in seen:
+                found.append(Left(name, "torch-pruning's graph does not reach it: it is not called as a layer"))
+        elif own and not isinstance(one, KNOWN):
+            reason = f"{type(one).__name__} holds {', '.join(own)} itself, and no rule says how to cut that"
+            found.append(Left(name, reason))
+    return found
+
+
+def _of_heads(model: nn.Module) -> dict[str, str]:
+    """Return the maps of attentions whose rows are heads, with the attention's name."""
+    return {
+        f"{name}.{one}": name
+        for name, layout in attentions(model)
+        if isinstance(layout, HeadLayout)
+        for one, _ in layout.maps
+    }
+
+
+def _graph(module: nn.Module, inputs: Inputs) -> Any:
+    module.eval().requires_grad_(True)
+    return torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs, verbose=False)
+
+
+def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] | None = None) -> tuple[Any, _Group]:
+    """Return torch-pruning's group of a layer's outputs, of all of them or of some, and the same by names."""
+    names = {one: name for name, one in module.named_modules()}
+    root = module.get_submodule(layer)
+    pruner = graph.get_pruner_of_module(root)
+    count = int(pruner.get_out_channels(root))
+    channels = list(range(count)) if removed is None else list(removed)
+    found = graph.get_pruning_group(root, pruner.prune_out_channels, channels)
+    group = _Group(count)
+    for item in found.items:
+        target = item.dep.target.module
+        if isinstance(target, nn.Parameter):
+            group.obstacles.append("a parameter that belongs to no layer would have to be cut with it")
+            continue
+        name = names.get(target)
+        if name is None:
+            continue
+        if isinstance(target, MIXING):
+            group.obstacles.append(f"{name} normalises over its channels: without some of them all are others")
+        elif isinstance(target, nn.RNNBase | nn.MultiheadAttention):
+            group.obstacles.append(f"{name} ({type(target).__name__}) would have to be cut with it")
+        elif isinstance(target, nn.modules.conv._ConvNd) and 1 < target.groups < target.out_channels:
+            group.obstacles.append(f"{name} is a grouped convolution")
+        if isinstance(target, nn.modules.batchnorm._BatchNorm):
+            group.norms[name] = list(item.idxs)
+        if not isinstance(target, ROOTS):
+            continue
+        if graph.is_out_channel_pruning_fn(item.dep.handler):
+            group.outputs[name], group.places[name] = list(item.idxs), list(item.root_idxs)
+        else:
+            group.inputs[name] = list(item.idxs)
+    return found, group
+
+
+def _choose(
+    graph: Any, model: nn.Module, layer: str, group: _Group, of_heads: dict[str, str], fraction: float
+) -> tuple[int, ...]:
+    """Return the channels of a group that go.
+
+    Raises:
+        NotProven: none can go.
+    """
+    if group.obstacles:
+        raise NotProven(group.obstacles[0])
+    attention = next((of_heads[name] for name in group.outputs if name in of_heads), None)
+    if attention is not None:
+        raise NotProven(f"its channels are the heads of {attention}, which go whole or not at all")
+    if not group.inputs:
+        raise NotProven(
+            "no layer reads its channels: they are the model's outputs, or what makes them is not called as a layer"
+        )
+    found, _ = _group_of(graph, model, layer)
+    scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
+    importance = [float(one) for one in scorer(found)]
+    removed: list[int] = []
+    for part in segments(group.count, group.places):
+        removed += least_important(importance, part, len(part) - kept_width(len(part), fraction))
+    if not removed:
+        raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
+    return tuple(sorted(removed))
+
+
+def _take_channels(pruned: Pruned, graph: Any, removal: Removal) -> tuple[Removal, dict[str, list[int]]]:
+    """Remove channels in place; return the removal with the layers it touched, and the inputs that each reader loses.
+
+    Raises:
+        NotProven: torch-pruning cannot cut one of the layers so.
+    """
+    found, group = _group_of(graph, pruned.module, removal.layer, removal.removed)
+    cut = {**group.outputs, **group.norms}
+    widths = {name: _width(pruned.module.get_submodule(name)) for name in cut}
+    try:
+        found.prune()
+    except Exception as error:  # whatever it raises about a layer that it cannot cut
+        raise NotProven(f"torch-pruning cannot cut it: {_first_line(error)}") from error
+    for name, channels in cut.items():
+        pruned.lose(name, widths[name], channels)
+    coupled = tuple(sorted(name for name in group.outputs if name != removal.layer))
+    return replace(removal, coupled=coupled, readers=tuple(sorted(group.inputs))), group.inputs
+
+
+def _width(layer: Any) -> int:
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return int(layer.num_features)
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _prove(work: _Work, inputs: Inputs) -> None:
+    """Hold the pruned model against the whole one with the removed channels silenced.
+
+    Raises:
+        NotProven: it does not run, its outputs have other shapes, or it answers otherwise.
+    """
+    wanted = outputs_of(work.silent, inputs)
+    try:
+        actual = outputs_of(work.pruned.module, inputs)
+    except Exception as error:  # of any operation of the model
+        raise NotProven(f"the model does not run without some of them: {_first_line(error)}") from error
+    for one, other in zip(wanted, actual, strict=True):
+        if one.shape != other.shape:
+            raise NotProven(f"an output would be {list(other.shape)} in place of {list(one.shape)}")
+        error = (other.double() - one.double()).square().mean().sqrt()
+        if not error <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
+            raise NotProven("without them the model answers otherwise than with them silenced: the graph is wrong here")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
