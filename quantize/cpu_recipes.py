@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from tsexport.calibration.table import Observer
 from tsexport.quantize.recipe import MICROSOFT_DOMAIN, Recipe
 
 DYNAMIC_U8 = Recipe(
