@@ -66,8 +66,7 @@ def require_modelopt() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"nvidia-modelopt is not installed here ({', '.join(missing)} cannot be imported): {PIP_COMMAND}",
-            next_step="Install it and build again, or go without this candidate.",
+            f"nvidia-modelopt is not installed here ({', '.join(missing)} cannot be imported)", next_step=PIP_COMMAND
         )
 
 
