@@ -231,7 +231,7 @@ def _run_heat(contestants: Sequence[Contestant], feeds: Path, batch: int, plan: 
             warmed = worker.warm_up(batch)
             stable.append(warmed.stable)
             calls.append(plan.block_calls or block_calls_for(warmed.call_ms))
-            lead_ins.append(LEAD_IN_CALLS if warmed.call_ms < SLOW_CALL_MS else 0)
+            lead_ins.append(lead_in_for(warmed.call_ms))
             workers.append(worker)
         blocks: list[list[tuple[float, ...]]] = [[] for _ in contestants]
         peaks = [0] * len(contestants)
@@ -248,6 +248,11 @@ def _run_heat(contestants: Sequence[Contestant], feeds: Path, batch: int, plan: 
 def block_calls_for(call_ms: float) -> int:
     """Return how many calls take 30 ms, at least 1 and at most 500."""
     return max(1, min(MAX_BLOCK_CALLS, round(BLOCK_SECONDS * 1000 / max(call_ms, 1e-6))))
+
+
+def lead_in_for(call_ms: float) -> int:
+    """Return how many calls of a block do not count."""
+    return LEAD_IN_CALLS if call_ms < SLOW_CALL_MS else 0
 
 
 def _result(

@@ -18,13 +18,14 @@ SCHEMA_VERSION = 1
 class Balance:
     """What a machine sustains: multiply-accumulates a second (in 10^9) with `threads` threads, and a copy on one.
 
-    `copy_gb_per_s` counts the bytes read and those written, in 10^9.
+    The copies count the bytes read and those written, in 10^9: of what no cache holds, and of what one does.
     """
 
     threads: int
     fp32_gmacs_per_s: float
     int8_gmacs_per_s: float
     copy_gb_per_s: float
+    cached_copy_gb_per_s: float
 
 
 @dataclass(frozen=True)

@@ -31,4 +31,6 @@ def flops_of(module: "nn.Module", spec: ModelSpec) -> float:
 
 def samples_within(flops: float, budget: float, *, fewest: int, most: int) -> int:
     """Return how many samples of `flops` operations each take `budget` operations, from `fewest` to `most`."""
-    return most if flops <= 0 else max(fewest, min(most, int(budget / flops)))
+    if flops * most <= budget:
+        return most
+    return max(fewest, min(most, int(budget / flops)))

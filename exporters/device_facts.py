@@ -234,7 +234,6 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "one spatial dimension": lambda node: _rank(node) == 3,
     "dilations": _dilated,
     "second output": _second_output,
-    "empty scale": lambda node: input_of(node, 1) is None,
     "stash type": lambda node: _int(node, "stash_type", 1) != 1,
     "computed scale or bias": _computed(1, 2),
     "rank 3 to 5": _rank_outside(3, 4, 5),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from tsexport.calibration.table import Observer
 from tsexport.quantize.recipe import MICROSOFT_DOMAIN, Recipe
 
 DYNAMIC_U8 = Recipe(
@@ -49,7 +50,8 @@ STATIC_U8S8_REDUCED = Recipe(
     per_channel=False,
     format="onnx",
     runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, 7-bit S8 weights",
+    summary="U8 activations by least squared error, 7-bit S8 weights",
+    observer=Observer("mse"),
 )
 STATIC_U8S8 = Recipe(
     name="static-u8s8",
@@ -60,7 +62,8 @@ STATIC_U8S8 = Recipe(
     per_channel=True,
     format="onnx",
     runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, S8 weights of full range per channel: for CPUs with VNNI",
+    summary="U8 activations by least squared error, S8 weights of full range per channel: for CPUs with VNNI",
+    observer=Observer("mse"),
 )
 NNCF_MIXED = Recipe(
     name="nncf-mixed",
@@ -105,8 +108,9 @@ STATIC_S8S8 = Recipe(
     per_channel=True,
     format="onnx",
     runtimes=("onnxruntime",),
-    summary="calibrated S8 activations, S8 weights of full range per channel: what Arm64's dot products take",
+    summary="S8 activations by least squared error, S8 weights of full range per channel: what Arm64's products take",
     activation_type="s8",
+    observer=Observer("mse"),
 )
 
 # --- attention as one operator, OpenVINO and other tools -------------------------------------------------------------

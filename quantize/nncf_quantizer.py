@@ -158,7 +158,9 @@ def float_operations(model: Any, names: Sequence[str], onnx_source: Path | None)
             )
         node = nodes.get(name)
         ends = [made_by[output] for output in node.output if output in made_by] if node is not None else []
-        found += _products_between(ends or [operations[name]] if name in operations or ends else [], node, made_by)
+        if not ends and name in operations:
+            ends = [operations[name]]
+        found += _products_between(ends, node, made_by)
     return found
 
 

@@ -2,6 +2,23 @@
 
 Only products with constant weights are quantized: quantizing the products of two activations in attention gave an
 error of 0.8 where it was tried.  The graph must hold no Identity and no Gemm (see `exporters.rewrites.cleaning`).
+
+Static recipes take the ranges of activations from our calibration tables; where Q/DQ pairs stand is the quantizer's
+choice.  The observer is the one with the least error in this comparison: relative RMS of the output on 1024 windows,
+256 windows of calibration drawn by regime, reference checkpoints where there are any, S8 weights of full range per
+channel, in ONNX Runtime 1.31 on AVX512-VNNI (errors do not depend on how busy a machine is):
+
+    model            min-max   p99.9    p99.99   p99.999  mse      entropy
+    patchtst-cpu     0.0117    0.0111   0.0119   0.0120   0.0116   0.0112
+    inception-time   0.0142    0.0182   0.0145   0.0145   0.0145   0.0139
+    unet             0.0222    0.0316   0.0191   0.0203   0.0187   0.0210
+    tcn              0.0205    0.0373   0.0210   0.0205   0.0203   0.0208
+    resnet1d         0.0279    0.0857   0.0324   0.0281   0.0308   0.0313
+    itransformer     0.0135    0.0142   0.0123   0.0130   0.0124   0.0133
+    nhits            0.0041    0.0044   0.0036   0.0039   0.0036   0.0039
+    geometric mean   1.000     1.409    0.977    0.982    0.962    0.993   (of min-max)
+
+Weights of 7 bits or per tensor give the same order: 0.971 and 0.965 for mse, 0.999 and 0.998 for entropy.
 """
 
 import logging

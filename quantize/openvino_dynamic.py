@@ -19,9 +19,9 @@ than clean fp32 in ONNX Runtime; groups of 128, and in brackets 64:
     itransformer  1.24            1.74 (1.65)      (ORT dynamic-s8 1.77)
     nhits         3.81            3.48 (3.15)      (ORT dynamic-s8 3.27)
 
-Tried without gain: groups of 32 (1.57 on patchtst-cpu), weights with a zero point (the same speed and error), the option
-left out or 0 (1.05 on patchtst-cpu: weights are converted back before every product), and all of it on convolutional
-models (as fast as fp32).
+Tried without gain: groups of 32 (1.57 on patchtst-cpu), weights with a zero point (the same speed and error), the
+option left out or 0 (1.05 on patchtst-cpu: weights are converted back before every product), and all of it on
+convolutional models (as fast as fp32).
 """
 
 from dataclasses import replace

@@ -22,6 +22,8 @@ WORK = 4e12
 """Multiply-accumulates that measuring all layers may take: minutes on one core."""
 MOST_TRIALS = 8
 """Candidates that one search builds at most; bisecting 100 layers takes 7."""
+LEAST_INTEGER = 0.1
+"""A candidate with less than this share of the work in integers is not built: it could win nothing."""
 WORTH = 0.02
 """A smaller count is not looked for where it would bring less than this share of the work back to integers."""
 
@@ -102,8 +104,8 @@ class Found:
     """What a search came to.
 
     `best` is the trial with the fewest layers left that held the budget, or None.  `ended` says why it stopped:
-    "settled" (fewer layers do not do, or bring nothing), "exhausted" (all layers but one were left, and it missed),
-    "time" or "trials" (no more were allowed).
+    "settled" (fewer layers do not do, or bring nothing), "exhausted" (with more layers left, less than LEAST_INTEGER of
+    the work would be in integers), "time" or "trials" (no more were allowed).
     """
 
     best: Trial | None
@@ -128,7 +130,7 @@ def search_count(
         may_go_on: False once time is up; asked before each attempt.
         most_trials: attempts at most.
     """
-    missed, held, most = 0, None, len(layers) - 1  # with no layer left in integers it is no INT8 candidate
+    missed, held, most = 0, None, most_layers(layers)
     trials: list[Trial] = []
     best: Trial | None = None
     following = min(max(first, 1), most)
@@ -153,6 +155,12 @@ def search_count(
         else:
             following = (missed + held) // 2
     return Found(best, tuple(trials), ended)
+
+
+def most_layers(layers: Sequence[Layer]) -> int:
+    """Return the largest count that leaves enough of the work in integers; 0 where not even one layer may be left."""
+    counts = range(1, len(layers))  # with no layer in integers it is no INT8 candidate
+    return max((count for count in counts if _share(layers, count, len(layers)) >= LEAST_INTEGER), default=0)
 
 
 def _share(layers: Sequence[Layer], start: int, stop: int) -> float:

@@ -121,6 +121,7 @@ def accuracy_of(
     simulated = not context.target.here and artifact.precision != "fp32"
     inputs = {
         "artifact": artifact.sha256,
+        "name": artifact.name,  # the record holds it: two recipes may give the same bytes
         "options": artifact.options,
         "runtime": runtime,
         "samples": samples.key,

@@ -6,9 +6,9 @@ A roofline gives the least time that the work can take on a machine, from what t
     products    (fp32 MACs / fp32 MACs a second) + (int8 MACs / int8 MACs a second)
     memory      (bytes of constants + bytes that operators read and write) / bytes a second
 
-The larger of the two is the bound.  It assumes that nothing stays in a cache between operators, so a small model may
-be faster than its memory bound; and that operators cost nothing to start, so a model of many small ones is slower.  The
-bound is "projected", the latency beside it "measured".
+The larger of the two is the bound.  An artifact that moves less than CACHED_BELOW is taken to stay in a cache, and gets
+the rate of a copy there.  That operators cost nothing to start is assumed too, so a model of many small ones is slower
+than its bound.  The bound is "projected", the latency beside it "measured".
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from tsexport.bench.rows import milliseconds
 from tsexport.manifest import Manifest
 from tsexport.types import Coverage
 
+CACHED_BELOW = 4_000_000
+"""Bytes: what a core's own caches and its share of the last one hold on most machines of the last ten years."""
 OVERHEAD = 3.0
 """An artifact that takes this many times its bound is held up by neither products nor memory."""
 _NANOSECOND_MS = 1e-6
@@ -98,8 +100,13 @@ def least_ms(coverage: Coverage, balance: Balance) -> tuple[float, float]:
     """Return the least milliseconds that the products take, and those that the memory takes."""
     in_fp32 = (coverage.macs - coverage.int8_macs) / balance.fp32_gmacs_per_s
     in_int8 = coverage.int8_macs / balance.int8_gmacs_per_s
-    moved = (coverage.weight_bytes + coverage.activation_bytes) / balance.copy_gb_per_s
-    return (in_fp32 + in_int8) / 1e6, moved / 1e6
+    moved = coverage.weight_bytes + coverage.activation_bytes
+    return (in_fp32 + in_int8) / 1e6, moved / _copy_gb_per_s(coverage, balance) / 1e6
+
+
+def _copy_gb_per_s(coverage: Coverage, balance: Balance) -> float:
+    cached = coverage.weight_bytes + coverage.activation_bytes < CACHED_BELOW
+    return balance.cached_copy_gb_per_s if cached else balance.copy_gb_per_s
 
 
 def bound_of(coverage: Coverage, balance: Balance, median_ms: float | None) -> str:
@@ -113,7 +120,7 @@ def bound_of(coverage: Coverage, balance: Balance, median_ms: float | None) -> s
         )
     # fp32 and int8 products at the rates at which they came
     rate = coverage.macs / products / 1e6 if products else balance.fp32_gmacs_per_s
-    needed = rate / balance.copy_gb_per_s
+    needed = rate / _copy_gb_per_s(coverage, balance)
     figures = f"{coverage.macs_per_byte:.3g} MACs a byte, this machine sustains {needed:.3g} for each it moves"
     return f"{'products' if products >= memory else 'memory'}: {figures}"
 

@@ -12,7 +12,7 @@ from tsexport.errors import ExportError, ParityError, TsexportError
 from tsexport.manifest import AbsentFormat, RewriteChoice, RewriteRecord
 from tsexport.rewriting import Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
 from tsexport.runtimes.registry import get_runtime
-from tsexport.samples import Samples
+from tsexport.samples import Samples, SamplesRecord
 from tsexport.types import FORMATS, Artifact, Format, Parity, Tolerance
 
 NOT_ASKED = "not asked for"
@@ -266,6 +266,11 @@ def fp32_tolerance(context: Context, artifact: Artifact) -> tuple[Tolerance, boo
     return chosen, False
 
 
+def parity_batches(record: SamplesRecord) -> tuple[int, ...]:
+    """Return the batch sizes at which artifacts are compared."""
+    return COSTLY_PARITY_BATCHES if record.is_costly else PARITY_BATCHES
+
+
 def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, runtime: str) -> tuple[ParityResult, bool]:
     """Hold one artifact on one runtime against the source model, on random and on real inputs.
 
@@ -286,7 +291,7 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
     def produce(folder: Path) -> ParityResult:
         from tsexport.exporters.checks import feed_sets, require_parity
 
-        batches = COSTLY_PARITY_BATCHES if samples.record.is_costly else PARITY_BATCHES
+        batches = parity_batches(samples.record)
         sets = feed_sets(samples.spec.inputs, samples.real, batches=batches, seed=context.options.seed)
         source = context.remembered_source
         try:

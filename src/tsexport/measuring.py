@@ -4,7 +4,7 @@ size.
 Nothing here is cached: a latency belongs to the moment it was taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tsexport.bench.fingerprint import Machine
@@ -128,26 +128,56 @@ def measure_placed(
     machine: Machine,
     step: Step,
     say: Say,
+    at_every_batch: Collection[Placed] | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts one after another at every batch size, in fresh processes.
 
     A batch size at which a process dies (of memory, mostly) is left out, and `say` is told.
+
+    Args:
+        at_every_batch: those that are measured at every batch size, the others at the smallest alone; by default all.
     """
-    batches = context.options.batches
     done: list[Measurement] = []
     for one in placed:
+        batches = context.options.batches
+        if at_every_batch is not None and one not in at_every_batch:
+            batches = (min(batches),)
         try:
             done += _measure(context, samples, one, batches, threads, machine, step)
         except TsexportError:
-            done += _measure_each(context, samples, one, threads, machine, step, say)
+            done += _measure_each(context, samples, one, batches, threads, machine, step, say)
     return tuple(done)
 
 
+def worth_every_batch(
+    samples: Samples, selected: Placed, fp32: Sequence[Placed], order: Sequence[tuple[str, str]]
+) -> tuple[Placed, ...]:
+    """Return what is measured at every batch size: of a costly model the selected artifact and the fastest fp32 one.
+
+    A batch of 32 takes such a model as many times as long, and each artifact is called a few dozen times.
+
+    Args:
+        order: (artifact, runtime) by speed, fastest first.
+    """
+    if not samples.record.is_costly:
+        return tuple(dict.fromkeys([selected, *fp32]))
+    by_key = {one.key: one for one in fp32}
+    fastest = [by_key[key] for key in order if key in by_key][:1]
+    return tuple(dict.fromkeys([selected, *fastest]))
+
+
 def _measure_each(
-    context: Context, samples: Samples, one: Placed, threads: int, machine: Machine, step: Step, say: Say
+    context: Context,
+    samples: Samples,
+    one: Placed,
+    batches: Sequence[int],
+    threads: int,
+    machine: Machine,
+    step: Step,
+    say: Say,
 ) -> list[Measurement]:
     done: list[Measurement] = []
-    for batch in context.options.batches:
+    for batch in batches:
         try:
             done += _measure(context, samples, one, (batch,), threads, machine, step)
         except TsexportError as error:
@@ -184,13 +214,14 @@ def measure_here(
     machine: Machine,
     progress: Progress,
     say: Say,
+    at_every_batch: Collection[Placed] | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
     if not context.target.here:
         say(f"latency is not measured: this machine is no {context.target.device_name}")
         return ()
     with progress.step("measure batch sizes") as step:
-        return measure_placed(context, samples, placed, threads, machine, step, say)
+        return measure_placed(context, samples, placed, threads, machine, step, say, at_every_batch)
 
 
 def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:

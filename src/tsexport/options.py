@@ -19,7 +19,7 @@ TABLES = ("build", "model", "inputs", "series")
 METRICS = ("mse", "mae", "accuracy", "log_loss", "pinball")
 DEFAULT_BATCHES = (1, 10, 32)
 DEFAULT_SECONDS = 4.0
-DEFAULT_SEARCH_SECONDS = 600.0
+DEFAULT_SEARCH_SECONDS = 300.0
 MAX_SEED = 2**32 - 1
 
 

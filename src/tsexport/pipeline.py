@@ -23,7 +23,14 @@ from tsexport.errors import MissingDependencyError, ParityError, UsageError, did
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
-from tsexport.measuring import Placed, balance_for, judge_all, measure_here, require_budgets
+from tsexport.measuring import (
+    Placed,
+    balance_for,
+    judge_all,
+    measure_here,
+    require_budgets,
+    worth_every_batch,
+)
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
@@ -190,7 +197,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     pairs = list(dict.fromkeys([selected, *fp32]))
-    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say)
+    thorough = worth_every_batch(samples, selected, fp32, chosen.order)
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})

@@ -6,7 +6,7 @@ accuracy.  A build that was interrupted goes on where it ended, since the search
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -117,10 +117,10 @@ class Order:
     layers: tuple[Layer, ...]
     measured: Mapping[str, float]
 
-    def only(self, kept: Mapping[str, str]) -> "Order":
-        """Return the layers that are keys of `kept`, under the names there."""
-        layers = tuple(replace(one, name=kept[one.name]) for one in self.layers if one.name in kept)
-        return Order(layers, {kept[name]: error for name, error in self.measured.items() if name in kept})
+    def only(self, kept: Collection[str]) -> "Order":
+        """Return the order of those layers whose names are in `kept`."""
+        layers = tuple(one for one in self.layers if one.name in kept)
+        return Order(layers, {name: error for name, error in self.measured.items() if name in kept})
 
     def sensitivities(self) -> list[float]:
         """Return one value a layer, in order; what was not measured counts as the mean of what was."""
@@ -231,7 +231,7 @@ class FloatSearch:
     # --- one recipe on one runtime
 
     def _search(self, plain: Tried, order: Order, waiting: int) -> tuple[Tried, ...]:
-        mine = order.only(self._names(plain.recipe, order.layers))
+        mine = order.only(self._quantized_by(plain.recipe, order.layers))
         held: dict[int, Tried] = {}
         began, count = time.monotonic(), 0
 
@@ -255,17 +255,16 @@ class FloatSearch:
         best = held[found.best.count]
         return explained, replace(best, reason=f"{_figure(plain)} with no layer left in floating point; {said}")
 
-    def _names(self, recipe: Recipe, layers: Sequence[Layer]) -> dict[str, str]:
-        """Return the layers that a recipe quantizes, with their names in the graph that it starts from."""
+    def _quantized_by(self, recipe: Recipe, layers: Sequence[Layer]) -> frozenset[str]:
+        """Return the names of the layers that a recipe quantizes and that the graph it starts from has."""
         operators = _operators(recipe)
         mine = [one for one in layers if operators is None or one.operator in operators]
         source = self.exports.to_quantize(recipe.format)
-        if recipe.format != "openvino" or source is None:
-            return {one.name: one.name for one in mine}
-        known = _names_of_ir(source)
-        # OpenVINO names an operator that makes an output of the graph after the output.
-        found = {one.name: name for one in mine for name in (one.output, one.name) if name in known}
-        return found
+        if recipe.format == "openvino" and source is not None:
+            # The IR may be made from a graph with other rewrites; of a layer's operators the last has its tensor.
+            known = _names_in_ir(source)
+            mine = [one for one in mine if one.name in known or one.output in known]
+        return frozenset(one.name for one in mine)
 
     def _judge(self, plain: Tried, recipe: Recipe) -> Tried:
         artifact, reason, _ = build_recipe(self.context, self.samples, self.exports, recipe)
@@ -309,10 +308,13 @@ def _operators(recipe: Recipe) -> tuple[str, ...] | None:
     return tuple(DYNAMIC_OPERATORS if recipe.activations == "dynamic" else STATIC_OPERATORS)
 
 
-def _names_of_ir(source: Artifact) -> frozenset[str]:
+def _names_in_ir(source: Artifact) -> frozenset[str]:
+    """Return the names of operators and tensors in an OpenVINO IR."""
     from xml.etree import ElementTree
 
-    return frozenset(layer.get("name", "") for layer in ElementTree.parse(source.path).iter("layer"))
+    root = ElementTree.parse(source.path).getroot()
+    tensors = (name for port in root.iter("port") for name in port.get("names", "").split(","))
+    return frozenset((*(layer.get("name", "") for layer in root.iter("layer")), *tensors))
 
 
 def _with_float_layers(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
@@ -361,22 +363,20 @@ def _figure(one: Tried) -> str:
 def _outcome(found: Found, order: Order) -> str:
     """Return what a search came to, in words; no time stands in a manifest."""
     layers, reached = len(order.layers), len(order.measured)
-    by = "" if reached == layers else f" ({reached} of {layers} layers measured, the others ordered by their work)"
     if not layers:
         return "the graph has no layer that could stay in floating point"
+    if not found.trials and found.ended == "time":
+        return "the time for the search was up before a layer was left in floating point"
+    if not found.trials:
+        return "with its most sensitive layer in floating point less than a tenth of its work would be in integers"
+    by = "" if reached == layers else f" ({reached} of {layers} layers measured, the others ordered by their work)"
+    ended = {"time": "; then the time for the search was up", "trials": "; a search builds no more candidates"}
+    rest = by + ended.get(found.ended, "")
     if found.best is not None:
         error = "" if found.best.error is None else f" give {found.best.error:.2%}"
-        rest = ", and the time for looking further was up" if found.ended == "time" else ""
-        return f"{found.best.count} of {layers} layers left in floating point{error}{by}{rest}"
-    tried = [trial for trial in found.trials if trial.error is not None]
-    if not found.trials:
-        return (
-            "the time for the search was up before a layer was left in floating point"
-            if layers > 1
-            else ("its only layer cannot be left in floating point")
-        )
-    if not tried:
-        return "no candidate with layers left in floating point could be built and run"
-    nearest = min(tried, key=lambda trial: trial.error or 0.0)
-    rest = "; the time for the search was up" if found.ended == "time" else ""
-    return f"{nearest.count} of {layers} layers left in floating point still give {nearest.error:.2%}{by}{rest}"
+        return f"{found.best.count} of {layers} layers left in floating point{error}{rest}"
+    ran = [trial for trial in found.trials if trial.error is not None]
+    if not ran:
+        return f"no candidate with layers left in floating point could be built and run{rest}"
+    nearest = min(ran, key=lambda trial: trial.error or 0.0)
+    return f"{nearest.count} of {layers} layers left in floating point still give {nearest.error:.2%}{rest}"

@@ -15,8 +15,8 @@ from tsexport.manifest import manifest_text
 from tsexport.reporting import render_report
 from tsexport.types import Coverage
 
-# 100 GMAC/s in fp32, 300 in int8, 20 GB/s
-BALANCE = Balance(1, 100.0, 300.0, 20.0)
+# 100 GMAC/s in fp32, 300 in int8, 20 GB/s, 80 GB/s in a cache
+BALANCE = Balance(1, 100.0, 300.0, 20.0, 80.0)
 HALF = Coverage(macs=600_000_000, int8_macs=300_000_000, operators=40, conversions=6, weight_bytes=30_000_000,
                 activation_bytes=10_000_000)  # fmt: skip
 
@@ -48,6 +48,12 @@ def test_the_roofline_is_that_of_both_kinds_of_products_and_of_all_bytes():
 )
 def test_what_holds_an_artifact_up(coverage, median_ms, bound):
     assert bound_of(coverage, BALANCE, median_ms) == bound
+
+
+def test_what_is_small_moves_at_the_rate_of_a_cache():
+    small = replace(HALF, weight_bytes=3_000_000, activation_bytes=900_000)
+    assert least_ms(small, BALANCE)[1] == pytest.approx(3.9e6 / 80e9 * 1e3)
+    assert least_ms(replace(small, weight_bytes=3_200_000), BALANCE)[1] == pytest.approx(4.1e6 / 20e9 * 1e3)
 
 
 @given(st.integers(0, 10**12), st.floats(0, 1), st.integers(0, 10**9), st.integers(0, 10**9), st.floats(1e-3, 1e4))
@@ -122,6 +128,6 @@ def test_the_report_shows_them_beside_what_the_machine_sustains(manifest, record
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "Why not faster" in text
     assert "100 billion MACs a second in fp32 and 300 in int8, 1 thread(s)" in text
-    assert "20 GB a second, a copy on one thread" in text
+    assert "20 GB a second, a copy on one thread, 80 where a cache holds it" in text
     assert re.search(r"int8-onnx onnxruntime 600 M 50% 6 of 40 40 MB 15 4 ms [\d.]+ ms \w+.* encoder.0, head", text)
     assert re.search(r"1\.\d+x \(.{9,11}\) 2 50% 6 of 40 selected", text)

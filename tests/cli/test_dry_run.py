@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
+from tsexport.calibration.table_files import tables_text
 from tsexport.manifest import RankedArtifact, Selection, selection_text
 
 
@@ -70,6 +72,23 @@ def test_a_dry_run_of_a_repeated_selection(build, selection_of):
     options = ("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--selection", "chosen.json")
     assert re.search(r"selection\W+repeats chosen.json", build(*options).stdout)
     assert json.loads(build(*options, "--json").stdout)["selection"] == "chosen.json"
+
+
+def test_a_dry_run_with_a_calibration_table(build):
+    table = CalibrationTable("a" * 64, "b" * 64, (), Observer("mse"), "tests", (TensorRange("x", -1.0, 1.0),))
+    Path("ranges.json").write_text(tables_text([table]))
+    options = ("linear", "--target", "cpu4-int8", "-o", "dist", "--dry-run", "--calibration-table", "ranges.json")
+    assert re.search(r"ranges\W+those of ranges.json", build(*options).stdout)
+    assert json.loads(build(*options, "--json").stdout)["calibration_table"] == "ranges.json"
+
+
+def test_calibration_tables_that_are_refused_before_anything_is_opened(build):
+    Path("damaged.json").write_text('{"schema_version": 1, "tables": []}')
+    options = ("linear", "-o", "dist", "--calibration-table", "damaged.json", "--target")
+    refused(build(*options, "cpu4-int8"), "damaged.json holds no calibration table")
+    refused(
+        build(*options, "cpu4-fp32"), "--calibration-table damaged.json was given, and cpu4-fp32 calibrates nothing"
+    )
 
 
 @pytest.mark.parametrize("of", ["dlinear", "linear l-module"])

@@ -20,3 +20,4 @@ def test_a_measurement_is_plausible():
     assert 0.05 < balance.fp32_gmacs_per_s < 2_000
     assert 0.05 < balance.int8_gmacs_per_s < 50_000
     assert 0.05 < balance.copy_gb_per_s < 2_000
+    assert balance.cached_copy_gb_per_s > 0.5 * balance.copy_gb_per_s

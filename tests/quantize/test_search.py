@@ -13,6 +13,7 @@ from tsexport.quantize.search import (
     Layer,
     Trial,
     by_work,
+    most_layers,
     predict,
     rank,
     search_count,
@@ -48,7 +49,7 @@ def test_what_is_returned_held_the_budget_and_is_the_best_that_did(errors, budge
     found, tried = searched(errors, budget, first, trials, seconds)
     assert len(tried) == len(set(tried)), "no count is tried twice"
     assert len(tried) <= min(trials, seconds)
-    assert all(1 <= count < len(errors) for count in tried)
+    assert all(1 <= count <= 0.9 * len(errors) for count in tried), "a tenth of the work stays in integers"
     good = [count for count in tried if errors[count] <= budget]
     if good:
         assert found.best.count == min(good)
@@ -63,7 +64,8 @@ def test_what_is_returned_held_the_budget_and_is_the_best_that_did(errors, budge
 def test_where_errors_fall_with_every_layer_the_fewest_layers_are_found(errors, budget, first):
     errors = sorted(errors, reverse=True)
     found, tried = searched(errors, budget, first)
-    enough = [count for count in range(1, len(errors)) if errors[count] <= budget]
+    most = most_layers(layers_of(*[1] * len(errors)))
+    enough = [count for count in range(1, most + 1) if errors[count] <= budget]
     assert (found.best.count if found.best else None) == (enough[0] if enough else None)
     assert len(tried) <= 2 + 2 * math.ceil(math.log2(len(errors)))
 
@@ -89,10 +91,18 @@ def test_why_a_search_ends(errors, options, best, ended):
     assert (found.best.count if found.best else None, found.ended) == (best, ended)
 
 
+@pytest.mark.parametrize(
+    ("macs", "most"),
+    [((1,), 0), ((1, 1), 1), ((95, 5), 0), ((5, 95), 1), ((1,) * 20, 18), ((0, 0, 0), 2)],
+)
+def test_a_tenth_of_the_work_stays_in_integers(macs, most):
+    assert most_layers(layers_of(*macs)) == most
+
+
 def test_a_smaller_count_that_brings_nothing_is_not_looked_for():
     """Of four layers that are left the first does all the work: leaving three instead would bring back a hundredth."""
     errors = [9, 8, 8, 8, 1, 1]
-    found, tried = searched(errors, 5, first=4, macs=[900, 2, 2, 2, 2, 92])
+    found, tried = searched(errors, 5, first=4, macs=[900, 2, 2, 2, 2, 192])
     assert (found.best.count, tried) == (4, [4])
     assert searched(errors, 5, first=4)[1] == [4, 2, 3]
 

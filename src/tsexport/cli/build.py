@@ -68,7 +68,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
 @click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 4.")
-@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 600.")
+@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 300.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
@@ -136,6 +136,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "tensorrt": context.target.tensorrt,
             "threads": context.threads,
             "include_preprocessing": context.options.include_preprocessing,
+            "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
@@ -152,6 +153,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("target", _target_text(context)),
         ("threads", str(context.threads)),
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
+        *([("ranges", f"those of {context.options.calibration_table}")] if context.options.calibration_table else []),
         *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
