@@ -1,8 +1,9 @@
 """Structured pruning: channels, heads and feed-forward units that are really removed, and proof that they were.
 
 Channels go in groups: those of a layer's outputs with everything that reads them or is added to them, as
-torch-pruning's dependency graph says.  Of a group those with the least importance go, which is the L2 norm of the
-weights over the whole group.  Widths are multiples of 8 (`pruning_widths`).  Heads are removed by `pruning_heads`.
+torch-pruning's dependency graph says.  Of a group those go whose readers lose least on calibration windows
+(`pruning_importance`), or, without such, those with the least L2 norm of the weights over the whole group.  Widths are
+multiples of 8 (`pruning_widths`).  Heads are removed by `pruning_heads`.
 
 torch-pruning is silent about what it does not see: it takes an operation that it does not know for one that keeps
 channels in their places, cuts parameters that belong to no layer along a dimension that it guesses, and follows a
@@ -20,7 +21,7 @@ ConvNets", for the norm.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,9 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from tsexport.quantize.layer_order import order_of
 from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
+from tsexport.quantize.pruning_importance import least_costly, reader_of
 from tsexport.quantize.pruning_records import Left, Removal
 from tsexport.quantize.pruning_widths import MULTIPLE, kept_heads, kept_width, least_important, segments
 from tsexport.types import HeadLayout
@@ -73,6 +76,7 @@ class _Group:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
     places: dict[str, list[int]] = field(default_factory=dict)
+    read_places: dict[str, list[int]] = field(default_factory=dict)
     norms: dict[str, list[int]] = field(default_factory=dict)
     obstacles: list[str] = field(default_factory=list)
 
@@ -84,7 +88,11 @@ def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     return (answer,) if isinstance(answer, Tensor) else tuple(answer)
 
 
-def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
+Grams = Mapping[str, Tensor]
+"""What calibration says of the inputs of each linear layer (`pruning_importance.gram_matrices`)."""
+
+
+def prune(module: nn.Module, inputs: Inputs, fraction: float, grams: Grams | None = None) -> Pruned:
     """Return a copy of a model without the fraction of its channels, heads and feed-forward units.
 
     All groups are removed and proven at once; only where that fails they are proven one after the other.
@@ -93,12 +101,13 @@ def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
         module: in eval mode; it is not changed.
         inputs: tensors [batch, ...] that it takes, two rows or more.
         fraction: between 0 and 1.
+        grams: of the module on calibration windows; without them importance is that of the weights alone.
     """
     try:
-        work = _remove_all(module, inputs, fraction, each=False)
+        work = _remove_all(module, inputs, fraction, grams or {}, each=False)
         _prove(work, inputs)
     except NotProven:
-        work = _remove_all(module, inputs, fraction, each=True)
+        work = _remove_all(module, inputs, fraction, grams or {}, each=True)
     work.pruned.module.eval().requires_grad_(False)
     return work.pruned
 
@@ -108,11 +117,13 @@ class _Work:
     """A model that is being pruned, and the whole one with what was removed so far silenced.
 
     `read[layer]` are the original inputs that a layer still reads; a layer without an entry reads all of its.
+    `scales[layer]` is what a BatchNorm behind it multiplies its outputs by.
     """
 
     pruned: Pruned
     silent: nn.Module
     read: dict[str, list[int]] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
     def silence(self, layer: str, removed: Sequence[int]) -> None:
         """Set the weights that read some inputs to zero, `removed` being counted in what the layer still reads."""
@@ -129,10 +140,10 @@ class _Work:
                 whole.weight[:, channels] = 0
 
 
-def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
-    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module))
+def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, grams: Grams, *, each: bool) -> _Work:
+    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module), scales=_scales(module, inputs) if grams else {})
     work = _prune_heads(work, inputs, fraction, each=each)
-    return _prune_channels(work, inputs, fraction, each=each)
+    return _prune_channels(work, inputs, fraction, grams, each=each)
 
 
 def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pruned:
@@ -189,7 +200,7 @@ def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
     return replace(removal, readers=(f"{removal.layer}.{layout.output}",))
 
 
-def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, *, each: bool) -> _Work:
     """Remove channels group by group; with `each` a group that is not proven is put back."""
     graph = _graph(work.pruned.module, inputs)
     names = {one: name for name, one in work.pruned.module.named_modules()}
@@ -202,7 +213,8 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool)
         _, group = _group_of(graph, work.pruned.module, layer)
         seen |= {layer, *group.outputs}
         try:
-            removed = _choose(graph, work.pruned.module, layer, group, of_heads, fraction)
+            _check_group(group, of_heads)
+            removed = _choose(graph, work, layer, group, grams, fraction)
         except NotProven as reason:
             work.pruned.left.append(Left(layer, str(reason)))
             continue
@@ -239,6 +251,15 @@ def _unseen(model: nn.Module, seen: set[str]) -> list[Left]:
         elif own and not isinstance(one, KNOWN):
             reason = f"{type(one).__name__} holds {', '.join(own)} itself, and no rule says how to cut that"
             found.append(Left(name, reason))
+    return found
+
+
+def _scales(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    found = {}
+    for layer, norm in order_of(model, inputs).norms.items():
+        one: Any = model.get_submodule(norm)
+        gain = one.weight if one.weight is not None else torch.ones_like(one.running_var)
+        found[layer] = (gain / torch.sqrt(one.running_var + one.eps)).detach()
     return found
 
 
@@ -287,18 +308,12 @@ def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] 
         if graph.is_out_channel_pruning_fn(item.dep.handler):
             group.outputs[name], group.places[name] = list(item.idxs), list(item.root_idxs)
         else:
-            group.inputs[name] = list(item.idxs)
+            group.inputs[name], group.read_places[name] = list(item.idxs), list(item.root_idxs)
     return found, group
 
 
-def _choose(
-    graph: Any, model: nn.Module, layer: str, group: _Group, of_heads: dict[str, str], fraction: float
-) -> tuple[int, ...]:
-    """Return the channels of a group that go.
-
-    Raises:
-        NotProven: none can go.
-    """
+def _check_group(group: _Group, of_heads: Mapping[str, str]) -> None:
+    """Raise NotProven where a group cannot go at all."""
     if group.obstacles:
         raise NotProven(group.obstacles[0])
     attention = next((of_heads[name] for name in group.outputs if name in of_heads), None)
@@ -306,16 +321,32 @@ def _choose(
         raise NotProven(f"its channels are the heads of {attention}, which go whole or not at all")
     if not group.inputs:
         raise NotProven(
-            "no layer reads its channels: they are the model's outputs, or what makes them is not called as a layer"
+            "no layer reads its channels: they are the model's outputs, or what reads them is not called as a layer"
         )
-    found, _ = _group_of(graph, model, layer)
+
+
+def _choose(graph: Any, work: _Work, layer: str, group: _Group, grams: Grams, fraction: float) -> tuple[int, ...]:
+    """Return the channels of a group that go.
+
+    Raises:
+        NotProven: none can go.
+    """
+    parts = segments(group.count, group.places)
+    gone = [len(part) - kept_width(len(part), fraction) for part in parts]
+    if not any(gone):
+        raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
+    if all(name in grams for name in group.inputs):
+        readers = []
+        for name, channels in group.inputs.items():
+            whole: Any = work.silent.get_submodule(name)
+            had = work.read.get(name)
+            original = channels if had is None else [had[at] for at in channels]
+            readers.append(reader_of(whole, original, grams[name], group.read_places[name], work.scales.get(name)))
+        return least_costly(readers, parts, gone)
+    found, _ = _group_of(graph, work.pruned.module, layer)
     scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     importance = [float(one) for one in scorer(found)]
-    removed: list[int] = []
-    for part in segments(group.count, group.places):
-        removed += least_important(importance, part, len(part) - kept_width(len(part), fraction))
-    if not removed:
-        raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
+    removed = [one for part, count in zip(parts, gone, strict=True) for one in least_important(importance, part, count)]
     return tuple(sorted(removed))
 
 
@@ -358,8 +389,8 @@ def _prove(work: _Work, inputs: Inputs) -> None:
     for one, other in zip(wanted, actual, strict=True):
         if one.shape != other.shape:
             raise NotProven(f"an output would be {list(other.shape)} in place of {list(one.shape)}")
-        error = (other.double() - one.double()).square().mean().sqrt()
-        if not error <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
+        apart = (other.double() - one.double()).square().mean().sqrt()
+        if not apart <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
             raise NotProven("without them the model answers otherwise than with them silenced: the graph is wrong here")
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord
+from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
 from tsexport.cache import Cache, default_root
 from tsexport.choosing import accuracy_budget, choose, hold_budget, placed_by_key, repeat
 from tsexport.compressing import AccuracyResult, Tried, accuracy_of, build_recipe, try_recipe
 from tsexport.context import Context
 from tsexport.data import plan_data
-from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
+from tsexport.errors import MissingDependencyError, ParityError, TsexportError, UsageError, did_you_mean
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
@@ -29,6 +31,15 @@ from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
+from tsexport.pruning import (
+    cost_text,
+    measure_cost,
+    prune_stage,
+    race_against_unpruned,
+    require_prunable,
+    unpruned_onnx,
+)
+from tsexport.quantize.pruning_records import Change, PruningRecord
 from tsexport.quantize.recipes import Recipe, recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
@@ -37,11 +48,13 @@ from tsexport.targets import host_cpu, parse_target
 from tsexport.types import Format, Parity, RuntimeStatus
 
 STEPS = {
+    "prune": 60.0,
     "model and data": 8.0,
     "export ONNX": 8.0,
     "export TorchScript": 3.0,
     "export OpenVINO": 1.0,
     "parity": 4.0,
+    "compare with the unpruned model": 15.0,
     "INT8 candidates": 10.0,
     "accuracy": 8.0,
     "measure fp32 side by side": 20.0,
@@ -49,6 +62,7 @@ STEPS = {
     "measure batch sizes": 25.0,
     "pack": 2.0,
 }
+PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
 INT8_STEPS = frozenset({"INT8 candidates", "measure INT8 against fp32"})
 EXPORT_STEPS: Mapping[Format, str] = {
     "onnx": "export ONNX",
@@ -72,9 +86,10 @@ class Plan:
     steps: tuple[tuple[str, float], ...]
 
 
-def bundle_name(model: str, target: str, device: str, component: str | None = None) -> str:
-    """Return `<model>[-<component>]-<target>[-<device>]`."""
-    parts = (model, component, target, device.replace("@", "-") if device != "host" else None)
+def bundle_name(model: str, target: str, device: str, component: str | None = None, prune: float | None = None) -> str:
+    """Return `<model>[-<component>]-<target>[-<device>][-prune30]`."""
+    pruned = f"prune{100 * prune:g}" if prune is not None else None
+    parts = (model, component, target, device.replace("@", "-") if device != "host" else None, pruned)
     return "-".join(part for part in parts if part)
 
 
@@ -95,13 +110,15 @@ def plan_build(options: BuildOptions) -> Plan:
         seed=options.seed,
         component=options.component,
     )
-    name = options.name or bundle_name(identity.name, options.target, options.device, options.component)
+    name = options.name or bundle_name(identity.name, options.target, options.device, options.component, options.prune)
     destination = options.output / name
     check_folder(options.output)
     check_destination(destination, options.force)
     threads = min(options.threads or target.cores, target.cores, cores_here())
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
+    if options.prune is not None:
+        require_prunable(identity, plan)
     statuses = list_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
@@ -136,6 +153,7 @@ def _steps(options: BuildOptions, int8: bool) -> tuple[tuple[str, float], ...]:
     """Return the steps of a build with their expected seconds; a repeated selection is not raced for."""
     exported = formats_to_export(options.formats)
     left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
+    left_out |= PRUNING_STEPS if options.prune is None else frozenset()
     left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES if options.selection else frozenset())
     return tuple(
         (step, expected * (options.seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
@@ -161,9 +179,14 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
+    if context.options.prune is not None:
+        with progress.step("prune") as step:
+            step.reused = prune_stage(context).reused
     samples = _samples(context, progress, say)
+    require_feedback(context, samples)
     exports = _export(context, samples, progress)
     fp32, parity, refused = _check(context, samples, exports, plan, progress)
+    pruning, pruning_races = _compare_with_unpruned(context, samples, exports, progress, say)
     tried = _candidates(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
         judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
@@ -172,6 +195,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         fp32, left_out = hold_budget(
             accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
         )
+        fp32, drifted = hold_buildup(context, samples, fp32)
+        buildups = buildups_of(context, samples, fp32, tried)
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)
@@ -202,14 +227,17 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             *samples.record.caveats,
             *refused,
             *left_out,
+            *drifted,
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,
+        pruning=pruning,
+        buildups=buildups,
     )
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds)
+        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
@@ -271,6 +299,27 @@ def _check(
             next_step="see `tsexport runtimes` for what can be installed",
         )
     return tuple(placed), tuple(parity), tuple(refused)
+
+
+def _compare_with_unpruned(
+    context: Context, samples: Samples, exports: Exports, progress: Progress, say: Callable[[str], None]
+) -> tuple[PruningRecord | None, tuple[RaceResult, ...]]:
+    """Return what pruning did and cost, and the race of the fp32 ONNX files with it and without."""
+    if context.options.prune is None:
+        return None, ()
+    with progress.step("compare with the unpruned model") as step:
+        ours = exports.of("onnx")
+        whole = unpruned_onnx(context) if ours is not None else None
+        sizes = Change(whole.size_bytes if whole else None, ours.size_bytes if ours else None)
+        record = measure_cost(context, samples, sizes)
+        say(cost_text(record))
+        if ours is None or whole is None or context.options.selection is not None:
+            return record, ()
+        try:
+            return record, (race_against_unpruned(context, samples, whole, ours, step.say),)
+        except TsexportError as error:
+            say(f"the pruned model was not timed against the whole one: {error.message}")
+            return record, ()
 
 
 def _candidates(

@@ -50,6 +50,9 @@ class _Percent(click.ParamType[float]):
 @click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
 @click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
 @click.option("--max-output-error", type=_Percent(), help="Relative RMS error where there are no labels; 5%.")
+@click.option("--prune", type=_Percent(), help="Remove this fraction of channels and heads, for example 0.3.")
+@click.option("--max-prune-degradation", type=_Percent(), help="What pruning may cost; without it only reported.")
+@click.option("--rollout", type=int, metavar="K", help="Feed artifacts with their own output for K steps, and judge.")
 @click.option(
     "--include-preprocessing",
     is_flag=True,
@@ -130,6 +133,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "instruction_set": context.cpu.instruction_set,
             "threads": context.threads,
             "include_preprocessing": context.options.include_preprocessing,
+            "prune": context.options.prune,
+            "rollout": context.options.rollout,
             "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
@@ -147,6 +152,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("threads", str(context.threads)),
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
         *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
+        *([("pruning", f"{context.options.prune:g} of the channels")] if context.options.prune is not None else []),
+        *([("rollout", f"{context.options.rollout} steps")] if context.options.rollout is not None else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
