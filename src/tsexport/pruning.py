@@ -18,6 +18,7 @@ from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.npz import read_arrays, write_arrays
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
+from tsexport.reporting import change_text
 from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, TensorSpec, rows_at_once
 
 if TYPE_CHECKING:
@@ -321,6 +322,6 @@ def cost_text(record: PruningRecord) -> str:
     ]
     accuracy = record.accuracy
     if accuracy.degradation is not None:
-        parts.append(f"{accuracy.metric} {accuracy.degradation:+.2%}")
+        parts.append(f"{accuracy.metric} {change_text(accuracy.degradation)}")
     parts.append(f"output error {accuracy.output_error:.2%}, {record.unrefitted.output_error:.2%} before the refit")
     return "pruned: " + ", ".join(parts)

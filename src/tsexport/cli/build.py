@@ -10,6 +10,7 @@ from tsexport.cli.output import print_json, print_table, say, verbosity
 
 if TYPE_CHECKING:
     from tsexport.bundles import Bundle
+    from tsexport.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
 
@@ -208,8 +209,62 @@ def _show_bundle(bundle: "Bundle") -> None:
             ],
             title="against the published tables",
         )
+    _show_pruning(manifest)
+    _show_buildup(manifest)
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
     click.echo(str(bundle.path))
+
+
+def _show_pruning(manifest: "Manifest") -> None:
+    record = manifest.pruning
+    if record is None:
+        return
+    changes = (
+        ("channels of pruned groups", record.channels),
+        ("heads of pruned attentions", record.heads),
+        ("parameters", record.parameters),
+        ("FLOPs of one sample", record.flops),
+        ("fp32 ONNX, bytes", record.size_bytes),
+    )
+    rows = [
+        (name, f"{one.before:,}", "n/a" if one.after is None else f"{one.after:,}", f"{-(one.share_removed or 0):+.1%}")
+        for name, one in changes
+        if one.before
+    ]
+    rows.append(
+        ("output error", f"{record.unrefitted.output_error:.2%}", f"{record.accuracy.output_error:.2%}", "refit")
+    )
+    print_table(("pruning", "before", "after", "change"), rows, title=f"pruned by {record.fraction:.0%}")
+    for left in record.left:
+        say(f"left as it was: {left.layer}: {left.reason}")
+
+
+def _show_buildup(manifest: "Manifest") -> None:
+    if manifest.rollouts:
+        print_table(
+            ("artifact", "runtime", "step 1", f"step {manifest.rollouts[0].steps}", "allowed"),
+            [
+                (one.artifact, one.runtime, f"{one.errors[0]:.2%}", f"{one.errors[-1]:.2%}", f"{one.allowed:.2%}")
+                for one in manifest.rollouts
+            ],
+            title=f"fed with its own output: {manifest.rollouts[0].feedback}",
+        )
+    if manifest.quantiles:
+        print_table(
+            ("artifact", "runtime", "crossed", "source", "new", "coverage"),
+            [
+                (
+                    one.artifact,
+                    one.runtime,
+                    f"{one.crossed:.2%}",
+                    f"{one.source_crossed:.2%}",
+                    f"{one.new:.2%}",
+                    " ".join(f"{share:.1%}" for share in one.coverage) or "n/a",
+                )
+                for one in manifest.quantiles
+            ],
+            title=f"quantiles {', '.join(f'{level:g}' for level in manifest.quantiles[0].levels)}",
+        )
 
 
 def _degradation(value: float | None) -> str:
