@@ -20,6 +20,7 @@ Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"; Li et al. 
 ConvNets", for the norm.
 """
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,9 @@ import torch_pruning
 from torch import Tensor, nn
 
 from tsexport.quantize.layer_order import order_of
+from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
 from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
-from tsexport.quantize.pruning_importance import least_costly, reader_of
+from tsexport.quantize.pruning_importance import Reader, reader_of, removal_order
 from tsexport.quantize.pruning_records import Left, Removal
 from tsexport.quantize.pruning_widths import MULTIPLE, kept_heads, kept_width, least_important, segments
 from tsexport.types import HeadLayout
@@ -206,6 +208,7 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, 
     names = {one: name for name, one in work.pruned.module.named_modules()}
     layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
     of_heads = _of_heads(work.pruned.module)
+    plan = _plan(graph, work, layers, of_heads, grams, fraction)
     seen = set(of_heads)
     for layer in layers:
         if layer in seen:
@@ -214,7 +217,7 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, 
         seen |= {layer, *group.outputs}
         try:
             _check_group(group, of_heads)
-            removed = _choose(graph, work, layer, group, grams, fraction)
+            removed = _choose(graph, work, layer, group, grams, plan, fraction)
         except NotProven as reason:
             work.pruned.left.append(Left(layer, str(reason)))
             continue
@@ -312,6 +315,38 @@ def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] 
     return found, group
 
 
+def _readers(work: _Work, group: _Group, grams: Grams) -> list[Reader]:
+    """Return the readers of a group, none where calibration does not know them all."""
+    if not all(name in grams for name in group.inputs):
+        return []
+    readers = []
+    for name, channels in group.inputs.items():
+        whole: Any = work.silent.get_submodule(name)
+        had = work.read.get(name)
+        original = channels if had is None else [had[at] for at in channels]
+        readers.append(reader_of(whole, original, grams[name], group.read_places[name], work.scales.get(name)))
+    return readers
+
+
+def _plan(
+    graph: Any, work: _Work, layers: list[str], of_heads: dict[str, str], grams: Grams, fraction: float
+) -> dict[str, tuple[int, ...]]:
+    """Return how many channels of each segment every group gives, where calibration says what they are worth."""
+    offers: dict[str, Offer] = {}
+    seen = set(of_heads)
+    for layer in layers if grams else []:
+        if layer in seen:
+            continue
+        _, group = _group_of(graph, work.pruned.module, layer)
+        seen |= {layer, *group.outputs}
+        with contextlib.suppress(NotProven):
+            _check_group(group, of_heads)
+            readers = _readers(work, group, grams)
+            if readers:
+                offers[layer] = offer_of(readers, segments(group.count, group.places), fraction)
+    return allocate(offers, fraction)
+
+
 def _check_group(group: _Group, of_heads: Mapping[str, str]) -> None:
     """Raise NotProven where a group cannot go at all."""
     if group.obstacles:
@@ -325,24 +360,29 @@ def _check_group(group: _Group, of_heads: Mapping[str, str]) -> None:
         )
 
 
-def _choose(graph: Any, work: _Work, layer: str, group: _Group, grams: Grams, fraction: float) -> tuple[int, ...]:
+def _choose(
+    graph: Any,
+    work: _Work,
+    layer: str,
+    group: _Group,
+    grams: Grams,
+    plan: Mapping[str, tuple[int, ...]],
+    fraction: float,
+) -> tuple[int, ...]:
     """Return the channels of a group that go.
 
     Raises:
         NotProven: none can go.
     """
     parts = segments(group.count, group.places)
-    gone = [len(part) - kept_width(len(part), fraction) for part in parts]
+    gone = plan.get(layer, tuple(len(part) - kept_width(len(part), fraction) for part in parts))
+    if layer in plan and not any(gone):
+        raise NotProven("its readers would lose more than those of other layers do")
     if not any(gone):
         raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
-    if all(name in grams for name in group.inputs):
-        readers = []
-        for name, channels in group.inputs.items():
-            whole: Any = work.silent.get_submodule(name)
-            had = work.read.get(name)
-            original = channels if had is None else [had[at] for at in channels]
-            readers.append(reader_of(whole, original, grams[name], group.read_places[name], work.scales.get(name)))
-        return least_costly(readers, parts, gone)
+    readers = _readers(work, group, grams)
+    if readers:
+        return tuple(sorted(channel for channel, _ in removal_order(readers, parts, gone)))
     found, _ = _group_of(graph, work.pruned.module, layer)
     scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     importance = [float(one) for one in scorer(found)]

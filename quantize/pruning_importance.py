@@ -104,12 +104,18 @@ def reader_of(
     weight = weight if transposed else weight.transpose(0, 1)  # [inputs, outputs, ...]
     if scale is not None:
         weight = weight * scale.double().reshape(1, -1, *[1] * (weight.dim() - 2))
+    # In units of the layer's answers over all of its inputs: readers of one group then count alike.
+    flat = weight.flatten(1)
+    answers = float((flat * (gram @ flat)).sum())
+    weight = weight / max(answers, torch.finfo(torch.float32).tiny) ** 0.5
     inverse = torch.linalg.inv(own + ridge * torch.eye(len(inputs), dtype=torch.float64))
     return Reader(tuple(places), inverse, weight[inputs].flatten(1).clone())
 
 
-def least_costly(readers: Sequence[Reader], segments: Sequence[Sequence[int]], gone: Sequence[int]) -> tuple[int, ...]:
-    """Return the channels whose readers lose least, taken one after the other.
+def removal_order(
+    readers: Sequence[Reader], segments: Sequence[Sequence[int]], gone: Sequence[int]
+) -> tuple[tuple[int, float], ...]:
+    """Return the channels whose readers lose least, taken one after the other, each with what that costs.
 
     Args:
         readers: of the group; they are used up.
@@ -120,17 +126,17 @@ def least_costly(readers: Sequence[Reader], segments: Sequence[Sequence[int]], g
     part_of = {channel: part for part, channels in enumerate(segments) for channel in channels}
     left = list(gone)
     candidates = {channel for channel, part in part_of.items() if left[part]}
-    removed: list[int] = []
+    removed: list[tuple[int, float]] = []
     while candidates:
         costs = _costs(readers, rows, candidates)
         channel = least_important(costs, sorted(candidates), 1)[0]
         for reader, row in zip(readers, rows, strict=True):
             if channel in row:
                 _take(reader, row[channel])
-        removed.append(channel)
+        removed.append((channel, costs[channel]))
         left[part_of[channel]] -= 1
         candidates = {one for one in candidates if one != channel and left[part_of[one]]}
-    return tuple(sorted(removed))
+    return tuple(removed)
 
 
 def _costs(readers: Sequence[Reader], rows: Sequence[Mapping[int, int]], candidates: set[int]) -> dict[int, float]:
