@@ -19,6 +19,7 @@ whose input no refitted layer gives is estimated anew: mean and variance move by
 Source: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", for the reconstruction.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from tsexport.quantize.layer_order import NORMS, order_of
 from tsexport.quantize.pruning import Inputs, Pruned
+from tsexport.quantize.pruning_heads import slimmed
 from tsexport.quantize.pruning_records import Refitted
 from tsexport.quantize.refit_layers import Form, Layer, Unfit, form_of
 
@@ -55,6 +57,7 @@ def refit(whole: nn.Module, pruned: Pruned, windows: Windows, batches: int, seed
         seed: of the positions that are drawn.
     """
     done: list[Refitted] = []
+    whole = _comparable(whole, pruned)
     order = order_of(pruned.module, next(iter(windows())))
     with torch.no_grad():
         for number, name in enumerate(order.layers):
@@ -73,6 +76,17 @@ def refit(whole: nn.Module, pruned: Pruned, windows: Windows, batches: int, seed
             if found is not None:
                 done.append(found)
     return tuple(done)
+
+
+def _comparable(whole: nn.Module, pruned: Pruned) -> nn.Module:
+    """Return the whole model with the same layers as the pruned one: attentions that were replaced are so in both."""
+    with_heads = [one.layer for one in pruned.removals if one.kind == "heads"]
+    if not any(isinstance(whole.get_submodule(name), nn.MultiheadAttention) for name in with_heads):
+        return whole
+    whole = copy.deepcopy(whole)
+    for name in with_heads:
+        slimmed(whole, name)
+    return whole.requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ def test_attention_without_any_head_removed_is_torchs():
     from tsexport.quantize.pruning_heads import slimmed
 
     slimmed(attention, "layers.layers.0.self_attn")
-    for one, other in zip(outputs_of(module, inputs_of("Encoder")), outputs_of(attention, inputs_of("Encoder"))):
+    for one, other in zip(
+        outputs_of(module, inputs_of("Encoder")), outputs_of(attention, inputs_of("Encoder")), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=ROUNDING, rtol=0)
 
 
@@ -98,11 +100,13 @@ def test_removed_is_as_if_silenced(name):
     pruned = prune(module, inputs_of(name), 0.3)
     again = apply(module, inputs_of(name), pruned.removals)
     assert again.kept == pruned.kept
-    for one, other in zip(outputs_of(pruned.module, inputs_of(name, 7)), outputs_of(again.module, inputs_of(name, 7))):
+    for one, other in zip(
+        outputs_of(pruned.module, inputs_of(name, 7)), outputs_of(again.module, inputs_of(name, 7)), strict=True
+    ):
         assert torch.equal(one, other)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(fraction=st.floats(0.05, 0.9))
 def test_every_width_is_a_multiple_of_eight(fraction):
     module = nets.seeded(nets.Branches)
@@ -127,17 +131,17 @@ def test_same_inputs_same_weights():
 
 
 def test_a_wrong_graph_is_found_out():
-    """torch-pruning follows the reshapes to the second layer, and takes the wrong inputs from it."""
+    """torch-pruning takes a flip for an operation that keeps channels where they are."""
     pruned = prune(nets.seeded(nets.WrongOrder), (torch.randn(4, 6),), 0.3)
     assert [one.layer for one in pruned.removals] == ["sound"]
-    assert reason_of(pruned, "first") != ""
+    assert "the graph is wrong here" in reason_of(pruned, "first")
     assert pruned.module.first.weight.shape == (32, 24)
 
 
 def test_a_width_written_into_the_forward():
     pruned = prune(nets.seeded(nets.WrittenIn), (torch.randn(4, 6),), 0.3)
     assert not pruned.removals
-    assert "the model does not run without some of them: shape '[-1, 32]' is invalid" in reason_of(pruned, "first")
+    assert "the model does not run without some of them: mat1 and mat2" in reason_of(pruned, "first")
 
 
 def test_reasons_for_what_is_left():
