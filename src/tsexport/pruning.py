@@ -68,8 +68,8 @@ def require_prunable(identity: "SourceIdentity", plan: "DataPlan") -> None:
 
     if identity.kind not in ("registered", "factory"):
         raise UsageError(
-            f"{OPTION} removes channels of a torch module, and {identity.model} is a {identity.kind} file, in which "
-            "widths are constants",
+            f"{OPTION} removes channels of a torch module, and {identity.model} is a file of the kind {identity.kind}, "
+            "in which widths are constants",
             next_step="name the torch model that it was made of, as a registered name or module:factory",
         )
     require("quantize", f"{OPTION}", only=("torch-pruning",))
@@ -210,7 +210,7 @@ def measure_cost(context: Context, samples: "Samples", sizes: Change) -> Pruning
         left=result.left,
         refits=result.refits,
     )
-    _require_degradation(context, record)
+    require_degradation(context.options.max_prune_degradation, record)
     return record
 
 
@@ -219,10 +219,14 @@ def _sum_of(removals: tuple[Removal, ...], kind: str) -> Change:
     return Change(sum(one.before for one in own), sum(one.after for one in own))
 
 
-def _require_degradation(context: Context, record: PruningRecord) -> None:
+def require_degradation(allowed: float | None, record: PruningRecord) -> None:
+    """Raise where pruning cost more than was allowed: of the metric where there are labels, else as output error.
+
+    Raises:
+        AccuracyError: says by how much.
+    """
     from tsexport.quantize.evaluation import budget_miss
 
-    allowed = context.options.max_prune_degradation
     if allowed is None:
         return
     miss = budget_miss(record.accuracy, AccuracyBudget(record.accuracy.metric or "", allowed, allowed))
