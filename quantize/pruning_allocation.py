@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tsexport.quantize.pruning_importance import Reader, removal_order
 from tsexport.quantize.pruning_widths import MULTIPLE
 
-MOST = 2.0
+MOST = 1.4
 """A group gives at most this many times the fraction: what is left of it has to serve what lies behind as well."""
 
 

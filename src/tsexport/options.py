@@ -94,11 +94,6 @@ class BuildOptions:
             raise ConfigurationError(f"formats is empty; allowed are {', '.join(FORMATS)}")
         if self.prune is not None and not 0 < self.prune < 1:
             raise ConfigurationError(f"prune is {self.prune}; allowed are fractions between 0 and 1, for example 0.3")
-        if self.max_prune_degradation is not None and self.prune is None:
-            raise ConfigurationError(
-                "max_prune_degradation is given and prune is not: it judges what pruning costs",
-                next_step="add --prune, for example --prune 0.3, or leave --max-prune-degradation out",
-            )
         if self.rollout is not None and self.rollout < 1:
             raise ConfigurationError(f"rollout is {self.rollout}; allowed are whole numbers of steps from 1 on")
         for key in ("max_degradation", "max_output_error", "max_prune_degradation", "atol", "rtol"):

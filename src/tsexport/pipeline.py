@@ -117,8 +117,7 @@ def plan_build(options: BuildOptions) -> Plan:
     threads = min(options.threads or target.cores, target.cores, cores_here())
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
-    if options.prune is not None:
-        require_prunable(identity, plan)
+    require_prunable(options, identity, plan)
     statuses = list_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:

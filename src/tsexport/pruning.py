@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 
 from tsexport.cache import Cached
 from tsexport.context import Context
-from tsexport.errors import AccuracyError, UsageError
+from tsexport.errors import AccuracyError, ConfigurationError, UsageError
 from tsexport.npz import read_arrays, write_arrays
+from tsexport.options import BuildOptions
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
 from tsexport.reporting import change_text
 from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, TensorSpec, rows_at_once
@@ -57,22 +58,30 @@ class CostResult:
     unrefitted: Accuracy
 
 
-def require_prunable(identity: "SourceIdentity", plan: "DataPlan") -> None:
-    """Raise where a model cannot be pruned, as far as that shows before it is opened.
+def require_prunable(options: BuildOptions, identity: "SourceIdentity", plan: "DataPlan") -> None:
+    """Raise where a model that is to be pruned cannot be, as far as that shows before it is opened.
 
     Raises:
+        ConfigurationError: a budget for pruning without pruning.
         UsageError: a file without a torch module, or no data to refit layers on.
         MissingDependencyError: torch-pruning is not installed.
     """
     from tsexport.extras import require
 
+    if options.prune is None:
+        if options.max_prune_degradation is None:
+            return
+        raise ConfigurationError(
+            "max_prune_degradation is given and prune is not: it judges what pruning costs",
+            next_step="add --prune, for example --prune 0.3, or leave --max-prune-degradation out",
+        )
     if identity.kind not in ("registered", "factory"):
         raise UsageError(
             f"{OPTION} removes channels of a torch module, and {identity.model} is a file of the kind {identity.kind}, "
             "in which widths are constants",
             next_step="name the torch model that it was made of, as a registered name or module:factory",
         )
-    require("quantize", f"{OPTION}", only=("torch-pruning",))
+    require("quantize", OPTION, only=("torch-pruning",))
     if plan.calibration is None and not plan.reference:
         raise UsageError(
             f"{OPTION} refits layers on data like the model's own, and for {identity.model} none was given",

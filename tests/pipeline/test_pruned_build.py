@@ -106,7 +106,7 @@ def test_messages_of_wrong_options(tmp_path):
         with pytest.raises(ConfigurationError, match=r"allowed are fractions between 0 and 1, for example 0\.3"):
             options(tmp_path, prune=fraction)
     with pytest.raises(ConfigurationError, match="max_prune_degradation is given and prune is not"):
-        options(tmp_path, max_prune_degradation=0.1)
+        plan_build(options(tmp_path, max_prune_degradation=0.1))
     with pytest.raises(ConfigurationError, match="max_prune_degradation is -1"):
         options(tmp_path, prune=0.3, max_prune_degradation=-1)
     with pytest.raises(ConfigurationError, match="rollout is 0; allowed are whole numbers of steps from 1 on"):
