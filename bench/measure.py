@@ -16,7 +16,7 @@ from statistics import median
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.process import WorkerProcess, write_feeds
-from tsexport.bench.race import Progress, block_calls_for
+from tsexport.bench.race import Progress, block_calls_for, lead_in_for
 from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES
 from tsexport.errors import UsageError
 from tsexport.types import Artifact, Feeds, Measurement
@@ -120,7 +120,8 @@ def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share) -> t
     while len(times) < share.samples:
         if len(times) >= share.fewest and time.perf_counter() - began >= share.seconds:
             break
-        timed = worker.time_block(batch, min(block_calls_for(call_ms), share.samples - len(times)))
+        calls = min(block_calls_for(call_ms), share.samples - len(times))
+        timed = worker.time_block(batch, calls, lead_in=lead_in_for(call_ms))
         times += [ns / 1e6 for ns in timed.times_ns]
         peak = timed.peak_memory_bytes
     return times, peak

@@ -4,7 +4,8 @@ Each round times one block of every contestant, one after another, never two at 
 order and every second round starts one contestant further (A B C, C B A, B C A, A C B, ...), so that a clock or a
 neighbour that drifts hits all alike.  Between its blocks a contestant's process blocks on a read and uses no CPU: a
 block is over only when the runtime's threads have stopped spinning, which lasts 50 ms in ONNX Runtime.  A block's first
-call does not count.  All contestants stay in memory together; whether they fit is the caller's to know.
+call does not count, unless it takes so long that what ran before it makes no difference.  All contestants stay in
+memory together; whether they fit is the caller's to know.
 """
 
 import tempfile
@@ -14,13 +15,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsexport.bench.process import WorkerProcess, write_feeds
+from tsexport.bench.process import LEAD_IN_CALLS, WorkerProcess, write_feeds
 from tsexport.bench.statistics import P99_SAMPLES, RATIO_MIN_ROUNDS, Ratio, Summary, ratio_of_medians, summarize
 from tsexport.errors import InconclusiveError
 from tsexport.types import Artifact, Feeds
 
 BLOCK_SECONDS = 0.03
 MAX_BLOCK_CALLS = 500
+SLOW_CALL_MS = 50.0
+"""From so long a call on, a block begins without a call that does not count."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction done, 0 to 1."""
@@ -94,6 +97,7 @@ def race(
     rounds: int | None = None,
     block_calls: int | None = None,
     max_seconds: float = 30.0,
+    patience_seconds: float = 0.0,
     processes: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -108,6 +112,7 @@ def race(
         block_calls: calls in a block; by default as many as take 30 ms, at least 1, for each contestant by itself.
         max_seconds: no new round begins after it, counted from the end of the warm-up and over all processes; the
             first round always runs.  Fewer than 8 rounds give speed-ups with an infinite interval.
+        patience_seconds: where there are fewer than 8 rounds by then, it goes on until there are, at most this long.
         processes: how often the whole is repeated with fresh processes; rounds are pooled.
         seed: of the bootstrap.
         progress: told after each step.
@@ -140,6 +145,7 @@ def race(
                 samples=-(-P99_SAMPLES // processes),
                 min_rounds=-(-RATIO_MIN_ROUNDS // processes),
                 seconds=max_seconds / processes,
+                patience=patience_seconds / processes,
             )
             heats.append(_run_heat(contestants, path, batch, plan, _Part(progress, number, processes)))
     seconds = time.perf_counter() - started
@@ -155,16 +161,22 @@ class _Plan:
     samples: int
     min_rounds: int
     seconds: float
+    patience: float
 
     def is_done(self, blocks: Sequence[Sequence[Sequence[float]]], seconds: float) -> bool:
         done = len(blocks[0])
         if done == 0:
             return False
         if seconds >= self.seconds:
-            return True
+            return done >= self._awaited or seconds >= self.patience
         if self.rounds is not None:
             return done >= self.rounds
         return done >= self.min_rounds and all(sum(map(len, one)) >= self.samples for one in blocks)
+
+    @property
+    def _awaited(self) -> int:
+        """How many rounds are waited for when the time is up."""
+        return self.min_rounds if self.rounds is None else min(self.rounds, self.min_rounds)
 
     def fraction(self, blocks: Sequence[Sequence[Sequence[float]]], seconds: float) -> float:
         if self.rounds is not None:
@@ -211,6 +223,7 @@ def _run_heat(contestants: Sequence[Contestant], feeds: Path, batch: int, plan: 
         stable: list[bool] = []
         loads: list[float] = []
         calls: list[int] = []
+        lead_ins: list[int] = []
         for contestant in contestants:
             part.tell(f"warming up {contestant.label}", 0.0)
             worker = stack.enter_context(WorkerProcess(contestant.artifact, contestant.runtime, contestant.threads))
@@ -218,13 +231,14 @@ def _run_heat(contestants: Sequence[Contestant], feeds: Path, batch: int, plan: 
             warmed = worker.warm_up(batch)
             stable.append(warmed.stable)
             calls.append(plan.block_calls or block_calls_for(warmed.call_ms))
+            lead_ins.append(lead_in_for(warmed.call_ms))
             workers.append(worker)
         blocks: list[list[tuple[float, ...]]] = [[] for _ in contestants]
         peaks = [0] * len(contestants)
         began = time.perf_counter()
         while not plan.is_done(blocks, time.perf_counter() - began):
             for i in order_of_round(len(blocks[0]), len(contestants)):
-                timed = workers[i].time_block(batch, calls[i], quiet=True)
+                timed = workers[i].time_block(batch, calls[i], lead_in=lead_ins[i], quiet=True)
                 blocks[i].append(tuple(ns / 1e6 for ns in timed.times_ns))
                 peaks[i] = timed.peak_memory_bytes
             part.tell(f"batch {batch}", plan.fraction(blocks, time.perf_counter() - began))
@@ -234,6 +248,11 @@ def _run_heat(contestants: Sequence[Contestant], feeds: Path, batch: int, plan: 
 def block_calls_for(call_ms: float) -> int:
     """Return how many calls take 30 ms, at least 1 and at most 500."""
     return max(1, min(MAX_BLOCK_CALLS, round(BLOCK_SECONDS * 1000 / max(call_ms, 1e-6))))
+
+
+def lead_in_for(call_ms: float) -> int:
+    """Return how many calls of a block do not count."""
+    return LEAD_IN_CALLS if call_ms < SLOW_CALL_MS else 0
 
 
 def _result(

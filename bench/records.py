@@ -15,10 +15,25 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Balance:
+    """What a machine sustains: multiply-accumulates a second (in 10^9) with `threads` threads, and a copy on one.
+
+    The copies count the bytes read and those written, in 10^9: of what no cache holds, and of what one does.
+    """
+
+    threads: int
+    fp32_gmacs_per_s: float
+    int8_gmacs_per_s: float
+    copy_gb_per_s: float
+    cached_copy_gb_per_s: float
+
+
+@dataclass(frozen=True)
 class MachineRecord:
     """Everything that was measured on one machine.
 
-    `races` are artifacts side by side, `stage_seconds` the wall-clock time of a build's stages.
+    `races` are artifacts side by side, `stage_seconds` the wall-clock time of a build's stages.  `balance` is None
+    where no artifacts were raced.
     """
 
     machine: Machine
@@ -26,6 +41,7 @@ class MachineRecord:
     races: tuple[RaceResult, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     stage_seconds: tuple[tuple[str, float], ...] = ()
+    balance: Balance | None = None
     schema_version: int = SCHEMA_VERSION
 
 

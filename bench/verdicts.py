@@ -59,6 +59,8 @@ def _judge_one(budget: Budget, measurements: tuple[Measurement, ...], machine: M
         return _not_measured(budget, f"a budget over {budget.via}; the benchmark of `tsexport serve` judges it")
     if budget.formula:
         return _not_measured(budget, f"a formula over other models ({budget.formula}), which were not measured")
+    if not measurements:
+        return _not_measured(budget, f"a budget of {budget.device or 'any device'}; nothing was measured")
     if budget.device != device and device not in _INCLUDES.get(budget.device or "any", ()):
         return _not_measured(budget, f"a budget of {budget.device}; measured on {device}: {machine}")
     eligible = _eligible(budget, measurements, device)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from tsexport.calibration.datasets import Batch, Dataset, digest_of, read_range
-from tsexport.calibration.statistics import RangeObserver, TensorRange
+from tsexport.calibration.statistics import RangeObserver, TensorStatistics
 from tsexport.errors import DataError, did_you_mean
 from tsexport.types import Array, TensorSpec
 
@@ -32,7 +32,7 @@ class Checked:
 
     dataset: Dataset
     notes: tuple[str, ...]
-    ranges: tuple[TensorRange, ...]
+    ranges: tuple[TensorStatistics, ...]
 
 
 class ConvertedDataset:

@@ -15,7 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from tsexport.errors import DataError
-from tsexport.types import Array
+from tsexport.types import Array, rows_at_once
+
+CALIBRATION_BATCH = 16
+"""The most windows that a model is calibrated with at once; one of large inputs takes fewer (see `rows_at_once`)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ def index_batches(indices: Sequence[int], batch_size: int, count: int) -> Iterat
             raise ValueError(f"indices must increase strictly and be below {count}")
         previous = int(part[-1])
         yield part
+
+
+def calibration_batch(dataset: Dataset) -> int:
+    """Return how many windows a quantizer is given at once: it keeps what every layer answers to them."""
+    first = next(iter(dataset.batches(1)))
+    return rows_at_once((array.shape for array in first.feeds.values()), CALIBRATION_BATCH)
 
 
 class Subset:

@@ -59,7 +59,7 @@ class RunningStatistics:
 
 
 @dataclass(frozen=True)
-class TensorRange:
+class TensorStatistics:
     """What was seen of one tensor: extremes, mean, population standard deviation, and the number of values."""
 
     name: str
@@ -71,7 +71,10 @@ class TensorRange:
 
 
 class RangeObserver:
-    """Min/max observer over tensors by name: what reports show and static quantization takes its ranges from."""
+    """Extremes, mean and deviation of tensors by name: what checks find and reports show.
+
+    Static quantization takes its ranges from `calibration.table`.
+    """
 
     def __init__(self) -> None:
         self._statistics: dict[str, RunningStatistics] = {}
@@ -82,16 +85,16 @@ class RangeObserver:
             self._statistics.setdefault(name, RunningStatistics(1)).update(tensor.reshape(-1, 1))
 
     @property
-    def ranges(self) -> tuple[TensorRange, ...]:
+    def ranges(self) -> tuple[TensorStatistics, ...]:
         """What was seen so far, in the order in which the tensors first came."""
         return tuple(
-            TensorRange(name, float(s.minimum[0]), float(s.maximum[0]), float(s.mean[0]), float(s.std[0]), s.count)
+            TensorStatistics(name, float(s.minimum[0]), float(s.maximum[0]), float(s.mean[0]), float(s.std[0]), s.count)
             for name, s in self._statistics.items()
             if s.count
         )
 
 
-def input_ranges(batches: Iterable[Batch]) -> tuple[TensorRange, ...]:
+def input_ranges(batches: Iterable[Batch]) -> tuple[TensorStatistics, ...]:
     """Observe the feeds of all batches in one pass."""
     observer = RangeObserver()
     for batch in batches:

@@ -18,6 +18,7 @@ and another.  A longer series begins with the shorter one of the same seed.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ MINUTES_PER_DAY = 1440
 FIRST_BAR = np.datetime64("2020-01-01T00:00", "m")
 
 TIME_MARKS = ("hour", "weekday", "day_of_month", "day_of_year")
+_MOST = (23, 6, 30, 365)
 
 REGIME_CHANGE_PROBABILITY = 1 / 250
 STRESSED_VOLATILITY = 1.75
@@ -143,8 +145,14 @@ def time_marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:
     """
     given = calendar_numbers(times)
     counts = (given.minute_of_day // 60, given.weekday, given.day_of_month, given.day_of_year)
-    scaled = [count / most for count, most in zip(counts, (23, 6, 30, 365), strict=True)]
+    scaled = [count / most for count, most in zip(counts, _MOST, strict=True)]
     return np.stack(scaled, axis=-1).astype(np.float32) - np.float32(0.5)
+
+
+def mark_numbers(marks: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return hour, weekday, day of month and day of year, each from 0 on, of marks [..., 4] as `time_marks` makes
+    them."""
+    return np.rint((marks.astype(np.float64) + 0.5) * _MOST).astype(np.int64)
 
 
 def _check(seed: int, rows: int) -> None:

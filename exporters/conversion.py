@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsexport.exporters.cost import COSTLY_FLOPS, flops_of
 from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.runtimes.options import FIX_BATCH
 from tsexport.types import Artifact, Feeds, ModelSpec, random_feeds
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from tsexport.exporters.rewrites.proofs import Applied
 
 PROBE_BATCHES = (1, 2, 5)
-COSTLY_FLOPS = 5e9
-"""From so many operations a sample on, a rewrite is proven on fewer samples: each proof runs them all."""
 COSTLY_BATCHES = (1, 2)
 _SEED = 29
 
@@ -47,15 +46,7 @@ def probes(spec: ModelSpec, real: Feeds | None, *, costly: bool = False) -> tupl
 
 def is_costly(module: "nn.Module", spec: ModelSpec) -> bool:
     """Return whether one sample takes COSTLY_FLOPS or more, as torch counts them (recurrent layers as nothing)."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from tsexport.exporters.tracing import mha_fastpath
-
-    feeds = random_feeds(spec.inputs, 1, _SEED)
-    with torch.no_grad(), mha_fastpath(False), FlopCounterMode(display=False) as counter:
-        module(*map(torch.from_numpy, feeds.values()))
-    return bool(counter.get_total_flops() >= COSTLY_FLOPS)
+    return flops_of(module, spec) >= COSTLY_FLOPS
 
 
 @dataclass

@@ -6,7 +6,9 @@ with bf16 OpenVINO computes an fp32 model in bf16 otherwise.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -49,10 +51,15 @@ def export_openvino(source: Artifact, path: Path, *, name: str = "openvino-fp32"
     )
 
 
-def write_ir(model: openvino.Model, path: Path, source: Artifact) -> tuple[Path, Path]:
+def write_ir(
+    model: openvino.Model, path: Path, source: Artifact, *, precise: Sequence[openvino.Node] = ()
+) -> tuple[Path, Path]:
     """Write a model made from the artifact `source` to `path` (`.xml`) and the `.bin` beside it; return both.
 
     The tensors must be those of `source`; the same model gives the same bytes.
+
+    Args:
+        precise: operators of `model` that are marked to be computed in the precision of the file, whatever the hint.
 
     Raises:
         ExportError: a tensor's name, dtype or shape differs, or the file does not run.
@@ -63,10 +70,28 @@ def write_ir(model: openvino.Model, path: Path, source: Artifact) -> tuple[Path,
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
         openvino.save_model(model, written, compress_to_fp16=False)
+        if precise:
+            _mark_precise(written, frozenset(operation.get_friendly_name() for operation in precise))
         _require_runs(written, source)
         # weights first: an .xml is never without them
         weights = written.with_suffix(".bin").replace(path.with_suffix(".bin"))
         return written.replace(path), weights
+
+
+def _mark_precise(path: Path, names: frozenset[str]) -> None:
+    """Mark operators of an IR as ones that no hint makes less precise; OpenVINO's Python cannot set this mark."""
+    tree = ElementTree.parse(path)
+    for layer in tree.iterfind("./layers/layer"):
+        if layer.get("name") not in names:
+            continue
+        marks = layer.find("rt_info")
+        if marks is None:
+            marks = ElementTree.Element("rt_info")
+            layer.insert(0 if layer.find("data") is None else 1, marks)
+        ElementTree.SubElement(
+            marks, "attribute", {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
+        )
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _require_tensors(model: openvino.Model, source: Artifact) -> None:

@@ -7,6 +7,8 @@ Configurations are read far more often than models are built (listing, `--set`, 
 seconds.  So a model's file does not import torch at its top: the `nn.Module` classes stand in a function named
 `network`, which imports torch and is cached, and `build` calls it.
 
+A model that must keep some modules in fp32 where the rest is fp16 or bf16 names them in `FP32_LAYERS`.
+
 A model that can be built in parts has a third name, `COMPONENTS`: one `Component` for each part.  A part's weights are
 those of the whole model, which is built and loaded first.
 """
@@ -71,9 +73,10 @@ class Component:
 class Definition(Protocol):
     """A model's module: `tsexport.models.<file>`, or a third party's.
 
-    Two more names may be there.  `COMPONENTS` are the parts that can be built alone.  `misfit_hint(config, misfit) ->
-    str` says what to do about a checkpoint that does not fit (a `models.loading.Misfit`), where the model knows better
-    than its settings; "" where it does not.
+    Three more names may be there.  `COMPONENTS` are the parts that can be built alone.  `FP32_LAYERS` are the names of
+    modules, as their parent calls them ("film"), that stay in fp32 in an artifact of fp16 or bf16.
+    `misfit_hint(config, misfit) -> str` says what to do about a checkpoint that does not fit (a
+    `models.loading.Misfit`), where the model knows better than its settings; "" where it does not.
     """
 
     Config: type[ModelConfig]
@@ -86,6 +89,12 @@ def components_of(definition: Definition) -> tuple[Component, ...]:
     """Return the parts that a model can be built in, () where it has none."""
     components: tuple[Component, ...] = getattr(definition, "COMPONENTS", ())
     return components
+
+
+def fp32_layers_of(definition: Definition) -> tuple[str, ...]:
+    """Return the modules that stay in fp32 where the rest is fp16 or bf16, () where it makes no difference."""
+    layers: tuple[str, ...] = getattr(definition, "FP32_LAYERS", ())
+    return layers
 
 
 def component_of(definition: Definition, name: str, *, model: str) -> Component:

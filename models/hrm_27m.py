@@ -18,7 +18,7 @@ Sizes are published, shapes are not; those here are this project's.  The publish
 sum of H (3.5 M) and L (23.8 M) alone, without FiLM and heads ("under 1 M"): this model has 27.5 M in H and L and 28.1 M
 in all.  A feed-forward of H's own width, and SwiGLU of 4 times L's, are what those counts fit.  L's head width is 68,
 no multiple of 8: a GPU's fp16 and bf16 kernels pad it to 72 or 128.  The document keeps FiLM and the Q-head in fp32
-where the rest is bf16; OpenVINO's bf16, the only one here so far, takes no such exception.
+where the rest is bf16 (`FP32_LAYERS`).
 
 `causal` lets a minute see those before it only, and serves streaming (component `stream-step`, `models.hrm_stream`).
 More segments than one are then refused: each reads a summary of the whole day.  H is never causal, its days are all
@@ -332,3 +332,5 @@ COMPONENTS = (
     Component("conditioning-heads", "FiLM, forecast and Q-head", _conditioning, lambda whole: whole.conditioning),
     Component("stream-step", "the next minutes, with cached keys and values", _stream_step, stream_step),
 )
+
+FP32_LAYERS = ("film", "q_head")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tsexport.errors import FeedError, UsageError
 from tsexport.models.checkpoints import check_file, read_checkpoint, torch_archive_kind
-from tsexport.models.definition import Component, ModelConfig, Tensors, component_of, task_of
+from tsexport.models.definition import Component, ModelConfig, Tensors, component_of, fp32_layers_of, task_of
 from tsexport.models.factory import call_factory, declared_inputs, factory_digest, split_factory
 from tsexport.models.flat import flatten, probe, to_tensors
 from tsexport.models.loading import load_strictly
@@ -278,6 +278,7 @@ def _open_registered(identity: SourceIdentity) -> OpenedSource:
         parameters=_count(module),
         source=entry.source,
         caveats=caveats,
+        fp32_layers=fp32_layers_of(definition),
     )
     assert identity.digest is not None
     return _from_module(spec, module, identity.digest, tuple(notes), identity.checkpoint_sha256)

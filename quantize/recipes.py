@@ -1,7 +1,7 @@
-"""The INT8 recipes that are tried, by instruction set.
+"""The recipes that are tried for a target, by its instruction set and its precision.
 
-No recipe wins everywhere, so every one that suits the CPU is built, its accuracy and its speed are measured, and INT8
-ships only where it is faster than fp32.  What decides the rows:
+No recipe wins everywhere, so every one that suits the target is built and its accuracy judged.  Where the target is
+this machine, its speed is measured too, and INT8 ships only where it is faster than fp32.  What decides the rows:
 
 - Without VNNI the dot product of U8 activations and S8 weights adds two products in 16 bits and saturates; weights of
   7 bits (`reduce_range`) or U8 weights keep clear of that.  With VNNI nothing saturates, and full
@@ -9,144 +9,66 @@ ships only where it is faster than fp32.  What decides the rows:
 - Transformers and LSTMs win with dynamic activations and constant weights in ONNX Runtime, convolutional models with
   static ones in OpenVINO.
 - NNCF's mixed preset had a tenth of the error of its transformer preset on attention models.
+- Arm64 multiplies S8 by S8 without saturating; on x86 without VNNI the same file is several times slower than fp32.
+- TensorRT takes symmetric S8 as Q/DQ and nothing else, so its candidates are its own.
 
 Source: measurements on AVX2 and AVX512-VNNI machines; `bench/suites` repeats them.
+
+To add a recipe: define it, and add it to the tuple of each list that it suits.  A tool that has to be installed first
+adds its rows all the same: where it is missing, the candidate is listed with that reason.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
-from tsexport.targets import CpuFeatures
-from tsexport.types import Format, Precision
+from tsexport.devices import version_key
+from tsexport.quantize.cpu_recipes import ARM64, CPU_BF16, INT8_WITH_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.tensorrt_recipes import (
+    TENSORRT_BF16,
+    TENSORRT_FP16,
+    TENSORRT_FP16_BEFORE_8_6,
+    TENSORRT_INT8,
+    TENSORRT_INT8_BEFORE_AMPERE,
+)
+from tsexport.targets import CpuFeatures, InstructionSet, Target
 
-MICROSOFT_DOMAIN = "com.microsoft"
-"""ONNX Runtime's own operators; DynamicQuantizeLSTM is one of them.  Other runtimes know few of them or none."""
+LAYER_NORM_FROM = (8, 6)
+"""The first TensorRT that knows LayerNormalization."""
+
+INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
+    "generic": WITHOUT_VNNI,
+    "avx2": WITHOUT_VNNI,
+    "avx512-vnni": WITH_VNNI,
+    "amx": WITH_AMX,
+    "arm64": ARM64,
+    "gpu": TENSORRT_INT8,
+}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one candidate is made: every choice that decides its numbers.
+def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
+    """Return the recipes that suit a target, in the order in which they are tried; none for an fp32 target.
 
-    `tool` is a key of `candidates.TOOLS`.  `domains` are the operator domains beside ONNX's own that its graph may use.
-    `float_layers` name the nodes of the fp32 graph that stay in floating point.
+    The target's instruction set decides, not that of this machine: the two may differ.
+
+    Args:
+        target: where the artifact will run.
+        cpu: this machine's, whose bf16 may win for an INT8 target that is this machine.
     """
-
-    name: str
-    tool: str
-    activations: Literal["dynamic", "static", "none"]
-    weights: Literal["u8", "s8", "bf16"]
-    reduce_range: bool
-    per_channel: bool
-    format: Format
-    runtimes: tuple[str, ...]
-    summary: str
-    precision: Precision = "int8"
-    domains: tuple[str, ...] = ()
-    float_layers: tuple[str, ...] = ()
-
-
-DYNAMIC_U8 = Recipe(
-    name="dynamic-u8",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="u8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, U8 weights: no 16-bit saturation on any CPU",
-    domains=(MICROSOFT_DOMAIN,),
-)
-DYNAMIC_S8_REDUCED = Recipe(
-    name="dynamic-s8-reduced",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=True,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, 7-bit S8 weights: keeps clear of 16-bit saturation",
-    domains=(MICROSOFT_DOMAIN,),
-)
-DYNAMIC_S8 = Recipe(
-    name="dynamic-s8",
-    tool="onnxruntime",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
-    summary="activations quantized at run time, S8 weights of full range: for CPUs with VNNI",
-    domains=(MICROSOFT_DOMAIN,),
-)
-STATIC_U8S8_REDUCED = Recipe(
-    name="static-u8s8-reduced",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=True,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, 7-bit S8 weights",
-)
-STATIC_U8S8 = Recipe(
-    name="static-u8s8",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
-    summary="calibrated U8 activations, S8 weights of full range per channel: for CPUs with VNNI",
-)
-NNCF_MIXED = Recipe(
-    name="nncf-mixed",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="NNCF's mixed preset with fast bias correction",
-)
-NNCF_MIXED_REDUCED = Recipe(
-    name="nncf-mixed-reduced",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=True,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="NNCF's mixed preset with fast bias correction and its fix for 16-bit saturation",
-)
-OPENVINO_BF16 = Recipe(
-    name="openvino-bf16",
-    tool="openvino",
-    activations="none",
-    weights="bf16",
-    reduce_range=False,
-    per_channel=False,
-    format="openvino",
-    runtimes=("openvino",),
-    summary="OpenVINO computing in bf16, where the CPU has it",
-    precision="bf16",
-)
-
-WITHOUT_VNNI = (DYNAMIC_U8, DYNAMIC_S8_REDUCED, STATIC_U8S8_REDUCED, NNCF_MIXED_REDUCED)
-WITH_VNNI = (DYNAMIC_S8, DYNAMIC_U8, STATIC_U8S8, NNCF_MIXED)
+    gpu = target.instruction_set == "gpu"
+    if target.precision == "fp16":
+        old = target.tensorrt is not None and version_key(target.tensorrt) < LAYER_NORM_FROM
+        return (TENSORRT_FP16_BEFORE_8_6 if old else TENSORRT_FP16) if gpu else ()
+    if target.precision == "bf16":
+        return TENSORRT_BF16 if gpu else CPU_BF16
+    if target.precision == "int8":
+        int8 = TENSORRT_INT8_BEFORE_AMPERE if _is_before_ampere(target) else INT8[target.instruction_set]
+        if not (target.here and cpu.bf16):
+            return int8
+        rest_in_bf16 = INT8_WITH_BF16 if target.instruction_set in ("avx512-vnni", "amx") else ()
+        return (*int8, *rest_in_bf16, *CPU_BF16)
+    return ()
 
 
-def recipes_for(cpu: CpuFeatures) -> tuple[Recipe, ...]:
-    """Return the recipes that suit a CPU, in the order in which they are tried.
-
-    Arm64's dot product takes S8 by S8 and does not saturate, so it gets the recipes of full range.
-    """
-    full_range = cpu.vnni or cpu.instruction_set == "arm64"
-    recipes = WITH_VNNI if full_range else WITHOUT_VNNI
-    return (*recipes, OPENVINO_BF16) if cpu.bf16 else recipes
+def _is_before_ampere(target: Target) -> bool:
+    """Return whether a target is a GPU that lacks INT8 kernels of some layers."""
+    return target.compute_capability is not None and float(target.compute_capability) < 8.0

@@ -4,6 +4,9 @@ INT8 ships only where it wins: a candidate must hold the accuracy budget, and th
 the fastest fp32 artifact must lie above 1.  Of those the fastest is selected; with the objective "size" the smallest
 of those that are no slower.  Otherwise fp32 is selected, and the reason says by how much the best candidate fell
 short.
+
+Where the target is not this machine, speed is not known, and the smallest error decides among the candidates that hold
+the accuracy budget.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ from typing import Literal
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.statistics import Ratio
-from tsexport.types import Artifact
+from tsexport.types import Accuracy, Artifact
 
 Objective = Literal["latency", "size"]
 
@@ -99,8 +102,37 @@ def select(
     if not rivals:
         return Choice(*baseline, "no candidate held the accuracy budget: fp32 is selected", "nothing to compare")
     nearest = max(rivals, key=lambda entry: entry.speedup.value)
+    lost = (
+        "faster than fp32 beyond the measuring noise" if objective == "latency" else "smaller than fp32 and no slower"
+    )
     return Choice(
         *baseline,
-        "no candidate within the accuracy budget was faster than fp32 beyond the measuring noise: fp32 is selected",
+        f"no candidate within the accuracy budget was {lost}: fp32 is selected",
         f"the nearest, {nearest.name}, had {_figures(nearest, result.baseline)}",
+    )
+
+
+NOT_MEASURED = "latency not measured"
+
+
+def select_unmeasured(accuracies: Sequence[Accuracy], precision: str, device: str) -> Choice | None:
+    """Return what a target selects that is not this machine: the artifact of the smallest output error.
+
+    Args:
+        accuracies: of the artifacts in the target's own precision that hold the accuracy budget; the first of those
+            with the same error wins.
+        precision, device: the target's, for the reason.
+
+    Returns:
+        None where there is no artifact.
+    """
+    if not accuracies:
+        return None
+    best = min(accuracies, key=lambda one: one.output_error)
+    return Choice(
+        best.artifact,
+        best.runtime,
+        f"the smallest error of the {precision} artifacts within the accuracy budget; {NOT_MEASURED}, since this is no "
+        f"{device}",
+        f"output error {best.output_error:.3g}, {NOT_MEASURED}",
     )

@@ -1,15 +1,20 @@
 """What candidates are made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.calibration.datasets import Dataset
-from tsexport.quantize.recipes import Recipe
+from tsexport.calibration.table import CalibrationTable, Observer, calibrate
+from tsexport.quantize.recipe import Recipe, artifact_name
 from tsexport.types import Artifact, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+Calibrate = Callable[[Path, Dataset, Sequence[str], Observer], CalibrationTable]
+"""Takes ranges, as `calibration.table.calibrate` does; a build's own keeps them and re-uses those that it was given."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Fp32Sources:
 class Order:
     """One candidate to be built: the recipe, the fp32 artifact in its format, and what calibrates it.
 
-    `calibration` gives windows named as the inputs; streamed.
+    `calibration` gives windows named as the inputs; streamed.  A tool that calibrates by table calls `ranges`.
     """
 
     recipe: Recipe
@@ -41,9 +46,17 @@ class Order:
     sources: Fp32Sources
     spec: ModelSpec
     calibration: Dataset
+    calibrate: Calibrate = calibrate
+
+    def ranges(self, tensors: Sequence[str], observer: Observer) -> CalibrationTable:
+        """Return the ranges of tensors of the source graph.
+
+        Raises:
+            DataError: as `calibration.table.calibrate`.
+            CalibrationTableError: the build was given a table that does not match.
+        """
+        return self.calibrate(self.source.path, self.calibration, tensors, observer)
 
     @property
     def artifact_name(self) -> str:
-        """The artifact's name: `<precision>-<recipe>`."""
-        recipe = self.recipe
-        return f"{recipe.precision}-{recipe.name}" if recipe.precision not in recipe.name else recipe.name
+        return artifact_name(self.recipe)

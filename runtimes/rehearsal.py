@@ -1,7 +1,8 @@
 """Load and run an artifact in a process of its own first, on runtimes whose failure can end the process.
 
 tract's bindings do not pass Rust's panics on: an operator that meets values or shapes it cannot take aborts whoever
-called it.  A build that is about to use an artifact there for the first time lets another process try.
+called it.  ONNX Runtime's optimizer has ended its process on fp16 graphs.  A build that is about to use an artifact
+there for the first time lets another process try.
 """
 
 import json
@@ -22,6 +23,8 @@ from tsexport.runtimes.registry import load
 from tsexport.types import Artifact, Feeds, TensorSpec
 
 CAN_END_THE_PROCESS = frozenset({"tract"})
+ENDS_IT_IN = frozenset({("onnxruntime", "fp16")})
+"""Runtimes that could do so with artifacts of one precision."""
 TIMEOUT_SECONDS = 300.0
 _RAISED = 1
 """The exit code of a Python exception: the caller will meet the same one, and can handle it."""
@@ -34,7 +37,7 @@ def rehearse(artifact: Artifact, runtime: str, feeds: Sequence[Feeds], timeout_s
     Raises:
         UsageError: that process was ended, or did not finish in time.
     """
-    if runtime not in CAN_END_THE_PROCESS:
+    if runtime not in CAN_END_THE_PROCESS and (runtime, artifact.precision) not in ENDS_IT_IN:
         return
     with tempfile.TemporaryDirectory(prefix="tsexport-rehearsal-") as folder:
         record = json.dumps([runtime, asdict(artifact)], default=str)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 DIRS = SETUPTOOLS["package-dir"]
-BASE = {"types", "errors", "targets", "codec", "npz"}
+BASE = {"types", "errors", "devices", "targets", "codec", "extras", "npz"}
 MAY_IMPORT = {
     "models": BASE,
     "runtimes": BASE,
@@ -23,7 +23,10 @@ MAY_IMPORT = {
 # Scripts beside a room that are not in the wheel: benchmarks against other tools, and the training of the reference
 # checkpoints.  They may import anything.
 SCRIPTS = {"bench/suites", "models/training"}
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow"}
+HEAVY = {
+    *("torch", "torchao", "torch_pruning", "onnx", "onnxruntime", "openvino", "nncf", "neural_compressor", "tract"),
+    "pyarrow",
+}
 
 
 def parts_imported(tree: ast.Module):

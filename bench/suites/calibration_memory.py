@@ -4,6 +4,7 @@ usage: calibration_memory.py [--windows N ...]     print the table for all forma
        calibration_memory.py read FILE              read one file and print one JSON line, of which the table consists
        calibration_memory.py read FILE --keep       the same, holding on to every batch: reading without streaming
        calibration_memory.py read FILE --rows-only  only the rows of a series, without windows: for very long files
+       calibration_memory.py observe FILE METHOD    take the ranges of a small graph's tensors on an .npz's windows
 
 Windows of 128 rows by 8 columns, stride 1, horizon 1, standard scaling, batches of 64.  Every figure is the high-water
 mark of the resident memory (VmHWM) of a fresh process, measured on this machine.  ru_maxrss would not do: a child
@@ -19,8 +20,11 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+
+from tsexport.calibration.table import Method
 
 CONTEXT, COLUMNS, BATCH = 128, 8, 64
 FORMATS = ("csv", "parquet", "npz")
@@ -89,6 +93,40 @@ def read_rows(path: Path) -> dict[str, float]:
     return {"rows": rows, "peak_bytes": peak_bytes()}
 
 
+def write_graph(path: Path) -> Path:
+    """Write a graph over the windows, with tensors worth observing: [batch, CONTEXT, COLUMNS] each."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((COLUMNS, COLUMNS)).astype(np.float32)
+    float32, shape = onnx.TensorProto.FLOAT, ["batch", CONTEXT, COLUMNS]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("MatMul", ["b", "w"], ["y"]),
+        ],
+        "observed",
+        [helper.make_tensor_value_info("x", float32, shape)],
+        [helper.make_tensor_value_info("y", float32, shape)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def observe(path: Path, method: Method) -> dict[str, float]:
+    """Calibrate on every window of an .npz, and say what it took."""
+    from tsexport.calibration.arrays import NpzDataset
+    from tsexport.calibration.table import Observer, calibrate
+
+    observer = Observer(method, percentile=99.99 if method == "percentile" else None)
+    dataset = NpzDataset(path)
+    with tempfile.TemporaryDirectory() as folder:
+        table = calibrate(write_graph(Path(folder) / "observed.onnx"), dataset, ("x", "a", "b", "y"), observer)
+    return {"windows": dataset.count, "tensors": len(table.ranges), "peak_bytes": peak_bytes()}
+
+
 def read_in_fresh_process(path: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "read", str(path)]
     result: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -117,10 +155,15 @@ def main() -> None:
     one.add_argument("file", type=Path)
     one.add_argument("--keep", action="store_true", help="hold on to every batch")
     one.add_argument("--rows-only", action="store_true", help="read the rows of a series without cutting windows")
+    ranges = commands.add_parser("observe", help="take ranges on an .npz's windows and print a JSON line")
+    ranges.add_argument("file", type=Path)
+    ranges.add_argument("method", choices=get_args(Method))
     parser.add_argument("--windows", type=int, nargs="+", default=[1_000, 100_000])
     args = parser.parse_args()
     if args.command == "read":
         print(json.dumps(read_rows(args.file) if args.rows_only else read(args.file, args.keep)))
+    elif args.command == "observe":
+        print(json.dumps(observe(args.file, args.method)))
     else:
         print_table(tuple(args.windows))
 

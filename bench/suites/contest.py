@@ -1,7 +1,8 @@
 """One model's contestants: made, tried once, judged for accuracy, and timed side by side."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from tsexport.types import Artifact, Format, ModelSpec, Precision, files_sha256
 BATCH = 1
 FEWEST_WINDOWS = 8
 Say = Callable[[str, float], None]
+Tell = Callable[[str], None]
+"""Told what is being done."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,16 @@ class Pace:
     max_seconds: float
 
 
-def make_entrants(
-    spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: Path, *, plain_int8: bool = True
-) -> tuple[Entrant, ...]:
-    """Make the plain exports in `folder`, and return all contestants, eager first.
+@dataclass(frozen=True)
+class PlainFiles:
+    """The files in `folder` that a user would have made of a model; `failures` says by name why some are missing."""
 
-    Args:
-        plain_int8: whether ONNX Runtime's quantize_dynamic is among them.
-    """
-    eager.write(folder / "eager.json")
-    files = (TORCHSCRIPT, ONNX, QUANTIZED) if plain_int8 else (TORCHSCRIPT, ONNX)
-    failures = make_plain_exports(folder / "eager.json", folder, files)
+    spec: ModelSpec
+    folder: Path
+    failures: Mapping[str, str]
 
-    def plain(
+    def entrant(
+        self,
         name: str,
         what: str,
         file: str,
@@ -98,39 +98,70 @@ def make_entrants(
         precision: Precision = "fp32",
         is_export: bool = True,
     ) -> Entrant:
-        if file in failures:
-            return Entrant(name, what, precision, runtime, None, is_export, failed=failures[file])
-        path = folder / file
+        """Return a file as a contestant; an IR's weights lie beside its .xml."""
+        if file in self.failures:
+            return Entrant(name, what, precision, runtime, None, is_export, failed=self.failures[file])
+        path = self.folder / file
+        files = (path, path.with_suffix(".bin")) if kind == "openvino" else (path,)
         artifact = Artifact(
             name=name,
             path=path,
             format=kind,
             precision=precision,
-            inputs=spec.inputs,
-            outputs=spec.outputs,
-            files=(path,),
-            sha256=files_sha256((path,)),
-            size_bytes=path.stat().st_size,
+            inputs=self.spec.inputs,
+            outputs=self.spec.outputs,
+            files=files,
+            sha256=files_sha256(files),
+            size_bytes=sum(one.stat().st_size for one in files),
         )
         return Entrant(name, what, precision, runtime, artifact, is_export)
 
-    # On a CPU with bf16 OpenVINO computes in bf16 unless told otherwise; that is what its user gets by default, but it
-    # is no fp32 export, so the same file runs once more in f32.
-    in_bf16 = host_cpu().bf16
+    def openvino(self) -> tuple[Entrant, ...]:
+        """Return the plain ONNX file in OpenVINO.
+
+        On a CPU with bf16 OpenVINO computes in bf16 unless told otherwise; that is what its user gets by default, but
+        it is no fp32 export, so the same file runs once more in f32.
+        """
+        in_bf16 = host_cpu().bf16
+        default = self.entrant(
+            PLAIN_OPENVINO, "of plain ONNX", ONNX, "onnx", "plain-openvino", "bf16" if in_bf16 else "fp32"
+        )
+        if not in_bf16:
+            return (default,)
+        return default, self.entrant(PLAIN_OPENVINO_F32, "of plain ONNX", ONNX, "onnx", "plain-openvino-f32")
+
+
+def dynamic_entrant(plain: PlainFiles) -> Entrant:
+    """Return ONNX Runtime's quantize_dynamic of the plain ONNX file, by defaults."""
+    return plain.entrant(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8")
+
+
+def make_entrants(
+    spec: ModelSpec, eager: EagerSource, bundle: Bundle, folder: Path, say: Tell, *, plain_int8: bool = True
+) -> tuple[Entrant, ...]:
+    """Make the plain exports in `folder`, and return all contestants, eager first.
+
+    Args:
+        say: told which files are being made.
+        plain_int8: whether ONNX Runtime's quantize_dynamic is among them.
+    """
+    eager.write(folder / "eager.json")
+    files = (TORCHSCRIPT, ONNX, QUANTIZED) if plain_int8 else (TORCHSCRIPT, ONNX)
+    say(", ".join(files))
+    plain = PlainFiles(spec, folder, make_plain_exports(folder / "eager.json", folder, files))
     entrants = [
-        plain(EAGER, "inference mode, fast path on", "eager.json", "torchscript", "eager", is_export=False),
-        plain(PLAIN_TORCHSCRIPT, "traced", TORCHSCRIPT, "torchscript", "plain-torchscript"),
-        plain(PLAIN_ONNX, "opset 17", ONNX, "onnx", "plain-onnxruntime"),
-        plain(PLAIN_OPENVINO, "of plain ONNX", ONNX, "onnx", "plain-openvino", "bf16" if in_bf16 else "fp32"),
+        plain.entrant(EAGER, "inference mode, fast path on", "eager.json", "torchscript", "eager", is_export=False),
+        plain.entrant(PLAIN_TORCHSCRIPT, "traced", TORCHSCRIPT, "torchscript", "plain-torchscript"),
+        plain.entrant(PLAIN_ONNX, "opset 17", ONNX, "onnx", "plain-onnxruntime"),
     ]
     if plain_int8:
-        entrants.insert(3, plain(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8"))
-    if in_bf16:
-        entrants.append(plain(PLAIN_OPENVINO_F32, "of plain ONNX", ONNX, "onnx", "plain-openvino-f32"))
-    return (*entrants, *_from_bundle(bundle))
+        entrants.append(
+            plain.entrant(QUANTIZE_DYNAMIC, "of plain ONNX", QUANTIZED, "onnx", "plain-onnxruntime", "int8")
+        )
+    return (*entrants, *plain.openvino(), *entrants_of_bundle(bundle))
 
 
-def _from_bundle(bundle: Bundle) -> tuple[Entrant, ...]:
+def entrants_of_bundle(bundle: Bundle) -> tuple[Entrant, ...]:
     """Return the selected artifact and the fastest fp32 one, which may be the same."""
     found = []
     for name, precision in ((SELECTED, None), (FASTEST_FP32, "fp32")):
@@ -201,6 +232,8 @@ def judge_accuracy(one: Entrant, evaluation: EvaluationSet, bundle: Bundle, thre
         opened = load(one.artifact, one.runtime, threads=threads)
     with opened as session:
         accuracy = evaluate(session, evaluation, artifact=one.artifact.name, runtime=one.runtime, batches=(BATCH,))
+    if not (math.isfinite(accuracy.output_error) and math.isfinite(accuracy.degradation or 0.0)):
+        return replace(row, failed="its answers are not finite, or the source's are all zero")
     return replace(row, output_error=accuracy.output_error, degradation=accuracy.degradation)
 
 
@@ -220,7 +253,7 @@ def time_side_by_side(
         say: gives the progress callback of a process by its number.
     """
     before = _load_average()
-    running = [one for one in entrants if not one.failed]
+    running = [one for one, row in zip(entrants, rows, strict=True) if not row.failed]
     races = [
         race(
             [one.contestant(pace.threads) for one in running],

@@ -61,12 +61,24 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
+    """What was found for a goal; a size or an error is exact and has no interval."""
+
     status: Status
     reason: str = ""
     value: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+def of_ratio(status: Status, ratio: Ratio, reason: str = "") -> Finding:
+    """Return a finding with a ratio's value and interval."""
+    return Finding(status, reason, ratio.value, ratio.low, ratio.high)
+
+
+def judged_of(model: str, goal: str, cpu: Cpu, limit: float, found: Finding) -> Judged:
+    """Return a goal judged as it was found."""
+    return Judged(model, goal, cpu, limit, found.status, found.reason, found.value, found.low, found.high)
 
 
 def status_of(ratio: Ratio, at_least: float) -> Status:
@@ -80,7 +92,7 @@ def status_of(ratio: Ratio, at_least: float) -> Status:
 def judge_goals(result: ModelResult, conditions: Conditions) -> tuple[Judged, ...]:
     """Return the goals of a model, judged; () for a model that has none."""
     if result.model == "patchtst-cpu":
-        rows: tuple[tuple[str, float, Callable[[ModelResult], _Finding]], ...] = (
+        rows: tuple[tuple[str, float, Callable[[ModelResult], Finding]], ...] = (
             ("fp32: times faster than the best plain fp32 export", FP32_SPEEDUP, _fp32_speedup),
             ("int8: times faster than plain ONNX export", INT8_SPEEDUP, _int8_speedup),
             ("int8: times faster than quantize_dynamic", INT8_OVER_QUANTIZE_DYNAMIC, _over_quantize_dynamic),
@@ -101,62 +113,62 @@ def _judge(
     cpu: Cpu,
     goal: str,
     limit: float,
-    find: Callable[[ModelResult], _Finding],
+    find: Callable[[ModelResult], Finding],
 ) -> Judged:
     refused = conditions.refuse(cpu)
-    found = _Finding("not measured", refused) if refused else find(result)
-    return Judged(result.model, goal, cpu, limit, found.status, found.reason, found.value, found.low, found.high)
+    found = Finding("not measured", refused) if refused else find(result)
+    return judged_of(result.model, goal, cpu, limit, found)
 
 
-def _by_ratio(result: ModelResult, name: str, than: str, at_least: float) -> _Finding:
+def _by_ratio(result: ModelResult, name: str, than: str, at_least: float) -> Finding:
     ratio = result.ratio(name, than)
     if ratio is None:
-        return _Finding("not measured", f"{than} could not be run: {result.row(than).failed}")
-    return _Finding(status_of(ratio, at_least), "", ratio.value, ratio.low, ratio.high)
+        return Finding("not measured", f"{than} could not be run: {result.row(than).failed}")
+    return of_ratio(status_of(ratio, at_least), ratio)
 
 
-def _no_int8(result: ModelResult) -> _Finding | None:
+def _no_int8(result: ModelResult) -> Finding | None:
     if result.row(result.selected).precision == "int8":
         return None
-    return _Finding("missed", f"the bundle selected {result.row(result.selected).precision}: no int8 to speak of")
+    return Finding("missed", f"the bundle selected {result.row(result.selected).precision}: no int8 to speak of")
 
 
-def _fp32_speedup(result: ModelResult) -> _Finding:
+def _fp32_speedup(result: ModelResult) -> Finding:
     ratio = result.row(result.fp32).than_best_plain_fp32
     if ratio is None:
-        return _Finding("not measured", "no plain fp32 export could be run")
-    return _Finding(status_of(ratio, FP32_SPEEDUP), "", ratio.value, ratio.low, ratio.high)
+        return Finding("not measured", "no plain fp32 export could be run")
+    return of_ratio(status_of(ratio, FP32_SPEEDUP), ratio)
 
 
-def _int8_speedup(result: ModelResult) -> _Finding:
+def _int8_speedup(result: ModelResult) -> Finding:
     return _no_int8(result) or _by_ratio(result, result.selected, "plain ONNX Runtime", INT8_SPEEDUP)
 
 
-def _over_quantize_dynamic(result: ModelResult) -> _Finding:
+def _over_quantize_dynamic(result: ModelResult) -> Finding:
     return _no_int8(result) or _by_ratio(result, result.selected, "quantize_dynamic", INT8_OVER_QUANTIZE_DYNAMIC)
 
 
-def _size(result: ModelResult) -> _Finding:
+def _size(result: ModelResult) -> Finding:
     if refused := _no_int8(result):
         return refused
     sizes = [row.size_bytes for row in result.rows if row.precision == "fp32" and row.size_bytes and row.is_export]
     own = result.row(result.selected).size_bytes
     if not sizes or not own:
-        return _Finding("not measured", "there is no fp32 file to compare with")
+        return Finding("not measured", "there is no fp32 file to compare with")
     value = min(sizes) / own
-    return _Finding("met" if value >= INT8_SIZE_RATIO else "missed", "", value)
+    return Finding("met" if value >= INT8_SIZE_RATIO else "missed", "", value)
 
 
-def _task_error(result: ModelResult) -> _Finding:
+def _task_error(result: ModelResult) -> Finding:
     if refused := _no_int8(result):
         return refused
     value = result.row(result.selected).degradation
     if value is None:
-        return _Finding("not measured", "there are no labels")
-    return _Finding("met" if value <= MAX_MSE_DEGRADATION else "missed", "", value)
+        return Finding("not measured", "there are no labels")
+    return Finding("met" if value <= MAX_MSE_DEGRADATION else "missed", "", value)
 
 
-def _not_slower(result: ModelResult) -> _Finding:
+def _not_slower(result: ModelResult) -> Finding:
     if result.selected == result.fp32:
-        return _Finding("met", "fp32 is selected: they are the same artifact", 1.0)
+        return Finding("met", "fp32 is selected: they are the same artifact", 1.0)
     return _by_ratio(result, result.selected, result.fp32, 1.0)

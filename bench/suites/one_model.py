@@ -1,14 +1,18 @@
 """One model from its plan to its result: the bundle, the plain exports, and all of them side by side."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tsexport.bench.records import read_record
+from tsexport.bench.race import RaceResult
+from tsexport.bench.records import MachineRecord, read_record
 from tsexport.bench.suites.contest import (
+    Entrant,
     Pace,
     Say,
+    Tell,
     fewer_windows,
     judge_accuracy,
     make_entrants,
@@ -16,7 +20,7 @@ from tsexport.bench.suites.contest import (
     try_once,
 )
 from tsexport.bench.suites.plain_runtimes import EagerSource, registered
-from tsexport.bench.suites.rows import ModelResult
+from tsexport.bench.suites.rows import ModelResult, TriedCandidate
 from tsexport.bundles import Bundle
 from tsexport.data import model_config
 from tsexport.errors import UsageError
@@ -25,16 +29,21 @@ from tsexport.pipeline import Plan, run_build
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import EvaluationSet
 from tsexport.samples import Samples, take_samples
-from tsexport.types import Verdict
+from tsexport.types import Candidate, ModelSpec
+
+Enter = Callable[[ModelSpec, EagerSource, Bundle, Path, Tell], tuple[Entrant, ...]]
+"""Makes the contestants of a model in a folder."""
 
 
-def steps_of(model: str, pace: Pace, *, with_build: bool, build_seconds: float = 90.0) -> list[tuple[str, float]]:
+def steps_of(
+    model: str, pace: Pace, *, with_build: bool, build_seconds: float = 90.0, exports_seconds: float = 10.0
+) -> list[tuple[str, float]]:
     """Return a model's steps with a first guess at their seconds: 8 contestants take 50 ms a round and 2 s to start."""
     race_seconds = min(8 * 0.05 * pace.rounds, pace.max_seconds) + 16.0
     return [
         (f"{model}: model and data", 5.0),
         *([(f"{model}: build the bundle", build_seconds)] if with_build else []),
-        (f"{model}: plain exports", 10.0),
+        (f"{model}: plain exports", exports_seconds),
         (f"{model}: try each once", 15.0),
         (f"{model}: accuracy", 10.0),
         *((f"{model}: side by side, process {n + 1}", race_seconds) for n in range(pace.processes)),
@@ -48,13 +57,13 @@ def measure_model(
     progress: Progress,
     folder: Path,
     *,
-    plain_int8: bool = True,
+    enter: Enter = make_entrants,
     accuracy_seconds: float = math.inf,
 ) -> ModelResult:
-    """Build a model's bundle unless one is given, make the plain exports in `folder`, and time all of them.
+    """Build a model's bundle unless one is given, make the contestants in `folder`, and time all of them.
 
     Args:
-        plain_int8: whether ONNX Runtime's quantize_dynamic is among the contestants.
+        enter: makes the contestants: by default the plain exports, and quantize_dynamic among them.
         accuracy_seconds: for each contestant's errors; without it they are over all windows of the evaluation.
 
     Raises:
@@ -74,8 +83,8 @@ def measure_model(
     options = plan.context.options
     eager = EagerSource(options.model, options.settings, options.seed)
     with registered():
-        with progress.step(f"{model}: plain exports"):
-            entrants = make_entrants(samples.spec, eager, bundle, folder, plain_int8=plain_int8)
+        with progress.step(f"{model}: plain exports") as step:
+            entrants = enter(samples.spec, eager, bundle, folder, step.say)
         with progress.step(f"{model}: try each once"):
             entrants = try_once(entrants, evaluation, folder, pace.threads)
             if accuracy_seconds < math.inf:
@@ -89,13 +98,39 @@ def measure_model(
             result = time_side_by_side(
                 model, entrants, rows, evaluation, pace, steps.start, _caveats(samples, evaluation)
             )
-    return replace(result, why=bundle.selection.why, verdicts=_verdicts(bundle))
+    record = _record(bundle)
+    return replace(
+        result,
+        why=bundle.selection.why,
+        verdicts=record.verdicts if record else (),
+        tried=tried_candidates(bundle.manifest.candidates, record.races if record else ()),
+        family=samples.spec.family,
+    )
 
 
-def _verdicts(bundle: Bundle) -> tuple[Verdict, ...]:
-    """Return what the bundle's own build judged on this machine; () for one that came without measurements."""
+def _record(bundle: Bundle) -> MachineRecord | None:
+    """Return what the bundle's own build measured on this machine; None for one that came without measurements."""
     records = sorted((bundle.path / "measurements").glob("*.json"))
-    return read_record(records[0]).verdicts if len(records) == 1 else ()
+    return read_record(records[0]) if len(records) == 1 else None
+
+
+def tried_candidates(candidates: Sequence[Candidate], races: Sequence[RaceResult]) -> tuple[TriedCandidate, ...]:
+    """Return the candidates of a build, with their speed in the last race that they ran."""
+    speeds = {(entry.artifact, entry.runtime): entry.speedup for result in races for entry in result.entries}
+    return tuple(
+        TriedCandidate(
+            name=one.name,
+            runtime=one.runtime,
+            precision=one.precision,
+            status=one.status,
+            reason=one.reason,
+            size_bytes=one.size_bytes,
+            output_error=one.accuracy.output_error if one.accuracy else None,
+            degradation=one.accuracy.degradation if one.accuracy else None,
+            speedup=speeds.get((one.artifact, one.runtime)) if one.artifact else None,
+        )
+        for one in candidates
+    )
 
 
 def _require_same(bundle: Bundle, identity: SourceIdentity) -> None:

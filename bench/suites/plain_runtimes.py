@@ -8,7 +8,8 @@ eager                 the module in torch: eval mode, inference mode, fast path 
 plain-torchscript     torch.jit.load of a trace, called in inference mode
 plain-onnxruntime     onnxruntime.InferenceSession, all options but the threads as they come
 plain-openvino        openvino.Core().compile_model of the ONNX file with its dynamic batch, hints as they come
-plain-openvino-f32    the same with INFERENCE_PRECISION_HINT=f32, for CPUs where OpenVINO would compute in bf16
+plain-openvino-ir     openvino.Core().compile_model of an IR file (.xml), hints as they come
+plain-openvino-f32    plain-openvino with INFERENCE_PRECISION_HINT=f32, for CPUs where OpenVINO would compute in bf16
 """
 
 import contextlib
@@ -165,6 +166,7 @@ _LOADERS = {
     "plain-torchscript": _torchscript,
     "plain-onnxruntime": _OnnxRuntimeSession,
     "plain-openvino": _openvino,
+    "plain-openvino-ir": _openvino,
     "plain-openvino-f32": _openvino_f32,
 }
 
@@ -192,6 +194,7 @@ eager = PlainRuntime("eager", ("torchscript",), "torch")
 torchscript = PlainRuntime("plain-torchscript", ("torchscript",), "torch")
 onnxruntime = PlainRuntime("plain-onnxruntime", ("onnx",), "onnxruntime")
 openvino = PlainRuntime("plain-openvino", ("onnx",), "openvino")
+openvino_ir = PlainRuntime("plain-openvino-ir", ("openvino",), "openvino")
 openvino_f32 = PlainRuntime("plain-openvino-f32", ("onnx",), "openvino")
 
 _ENTRY_POINTS = {one: name for name, one in list(globals().items()) if isinstance(one, PlainRuntime)}

@@ -90,6 +90,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def model_text(result: ModelResult, machine: Machine, threads: int) -> str:
     """Return one model's section: the table, what failed, and what to know about it."""
+    notes = notes_text(result, machine, threads)
+    return f"## {result.model}\n\n{table(COLUMNS, [_cells(row) for row in result.rows])}\n\n{notes}\n"
+
+
+def notes_text(result: ModelResult, machine: Machine, threads: int, more: Sequence[str] = ()) -> str:
+    """Return what to know about a model's figures, as a list: how they were measured, what failed, caveats, `more`."""
     count = f"{result.processes} fresh process{'es' if result.processes > 1 else ''} of each contestant"
     notes = [
         f"{machine.instruction_set}, {threads_text(threads)}, batch 1, {count}, {result.rounds} rounds together; "
@@ -101,9 +107,9 @@ def model_text(result: ModelResult, machine: Machine, threads: int) -> str:
             if not (row.failed or row.stable_warmup)
         ),
         *result.caveats,
+        *more,
     ]
-    listed = "\n".join(f"- {note}" for note in notes)
-    return f"## {result.model}\n\n{table(COLUMNS, [_cells(row) for row in result.rows])}\n\n{listed}\n"
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def goals_text(goals: Sequence[Judged], machine: Machine) -> str:

@@ -10,10 +10,18 @@ EAGER = "eager"
 PLAIN_TORCHSCRIPT = "plain TorchScript"
 PLAIN_ONNX = "plain ONNX Runtime"
 QUANTIZE_DYNAMIC = "quantize_dynamic"
+QUANTIZE_STATIC = "quantize_static"
 PLAIN_OPENVINO = "plain OpenVINO"
 PLAIN_OPENVINO_F32 = "plain OpenVINO, f32 stated"
+NNCF = "NNCF"
+NNCF_TRANSFORMER = "NNCF, transformer type"
+OLIVE = "Olive auto-opt"
 SELECTED = "tsexport selected"
 FASTEST_FP32 = "tsexport fastest fp32"
+DEFAULTS = (
+    PLAIN_ONNX, QUANTIZE_STATIC, QUANTIZE_DYNAMIC, PLAIN_OPENVINO, PLAIN_OPENVINO_F32, NNCF, NNCF_TRANSFORMER, OLIVE,
+)  # fmt: skip
+"""What a user gets from the other tools' defaults, in every precision."""
 _PLAIN = (PLAIN_TORCHSCRIPT, PLAIN_ONNX, PLAIN_OPENVINO, PLAIN_OPENVINO_F32)
 
 
@@ -46,14 +54,32 @@ class Row:
 
 
 @dataclass(frozen=True)
+class TriedCandidate:
+    """A candidate of the bundle's own build: what became of it, and why.
+
+    `speedup` is over the build's fastest fp32 artifact, None where it was not timed; errors as in `Row`.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    status: str
+    reason: str
+    size_bytes: int | None
+    output_error: float | None
+    degradation: float | None
+    speedup: Ratio | None
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """All contestants of one model, measured in one interleaved run for each process.
 
     `selected` and `fp32` name the rows of the bundle's selected artifact and of its fastest fp32 one; they are the same
     row where fp32 is selected.  `load_average` is the system's over the last minute, before and after: above 1 plus
     what this run itself uses, something else was running.  `why` says why that artifact was selected, `verdicts` are
-    those of the bundle's own build, and `rounds_ms` are the medians of every round, of which means over models are
-    made.
+    those of the bundle's own build, `tried` its candidates, and `rounds_ms` are the medians of every round, of which
+    means over models are made.
     """
 
     model: str
@@ -69,6 +95,8 @@ class ModelResult:
     why: str = ""
     verdicts: tuple[Verdict, ...] = ()
     rounds_ms: tuple[RoundMedians, ...] = ()
+    tried: tuple[TriedCandidate, ...] = ()
+    family: str = ""
 
     def row(self, name: str) -> Row:
         """Return the row of a contestant; KeyError where there is none."""

@@ -19,6 +19,7 @@ _PUBLIC = {
     "TsexportError": "tsexport.errors",
     "benchmark": "tsexport.api",
     "build": "tsexport.api",
+    "check": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
     "list_targets": "tsexport.listing",
@@ -28,7 +29,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import benchmark, build, load, report, verify
+    from tsexport.api import benchmark, build, check, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "build",
+    "check",
     "list_models",
     "list_runtimes",
     "list_targets",

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsexport.benchmarking import BenchmarkResult, benchmark_bundle
 from tsexport.bundles import Bundle
 from tsexport.types import Session, TensorSpec
 from tsexport.verification import VerificationReport, verify_bundle
+
+if TYPE_CHECKING:
+    from tsexport.exporters.device_check import DeviceReport
 
 StrPath = str | Path
 
@@ -28,6 +31,7 @@ def build(
     config: StrPath | None = None,
     inputs: Sequence[TensorSpec] | None = None,
     calibration: StrPath | None = None,
+    calibration_table: StrPath | None = None,
     evaluation: StrPath | None = None,
     series: Mapping[str, Any] | None = None,
     metric: str | None = None,
@@ -43,6 +47,7 @@ def build(
     rtol: float | None = None,
     threads: int | None = None,
     seconds: float | None = None,
+    search_seconds: float | None = None,
     seed: int | None = None,
     name: str | None = None,
     force: bool | None = None,
@@ -52,7 +57,8 @@ def build(
 
     Args:
         model: a registered name, "module:factory", or an .onnx, TorchScript or .pt2 file.
-        target: "cpu4-fp32" or "cpu4-int8".
+        target: such as "cpu4-int8" or "jetson-fp16"; `list_targets` gives all.
+        device: the target's device, such as "avx2", "xavier-nx@jetpack-5.1" or "@tensorrt-8.6".
         output: the folder that gets the bundle's folder.
         set: the model's configuration, as `--set`.
         component: a part of a registered model, for example "h-module" of "hrm-27m".
@@ -63,7 +69,7 @@ def build(
         UsageError: bad input of any kind, or a bundle of that name is there and `force` is not given.
         VerificationError: parity or the accuracy budget is missed.
         LatencyError: a published latency budget is missed.
-        UnsupportedError: the target cannot run on this machine.
+        UnsupportedError: the target's device cannot compute in that precision.
         MissingDependencyError: the extra `build` is not installed.
 
     No new bundle is left where it raises.
@@ -81,6 +87,7 @@ def build(
         "component": component,
         "inputs": tuple(inputs) if inputs else None,
         "calibration": _path(calibration),
+        "calibration_table": _path(calibration_table),
         "evaluation": _path(evaluation),
         "series": series,
         "metric": metric,
@@ -96,6 +103,7 @@ def build(
         "rtol": rtol,
         "threads": threads,
         "seconds": seconds,
+        "search_seconds": search_seconds,
         "seed": seed,
         "name": name,
         "force": force,
@@ -133,6 +141,26 @@ def verify(bundle: StrPath | Bundle) -> VerificationReport:
         NoRuntimeError: no runtime is installed for any artifact.
     """
     return verify_bundle(bundle)
+
+
+def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceReport":
+    """Return whether a target's TensorRT takes an ONNX file and computes what it says, node by node, without either.
+
+    Nothing is raised for a node that is refused: see the report's `accepted`, `errors` and `findings`.
+
+    Args:
+        model: an .onnx file, judged as it stands.
+        target: one with TensorRT, such as "jetson-int8".
+        device: the target's device, such as "xavier-nx@jetpack-5.1" or "@tensorrt-8.6".
+
+    Raises:
+        UsageError: an unknown target or device, a target without TensorRT, no file or a damaged one.
+        UnsupportedError: the device has no arithmetic of that precision.
+        MissingDependencyError: the extra `build` is not installed.
+    """
+    from tsexport.checking import check_file
+
+    return check_file(Path(model), target, device)
 
 
 def benchmark(

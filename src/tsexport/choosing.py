@@ -12,7 +12,8 @@ from tsexport.loading import cores_here
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
-from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, undecided
+from tsexport.quantize.recipe import artifact_name
+from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, select_unmeasured, undecided
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget
 
@@ -68,16 +69,69 @@ def _allowed(context: Context, placed: Placed) -> bool:
     return context.options.runtime in (None, placed.runtime)
 
 
-def choose(
-    context: Context, samples: Samples, fp32: tuple[Placed, ...], tried: tuple[Tried, ...], progress: Progress, say: Say
-) -> Chosen:
-    """Race what may be selected, fp32 first; candidates run against the fastest of it, with its number of threads."""
+def _rivals(context: Context, fp32: tuple[Placed, ...]) -> list[Placed]:
     rivals = [one for one in fp32 if _allowed(context, one)]
     if not rivals:
         raise UsageError(
             f"no artifact runs on {context.options.runtime}, the only runtime that --runtime allows",
             next_step=f"leave --runtime out, or choose one of {', '.join(dict.fromkeys(p.runtime for p in fp32))}",
         )
+    return rivals
+
+
+def choose_unmeasured(
+    context: Context,
+    fp32: tuple[Placed, ...],
+    tried: tuple[Tried, ...],
+    judged: Mapping[tuple[str, str], AccuracyResult],
+) -> Chosen:
+    """Choose for a target that is not this machine: no race, the smallest error in the target's own precision.
+
+    Args:
+        fp32: the artifacts that hold the accuracy budget, `judged` their accuracy by artifact and runtime.
+        tried: the candidates, judged by simulation.
+
+    Raises:
+        AccuracyError: no candidate of the target's precision holds the accuracy budget; names each one's reason.
+        UsageError: nothing runs on the only runtime that --runtime allows.
+    """
+    target, rivals = context.target, _rivals(context, fp32)
+    if target.precision == "fp32":
+        # TensorRT takes ONNX; each artifact stands for itself on the runtime that is best for it.
+        wanted = [one for one in rivals if target.tensorrt is None or one.artifact.format == "onnx"] or rivals
+        firsts = {one.artifact.name: one for one in reversed(wanted)}
+        accuracies = [judged[one.key].accuracy for one in reversed(firsts.values())]
+    else:
+        accuracies = [one.accuracy for one in tried if _may_ship(context, one)]
+    choice = select_unmeasured([one for one in accuracies if one is not None], target.precision, target.device_name)
+    if choice is None:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in tried if one.out) or "there is none"
+        raise AccuracyError(
+            f"no {target.precision} candidate for {target.name} holds the accuracy budget: {reasons}",
+            next_step="allow more with --max-degradation or --max-output-error, or build for another precision",
+        )
+    key = (choice.artifact, choice.runtime)
+    return Chosen(choice, context.threads, tuple(dict.fromkeys((key, *(one.key for one in fp32)))), ())
+
+
+def _may_ship(context: Context, one: Tried) -> bool:
+    """Return whether a candidate holds the budget, in the target's own precision, on a runtime that is allowed."""
+    own = one.recipe.precision == context.target.precision
+    return own and not one.out and one.artifact is not None and context.options.runtime in (None, one.runtime)
+
+
+def choose(
+    context: Context, samples: Samples, fp32: tuple[Placed, ...], tried: tuple[Tried, ...], progress: Progress, say: Say
+) -> Chosen:
+    """Race what may be selected, fp32 first; candidates run against the fastest of it, with its number of threads.
+
+    For a target that is this machine; `choose_unmeasured` is for the others.
+
+    Raises:
+        UsageError: nothing runs on the only runtime that --runtime allows.
+        UnsupportedError: this machine could not time the artifacts.
+    """
+    rivals = _rivals(context, fp32)
     counts = (context.threads,) if context.options.threads else tuple(sorted({1, context.threads}))
     with progress.step("measure fp32 side by side") as step:
         first = race_placed(context, samples, rivals, counts, step, say)
@@ -85,7 +139,7 @@ def choose(
     order = order_by_speed(first, threads)
     order = (*order, *(one.key for one in fp32 if one.key not in order))
     choice = select_fp32(first, threads)
-    if context.target.precision != "int8":
+    if context.target.precision == "fp32":
         return Chosen(choice, threads, order, (first,))
     fastest = next(one for one in rivals if one.key == order[0])
     eligible = [Placed(one.artifact, one.runtime) for one in tried if one.artifact is not None and not one.out]
@@ -105,7 +159,8 @@ def _race_candidates(
 ) -> tuple[RaceResult, ...]:
     """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
     first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
-    nearest = undecided(first, fastest.key)
+    # For size any that is no slower may win, not the nearest alone.
+    nearest = undecided(first, fastest.key) if context.options.objective == "latency" else None
     if nearest is None:
         return (first,)
     again = [one for one in eligible if one.contestant(threads).label == nearest]
@@ -139,7 +194,7 @@ def repeat(context: Context, fp32: tuple[Placed, ...], tried: tuple[Tried, ...])
             next_step="leave one of the two out",
         )
     key = (selection.artifact, selection.runtime)
-    out = next((one for one in tried if one.artifact and (one.artifact.name, one.runtime) == key and one.out), None)
+    out = next((one for one in tried if (artifact_name(one.recipe), one.runtime) == key and one.out), None)
     if out is not None:
         raise AccuracyError(f"--selection {path.name} selects {key[0]} on {key[1]}, which is out: {out.reason}")
     placed = placed_by_key(fp32, tried)

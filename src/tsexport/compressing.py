@@ -3,7 +3,7 @@ runtimes."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,11 +11,12 @@ from tsexport.buildup import check_buildup
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.exporting import Exports
+from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
 
 if TYPE_CHECKING:
-    from tsexport.quantize.recipes import Recipe
+    from tsexport.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Tried:
     golden_error: float
     out: Literal["", "failed", "rejected"]
     reason: str
+    coverage: Coverage | None = None
 
     @property
     def name(self) -> str:
@@ -64,6 +66,7 @@ class Tried:
             status=status,
             reason=reason,
             artifact=self.artifact.name if self.artifact else None,
+            coverage=self.coverage,
         )
 
 
@@ -77,24 +80,34 @@ def build_recipe(
         "recipe": recipe,
         "source": source.sha256 if source else "",
         "samples": samples.key,
+        "tables": context.calibration_tables,
     }
 
     def produce(folder: Path) -> BuildResult:
+        from tsexport.calibrating import cached_calibration
+        from tsexport.calibration.arrays import ArrayDataset
         from tsexport.quantize.candidates import build_candidate
         from tsexport.quantize.sources import Fp32Sources
 
         calibration = context.calibration
-        if calibration is None:
+        if calibration is None and recipe.activations != "none":
             return BuildResult(None, "there is no calibration data")
+        windows = calibration.dataset if calibration is not None else ArrayDataset(samples.feeds)
         module = context.source.module
         sources = Fp32Sources(onnx, openvino, (lambda: module) if module is not None else None)
-        built = build_candidate(recipe, sources, samples.spec, calibration.dataset, folder)
+        ranges = cached_calibration(context)
+        built = build_candidate(recipe, sources, samples.spec, windows, folder, ranges)
         stored = store_artifact(built.artifact, folder) if built.artifact else None
         return BuildResult(stored, portable(built.reason, context.cache))
 
     cached = context.cache.stage("candidate", inputs, BuildResult, produce)
     result = cached.result
     artifact = restore_artifact(result.artifact, cached.folder) if result.artifact else None
+    if artifact is not None and context.target.instruction_set == "gpu" and artifact.precision == "int8":
+        # No kernels of this CPU stand for TensorRT's: wherever ONNX Runtime runs it, it computes as it is written.
+        artifact = replace(
+            artifact, options=tuple({**dict(artifact.options), **dict(AS_WRITTEN["onnxruntime"])}.items())
+        )
     return artifact, result.reason, cached.reused
 
 
@@ -103,29 +116,35 @@ def accuracy_of(
 ) -> tuple[AccuracyResult, bool]:
     """Return how accurate an artifact is on a runtime, and whether that came from the cache.
 
-    Where an answer depends on the rest of the batch, several batch sizes are tried and the worst counts.
+    Where an answer depends on the rest of the batch, several batch sizes are tried and the worst counts.  Where the
+    target is not this machine, what is not fp32 is simulated exactly: the runtime's own kernels may answer otherwise.
     """
+    simulated = not context.target.here and artifact.precision != "fp32"
     inputs = {
         "artifact": artifact.sha256,
+        "name": artifact.name,  # the record holds it: two recipes may give the same bytes
         "options": artifact.options,
         "runtime": runtime,
         "samples": samples.key,
         "metric": context.options.metric,
         "threads": context.threads,
         "batch_dependent": batch_dependent,
+        "simulated": simulated,
     }
 
     def produce(folder: Path) -> AccuracyResult:
         from tsexport.calibration.metrics import OutputError
         from tsexport.quantize.evaluation import ANY_BATCH, EVALUATION_BATCHES, evaluate
         from tsexport.runtimes.registry import load
+        from tsexport.runtimes.simulation import simulate
 
+        opened = simulate if simulated else load
         evaluation = samples.evaluation_set(context.options.metric)
         golden_inputs, golden_outputs = samples.golden
         error = OutputError()
         batches = EVALUATION_BATCHES if batch_dependent else ANY_BATCH
         try:
-            with load(artifact, runtime, threads=context.threads) as session:
+            with opened(artifact, runtime, threads=context.threads) as session:
                 accuracy = evaluate(session, evaluation, artifact=artifact.name, runtime=runtime, batches=batches)
                 for row in range(len(next(iter(golden_inputs.values())))):
                     feeds = {name: array[row : row + 1] for name, array in golden_inputs.items()}
@@ -137,14 +156,18 @@ def accuracy_of(
         except Exception as failure:
             # A runtime that dies on a candidate does so in its own words; the candidate is listed with them.
             words = portable((str(failure).splitlines() or [""])[0], context.cache)
-            return AccuracyResult(None, reason=f"{runtime} cannot run it: {words[:200]}")
+            does = "simulate" if simulated else "run"
+            return AccuracyResult(None, reason=f"{runtime} cannot {does} it: {words[:200]}")
         values = (accuracy.output_error, accuracy.degradation or 0.0, accuracy.value or 0.0, error.worst[1])
         if not all(math.isfinite(value) for value in values):
             return AccuracyResult(None, reason="its answers are not finite, or the source's are all zero")
         return AccuracyResult(accuracy, error.worst[1])
 
     cached = context.cache.stage("accuracy", inputs, AccuracyResult, produce)
-    return cached.result, cached.reused
+    accuracy = cached.result.accuracy
+    if accuracy is not None:  # another recipe may have made the same bytes under another name
+        accuracy = replace(accuracy, artifact=artifact.name)
+    return replace(cached.result, accuracy=accuracy), cached.reused
 
 
 def try_recipe(

@@ -20,6 +20,8 @@ from tsexport.targets import CpuFeatures, Target
 from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
+    from tsexport.calibration.table import CalibrationTable
+    from tsexport.exporters.checks import RememberedSource
     from tsexport.models.sources import OpenedSource, SourceIdentity
 
 
@@ -73,6 +75,26 @@ class Context:
         return selection
 
     @cached_property
+    def calibration_tables(self) -> "tuple[CalibrationTable, ...]":
+        """The tables of --calibration-table, () without it.
+
+        Raises:
+            UsageError: a target that calibrates nothing, or a file that is not there.
+            CalibrationTableError: a damaged file.
+        """
+        path = self.options.calibration_table
+        if path is None:
+            return ()
+        if self.target.precision != "int8":
+            raise UsageError(
+                f"--calibration-table {path.name} was given, and {self.target.name} calibrates nothing",
+                next_step="leave it out, or build an int8 target",
+            )
+        from tsexport.calibration.table_files import read_tables
+
+        return read_tables(path)
+
+    @cached_property
     def opened(self) -> "OpenedSource":
         """The model, built or loaded, as it is; this imports torch."""
         from tsexport.models.sources import open_source
@@ -96,6 +118,13 @@ class Context:
         from tsexport.pruning import pruned_source
 
         return pruned_source(self)
+
+    @cached_property
+    def remembered_source(self) -> "RememberedSource":
+        """The source, which runs the same feeds once: every artifact on every runtime is compared on them."""
+        from tsexport.exporters.checks import RememberedSource
+
+        return RememberedSource(self.source)
 
     @cached_property
     def source_digest(self) -> str:

@@ -1,13 +1,14 @@
 """Which windows a build calibrates with, and which it judges by.
 
-Calibration draws from the training split, evaluation from the test split; both are drawn by the seed, and evaluation
-never reads what calibration saw.  Where the user gives nothing, a registered model has its reference series (see
-`calibration.reference`) where there is one.  Any other model has no data: then only random feeds are compared, and INT8
-is refused, since calibrating on data of another kind would be a lie.
+Calibration draws from the training split, by regime (see `calibration.regimes`), evaluation plainly from the test
+split; both are drawn by the seed, and evaluation never reads what calibration saw.  Where the user gives nothing, a
+registered model has its reference series (see `calibration.reference`) where there is one.  Any other model has no
+data: then only random feeds are compared, and INT8 is refused, since calibrating on data of another kind would be a
+lie.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,10 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class Opened:
-    """A drawn set of windows: `indices` and `ids` say which of the data with digest `base_digest` they are."""
+    """A drawn set of windows: `indices` and `ids` say which of the data with digest `base_digest` they are.
+
+    `regimes` counts those of each regime, where they were drawn by it.
+    """
 
     dataset: "Dataset"
     base_digest: str
@@ -63,6 +67,7 @@ class Opened:
     ids: tuple[str, ...]
     source: str
     notes: tuple[str, ...]
+    regimes: Mapping[str, int] = field(default_factory=dict)
 
 
 def model_config(identity: "SourceIdentity") -> Mapping[str, Any]:
@@ -201,6 +206,7 @@ def _drawn(
 ) -> Opened:
     from tsexport.calibration.checks import MIN_SAMPLES, check_dataset, check_names
     from tsexport.calibration.datasets import draw
+    from tsexport.calibration.regimes import draw_by_regime
 
     check_names(base, inputs)
     free = base.count - len(seen)
@@ -211,9 +217,14 @@ def _drawn(
             next_step="Give more samples, or other ones with --evaluation.",
         )
     seed = plan.seed + (purpose == "evaluation")
-    drawn = draw(base, max(1, min(wanted, free)), seed, exclude=seen)
+    count = max(1, min(wanted, free))
+    if purpose == "calibration":
+        by_regime = draw_by_regime(base, count, seed, exclude=seen)
+        drawn, regimes = by_regime.subset, by_regime.regimes
+    else:
+        drawn, regimes = draw(base, count, seed, exclude=seen), {}
     checked = check_dataset(drawn, inputs, purpose, gaps_in=inputs[0].name if plan.raw else None)
-    return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes)
+    return Opened(checked.dataset, base.digest, drawn.indices, drawn.sample_ids, source, checked.notes, regimes)
 
 
 def _windows_that_fit(inputs: tuple[TensorSpec, ...]) -> int:

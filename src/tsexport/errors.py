@@ -5,6 +5,7 @@ TsexportError
 │   ├── ConfigurationError      2   unknown or invalid configuration keys and values
 │   ├── CheckpointError         2   a checkpoint that cannot be read, or does not fit the model
 │   ├── DataError               2   calibration or evaluation data that cannot be used
+│   │   └── CalibrationTableError 2 a calibration table that is damaged, or does not belong to this model and data
 │   ├── ExportError             2   a model that no requested format can hold
 │   ├── FeedError               2   a session was fed wrong names, dtypes or shapes
 │   ├── BundleError             2   a bundle that is damaged, tampered with or of another schema
@@ -59,6 +60,10 @@ class CheckpointError(UsageError):
 
 class DataError(UsageError):
     """Calibration or evaluation data that cannot be used."""
+
+
+class CalibrationTableError(DataError):
+    """A calibration table that is damaged, or that does not belong to this model, this data or this observer."""
 
 
 class ExportError(UsageError):

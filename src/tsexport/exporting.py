@@ -12,11 +12,13 @@ from tsexport.errors import ExportError, ParityError, TsexportError
 from tsexport.manifest import AbsentFormat, RewriteChoice, RewriteRecord
 from tsexport.rewriting import Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
 from tsexport.runtimes.registry import get_runtime
-from tsexport.samples import Samples
+from tsexport.samples import Samples, SamplesRecord
 from tsexport.types import FORMATS, Artifact, Format, Parity, Tolerance
 
 NOT_ASKED = "not asked for"
 PARITY_BATCHES = (1, 3, 10)
+COSTLY_PARITY_BATCHES = (1, 2)
+"""For a model whose every sample takes long (see `SamplesRecord.is_costly`)."""
 _DECIDING: Mapping[Format, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The runtime that decides which rewrites a format's artifact is made with; tract runs what ONNX Runtime chose."""
 
@@ -92,11 +94,14 @@ def _guarded(context: Context, produce: Callable[[Path], ExportResult]) -> Calla
 
 
 def _choose(context: Context, samples: Samples, variants: Variants, runtime: str) -> RewriteChoice:
-    """Return the choice of the selection.json that is repeated, or one made by measuring where the runtime is here."""
+    """Return the choice of the selection.json that is repeated, or one made by measuring where the runtime is here.
+
+    Where the target is not this machine nothing is measured, and every rewrite is applied.
+    """
     if context.selection is not None:
         chosen = (one for one in context.selection.rewrites if one.runtime == runtime)
         return next(chosen, RewriteChoice(runtime, False, ()))
-    if not get_runtime(runtime).check().available:
+    if not context.target.here or not get_runtime(runtime).check().available:
         return RewriteChoice(runtime, False, ())
     return choose_rewrites(variants, runtime, compare_in_process(samples.feeds))
 
@@ -188,11 +193,12 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
     Raises:
         ParityError: an export answers otherwise than the module it was made from.
     """
+    measured = "measured" if context.target.here else "not measured"
     inputs = {
         "samples": samples.key,
         "onnx": onnx.sha256 if name == "openvino" and onnx is not None else "",
         "formats": context.options.formats if name == "onnx" else (),
-        "rewrites": context.selection.rewrites if context.selection is not None and name != "openvino" else "measured",
+        "rewrites": context.selection.rewrites if context.selection is not None and name != "openvino" else measured,
     }
     producers: dict[Format, Callable[[Path], ExportResult]] = {
         "onnx": lambda folder: _onnx(context, samples, folder),
@@ -207,6 +213,10 @@ def export_format(context: Context, samples: Samples, name: Format, onnx: Artifa
     return Exported(cached.result, artifact, cached.reused, clean, for_openvino)
 
 
+def _why_not_wanted(context: Context, name: Format) -> str:
+    return NOT_ASKED if name in context.target.formats else f"{context.target.name} runs no {name}"
+
+
 def gather(context: Context, results: Mapping[Format, Exported]) -> Exports:
     """Put the formats together, as far as they were asked for.
 
@@ -214,11 +224,11 @@ def gather(context: Context, results: Mapping[Format, Exported]) -> Exports:
         ExportError: no format that was asked for can hold the model.
     """
     wanted = [name for name in FORMATS if name in context.options.formats]
-    absent = [AbsentFormat(name, NOT_ASKED) for name in FORMATS if name not in wanted]
+    absent = [AbsentFormat(name, _why_not_wanted(context, name)) for name in FORMATS if name not in wanted]
     absent += [AbsentFormat(name, results[name].result.reason) for name in wanted if results[name].artifact is None]
     artifacts = tuple(one for name in wanted if (one := results[name].artifact) is not None)
     if not artifacts:
-        reasons = "; ".join(f"{one.format}: {one.reason}" for one in absent if one.reason != NOT_ASKED)
+        reasons = "; ".join(f"{one.format}: {one.reason}" for one in absent if one.format in wanted)
         raise ExportError(
             f"{context.identity.name} can be exported to none of {', '.join(wanted)}. {reasons}",
             next_step="change the layer that is named, or ask for another format with --formats",
@@ -256,6 +266,11 @@ def fp32_tolerance(context: Context, artifact: Artifact) -> tuple[Tolerance, boo
     return chosen, False
 
 
+def parity_batches(record: SamplesRecord) -> tuple[int, ...]:
+    """Return the batch sizes at which artifacts are compared."""
+    return COSTLY_PARITY_BATCHES if record.is_costly else PARITY_BATCHES
+
+
 def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, runtime: str) -> tuple[ParityResult, bool]:
     """Hold one artifact on one runtime against the source model, on random and on real inputs.
 
@@ -276,11 +291,19 @@ def check_on_runtime(context: Context, samples: Samples, artifact: Artifact, run
     def produce(folder: Path) -> ParityResult:
         from tsexport.exporters.checks import feed_sets, require_parity
 
-        sets = feed_sets(samples.spec.inputs, samples.real, batches=PARITY_BATCHES, seed=context.options.seed)
-        source = context.source
+        batches = parity_batches(samples.record)
+        sets = feed_sets(samples.spec.inputs, samples.real, batches=batches, seed=context.options.seed)
+        source = context.remembered_source
         try:
             parity = require_parity(
-                source, artifact, runtime, sets, tolerance, scaled=scaled, threads=context.threads, module=source.module
+                source,
+                artifact,
+                runtime,
+                sets,
+                tolerance,
+                scaled=scaled,
+                threads=context.threads,
+                module=context.source.module,
             )
         except ParityError:
             raise

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tsexport.targets import parse_target, target_names
+from tsexport.targets import resolve_target, target_names
 
 if TYPE_CHECKING:
     from tsexport.models.registry import ModelEntry
@@ -22,11 +22,11 @@ def list_models() -> "tuple[ModelEntry, ...]":
 
 
 def list_targets() -> "tuple[Target, ...]":
-    """Return every target, for this machine.
+    """Return every target, with the device that it has where none is named.
 
-    Raises nothing: without a device a target is this machine's.
+    Raises nothing: a target that this machine's arithmetic is missing for is listed too.
     """
-    return tuple(parse_target(name) for name in target_names())
+    return tuple(resolve_target(name) for name in target_names())
 
 
 def list_runtimes() -> "tuple[RuntimeStatus, ...]":

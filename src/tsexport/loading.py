@@ -13,6 +13,7 @@ from tsexport.checksums import check_files, read_sums
 from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
 from tsexport.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
 from tsexport.runtimes import registry
+from tsexport.runtimes.simulation import load_for
 from tsexport.types import RuntimeStatus, Session
 from tsexport.verification import check_entry, install_hint
 
@@ -53,7 +54,7 @@ def load_session(
     entry = manifest.artifact(choice.artifact)
     check_files(bundle.path, tuple(file.path for file in entry.files))
     check_entry(entry, read_sums(bundle.path), bundle.path)
-    return registry.load(bundle.artifact(choice.artifact), choice.runtime, threads=count)
+    return load_for(manifest.target, bundle.artifact(choice.artifact), choice.runtime, count)
 
 
 def speed_order(manifest: Manifest, selection: Selection) -> tuple[RankedArtifact, ...]:

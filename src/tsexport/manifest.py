@@ -6,7 +6,7 @@ the same inputs and the same selection give the same bytes.  What was measured s
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Candidate,
+    Coverage,
     Format,
     ModelSpec,
     Parity,
@@ -113,12 +114,16 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Calibration or evaluation data: where from, digest of what was read, and the windows used ("0-511,600")."""
+    """Calibration or evaluation data: where from, digest of what was read, and the windows used ("0-511,600").
+
+    `regimes` counts the calibration windows of each regime they were drawn by, for example "volatility 5 of 5".
+    """
 
     source: str
     sha256: str
     windows: int
     window_ids: str
+    regimes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,11 @@ class RewriteChoice:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, schema 1."""
+    """manifest.json, schema 1.
+
+    `coverage` is what the selected artifact computes on its runtime, None where that was not counted.
+    `calibration_tables` is the file of ranges that static candidates were made with, None where there are none.
+    """
 
     schema_version: Literal[1]
     name: str
@@ -199,6 +208,8 @@ class Manifest:
     pruning: PruningRecord | None = None
     rollouts: tuple[RolloutRecord, ...] = ()
     quantiles: tuple[QuantileRecord, ...] = ()
+    calibration_tables: FileDigest | None = None
+    coverage: Coverage | None = None
 
     def artifact(self, name: str) -> ArtifactEntry:
         """Return the entry of that name.
@@ -227,7 +238,10 @@ class Selection:
 
     `why` has no figure; `candidate` and `recipe` are the selected candidate's (for fp32: the artifact's name and {});
     `order` starts with the fastest; `rewrites` are those of each runtime's fp32 artifact; `model` is what was measured
-    with `threads`, with its component, "" for any.
+    with `threads`, with its component, "" for any.  `tried` are all candidates as the manifest has them, and `basis` is
+    the digest of source, data and budget that they were judged with: a build that repeats the selection builds the
+    selected one alone, and gives these records of the others where its own basis is the same.  `tables` names the
+    recipes whose calibration tables the bundle holds, where several share one the first.
     """
 
     schema_version: Literal[1]
@@ -242,6 +256,9 @@ class Selection:
     triton_batch_sizes: tuple[int, ...]
     rewrites: tuple[RewriteChoice, ...] = ()
     model: str = ""
+    tried: tuple[Candidate, ...] = ()
+    basis: str = ""
+    tables: tuple[str, ...] = ()
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -318,6 +335,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST}: artifacts is empty, a bundle holds at least one")
     _check_unique((entry.name for entry in manifest.artifacts), "artifact name")
     _check_unique((file.path for entry in manifest.artifacts for file in entry.files), "artifact file")
+    if manifest.calibration_tables is not None:
+        relative_path(manifest.calibration_tables.path, what=f"{MANIFEST}: calibration_tables")
     for entry in manifest.artifacts:
         _check_entry(entry)
         for kind, specs in (("inputs", entry.inputs), ("outputs", entry.outputs)):

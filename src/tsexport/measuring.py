@@ -4,22 +4,25 @@ size.
 Nothing here is cached: a latency belongs to the moment it was taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
+from tsexport.bench.records import Balance
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
-from tsexport.progress import Step
+from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
+RACE_PATIENCE_SECONDS = 90.0
+"""How long a race goes on for rounds enough to decide anything, where a model's calls take so long."""
 THREADS_MARGIN = 1.05
 Say = Callable[[str], None]
 
@@ -101,6 +104,7 @@ def _race(
         1,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
+        patience_seconds=RACE_PATIENCE_SECONDS,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,
@@ -124,26 +128,56 @@ def measure_placed(
     machine: Machine,
     step: Step,
     say: Say,
+    at_every_batch: Collection[Placed] | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts one after another at every batch size, in fresh processes.
 
     A batch size at which a process dies (of memory, mostly) is left out, and `say` is told.
+
+    Args:
+        at_every_batch: those that are measured at every batch size, the others at the smallest alone; by default all.
     """
-    batches = context.options.batches
     done: list[Measurement] = []
     for one in placed:
+        batches = context.options.batches
+        if at_every_batch is not None and one not in at_every_batch:
+            batches = (min(batches),)
         try:
             done += _measure(context, samples, one, batches, threads, machine, step)
         except TsexportError:
-            done += _measure_each(context, samples, one, threads, machine, step, say)
+            done += _measure_each(context, samples, one, batches, threads, machine, step, say)
     return tuple(done)
 
 
+def worth_every_batch(
+    samples: Samples, selected: Placed, fp32: Sequence[Placed], order: Sequence[tuple[str, str]]
+) -> tuple[Placed, ...]:
+    """Return what is measured at every batch size: of a costly model the selected artifact and the fastest fp32 one.
+
+    A batch of 32 takes such a model as many times as long, and each artifact is called a few dozen times.
+
+    Args:
+        order: (artifact, runtime) by speed, fastest first.
+    """
+    if not samples.record.is_costly:
+        return tuple(dict.fromkeys([selected, *fp32]))
+    by_key = {one.key: one for one in fp32}
+    fastest = [by_key[key] for key in order if key in by_key][:1]
+    return tuple(dict.fromkeys([selected, *fastest]))
+
+
 def _measure_each(
-    context: Context, samples: Samples, one: Placed, threads: int, machine: Machine, step: Step, say: Say
+    context: Context,
+    samples: Samples,
+    one: Placed,
+    batches: Sequence[int],
+    threads: int,
+    machine: Machine,
+    step: Step,
+    say: Say,
 ) -> list[Measurement]:
     done: list[Measurement] = []
-    for batch in context.options.batches:
+    for batch in batches:
         try:
             done += _measure(context, samples, one, (batch,), threads, machine, step)
         except TsexportError as error:
@@ -170,6 +204,33 @@ def _measure(
         max_seconds=context.options.seconds,
         progress=step.say,
     )
+
+
+def measure_here(
+    context: Context,
+    samples: Samples,
+    placed: Sequence[Placed],
+    threads: int,
+    machine: Machine,
+    progress: Progress,
+    say: Say,
+    at_every_batch: Collection[Placed] | None = None,
+) -> tuple[Measurement, ...]:
+    """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
+    if not context.target.here:
+        say(f"latency is not measured: this machine is no {context.target.device_name}")
+        return ()
+    with progress.step("measure batch sizes") as step:
+        return measure_placed(context, samples, placed, threads, machine, step, say, at_every_batch)
+
+
+def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
+    """Measure what this machine sustains, to hold races against; None where nothing was raced."""
+    if not races:
+        return None
+    from tsexport.quantize.balance import measure_balance
+
+    return measure_balance(threads)
 
 
 def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:

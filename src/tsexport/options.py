@@ -19,6 +19,7 @@ TABLES = ("build", "model", "inputs", "series")
 METRICS = ("mse", "mae", "accuracy", "log_loss", "pinball")
 DEFAULT_BATCHES = (1, 10, 32)
 DEFAULT_SECONDS = 4.0
+DEFAULT_SEARCH_SECONDS = 300.0
 MAX_SEED = 2**32 - 1
 
 
@@ -35,6 +36,7 @@ class BuildOptions:
         component: the part of a registered model that is built; None for all of it.
         inputs: inputs of a model that does not say them itself.
         calibration, evaluation: files of data; None for the reference series or none.
+        calibration_table: a calibration.json whose ranges are used in place of calibrating.
         series: the `[series]` table, as given.
         metric, max_degradation, max_output_error: the accuracy budget; fractions.
         prune: the fraction of channels, heads and feed-forward units that is removed; None for none.
@@ -49,6 +51,7 @@ class BuildOptions:
         atol, rtol: parity tolerance of the fp32 artifacts, in place of the default one.
         threads: threads used for measuring, at most the target's cores; None for as many as there are.
         seconds: at most, for each artifact, runtime and batch size that is measured.
+        search_seconds: at most, for finding the layers that stay in floating point; 0 leaves none.
         seed: of weights, feeds and drawn windows.
         name: the bundle's name in place of the derived one.
         force: an existing bundle of that name is replaced.
@@ -63,6 +66,7 @@ class BuildOptions:
     component: str | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: Path | None = None
+    calibration_table: Path | None = None
     evaluation: Path | None = None
     series: Mapping[str, Any] | None = None
     metric: str | None = None
@@ -81,6 +85,7 @@ class BuildOptions:
     rtol: float | None = None
     threads: int | None = None
     seconds: float = DEFAULT_SECONDS
+    search_seconds: float = DEFAULT_SEARCH_SECONDS
     seed: int = 0
     name: str | None = None
     force: bool = False
@@ -106,6 +111,10 @@ class BuildOptions:
             raise ConfigurationError(f"threads is {self.threads}; allowed are whole numbers from 1 on")
         if not 0 < self.seconds < float("inf"):
             raise ConfigurationError(f"seconds is {self.seconds}; allowed are numbers above 0")
+        if not 0 <= self.search_seconds < float("inf"):
+            raise ConfigurationError(
+                f"search_seconds is {self.search_seconds}; allowed are numbers from 0 on, 0 for no search"
+            )
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigurationError(f"seed is {self.seed}; allowed are whole numbers from 0 to {MAX_SEED}")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
@@ -115,7 +124,7 @@ class BuildOptions:
 
 
 _SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
-_PATHS = ("output", "checkpoint", "calibration", "evaluation", "selection")
+_PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -217,6 +226,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "atol": (int, float),
     "rtol": (int, float),
     "seconds": (int, float),
+    "search_seconds": (int, float),
     "threads": (int,),
     "seed": (int,),
     "force": (bool,),

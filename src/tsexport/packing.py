@@ -1,18 +1,19 @@
 """The last stage: everything that a build made, into a bundle that stands whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.buildup import BuildUp
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
-from tsexport.compressing import AccuracyResult, Tried
+from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
+from tsexport.covering import coverage_of
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
@@ -21,6 +22,7 @@ from tsexport.manifest import (
     SELECTION,
     AbsentFormat,
     ArtifactEntry,
+    FileDigest,
     Golden,
     GoldenTolerance,
     Manifest,
@@ -33,17 +35,24 @@ from tsexport.manifest import (
 )
 from tsexport.measuring import Placed
 from tsexport.quantize.pruning_records import PruningRecord
+from tsexport.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
+
+if TYPE_CHECKING:
+    from tsexport.calibration.table import CalibrationTable
 
 GOLDEN_BATCH = 1
 GOLDEN_MARGIN = 2.0
 """A quantized artifact may miss the golden outputs by this many times what it missed them by where it was built."""
 GOLDEN_FLOOR = 1e-3
 REPORT, README = "report.html", "README.md"
+CALIBRATION = "artifacts/calibration.json"
+"""The ranges that static candidates were made with; `--calibration-table` re-uses them."""
+TENSORRT_CACHE = "artifacts/calibration.cache"
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,53 @@ def _copy(artifact: Artifact, root: Path) -> Artifact:
     return replace(artifact, path=files[0], files=tuple(files))
 
 
+def _write_tables(
+    context: Context, samples: Samples, packed: Packed, root: Path
+) -> tuple[FileDigest | None, tuple[str, ...]]:
+    """Write the calibration tables that candidates were made with, or nothing where there are none.
+
+    The second value names the recipes they are of.  A repeated selection writes those of the build that it repeats.
+    """
+    from tsexport.calibration.table_files import read_tables, tables_text
+    from tsexport.quantize.candidates import tables_beside
+
+    made = {one.recipe.name: one.artifact for one in packed.tried}
+    repeated = repeats(context, samples)
+    if repeated is not None:
+        recipes = recipes_of_tables(repeated)
+        made = {one.name: build_recipe(context, samples, packed.exports, one)[0] for one in recipes}
+    tables: list[CalibrationTable] = []
+    names = []
+    for name, artifact in made.items():
+        path = tables_beside(artifact.path) if artifact is not None else None
+        fresh = [table for table in read_tables(path) if table not in tables] if path and path.exists() else []
+        tables += fresh
+        names += [name] if fresh else []
+    if not tables:
+        return None, ()
+    file = root / CALIBRATION
+    file.write_text(tables_text(tables), encoding="utf-8")
+    _write_tensorrt_cache(context, packed, tables, root)
+    return FileDigest(CALIBRATION, file_sha256(file), file.stat().st_size), tuple(names)
+
+
+def _write_tensorrt_cache(context: Context, packed: Packed, tables: Sequence["CalibrationTable"], root: Path) -> None:
+    """Write the ranges as TensorRT's own cache, for engines of the fp32 graph that are built with --int8 --calib.
+
+    Of the tables the one by entropy, as TensorRT itself calibrates; otherwise the first.  There is no cache where the
+    graph that was calibrated is not the bundle's: its tensors may have other names.
+    """
+    from tsexport.calibration.tensorrt_cache import cache_text, has_cache
+
+    version = context.target.tensorrt
+    if version is None or not has_cache(version):
+        return
+    best = next((one for one in tables if one.observer.method == "entropy"), tables[0])
+    if best.model_sha256 not in {one.sha256 for one in packed.exports.artifacts}:
+        return
+    (root / TENSORRT_CACHE).write_text(cache_text(best, version), encoding="utf-8")
+
+
 def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
     """Whether activations are quantized over the whole batch, so that an answer depends on the other rows."""
     return any(
@@ -124,18 +180,6 @@ def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntr
     )
 
 
-def _candidates(packed: Packed) -> tuple[Candidate, ...]:
-    records = []
-    for one in packed.tried:
-        if one.out:
-            records.append(one.candidate(one.out, one.reason))
-        elif one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
-            records.append(one.candidate("selected", packed.why))
-        else:
-            records.append(one.candidate("eligible", "within the accuracy budget, and not the one that was selected"))
-    return tuple(records)
-
-
 def _without_runtime(packed: Packed) -> tuple[AbsentFormat, ...]:
     """Return the formats that were made, and that no runtime here could run as it should."""
     run = {one.artifact.name for one in packed.fp32}
@@ -143,33 +187,34 @@ def _without_runtime(packed: Packed) -> tuple[AbsentFormat, ...]:
     return tuple(AbsentFormat(one.format, reason) for one in packed.exports.artifacts if one.name not in run)
 
 
-def _recipe_of(packed: Packed) -> tuple[str, Mapping[str, Any]]:
-    for one in packed.tried:
-        if one.artifact is not None and (one.artifact.name, one.runtime) == packed.selected.key:
-            candidate = one.candidate("selected", "")
-            return candidate.name, candidate.recipe
-    return packed.selected.artifact.name, {}
-
-
-def _selection(context: Context, packed: Packed) -> Selection:
-    candidate, recipe = _recipe_of(packed)
+def _selection(context: Context, samples: Samples, packed: Packed, tried: tuple[Candidate, ...]) -> Selection:
+    selected = next((one for one in tried if one.status == "selected"), None)
     return Selection(
         schema_version=1,
         artifact=packed.selected.artifact.name,
         runtime=packed.selected.runtime,
         why=packed.why,
-        candidate=candidate,
-        recipe=recipe,
-        layers_left_in_float=(),
+        candidate=selected.name if selected else packed.selected.artifact.name,
+        recipe=selected.recipe if selected else {},
+        layers_left_in_float=tuple(selected.recipe["float_layers"]) if selected else (),
         order=tuple(RankedArtifact(*pair) for pair in packed.order),
         threads=packed.threads,
         triton_batch_sizes=tuple(context.options.batches),
         rewrites=packed.exports.choices,
         model=context.built,
+        tried=tried,
+        basis=basis_of(context, samples),
     )
 
 
-def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple[ArtifactEntry, ...]) -> Manifest:
+def _manifest(
+    context: Context,
+    samples: Samples,
+    packed: Packed,
+    entries: tuple[ArtifactEntry, ...],
+    tried: tuple[Candidate, ...],
+    calibration_tables: FileDigest | None,
+) -> Manifest:
     record = samples.record
     return Manifest(
         schema_version=1,
@@ -191,13 +236,15 @@ def _manifest(context: Context, samples: Samples, packed: Packed, entries: tuple
         budget=packed.budget,
         parity=packed.parity,
         accuracy=packed.accuracy,
-        candidates=_candidates(packed),
+        candidates=tried,
         rewrites=packed.exports.rewrites,
         caveats=packed.caveats,
         notes=packed.notes,
         pruning=packed.pruning,
         rollouts=tuple(one.rollout for one in packed.buildups if one.rollout is not None),
         quantiles=tuple(one.quantiles for one in packed.buildups if one.quantiles is not None),
+        calibration_tables=calibration_tables,
+        coverage=coverage_of(context, samples, packed.selected.artifact, packed.selected.runtime),
     )
 
 
@@ -212,7 +259,10 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
         entries = _entries(samples, packed, root)
-        manifest, selection = _manifest(context, samples, packed, entries), _selection(context, packed)
+        tables, of_recipes = _write_tables(context, samples, packed, root)
+        tried = all_candidates(context, samples, packed.tried, packed.selected.key, packed.why)
+        manifest = _manifest(context, samples, packed, entries, tried, tables)
+        selection = replace(_selection(context, samples, packed, tried), tables=of_recipes)
         write_golden(root, *samples.golden)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")

@@ -2,49 +2,48 @@
 
 Checkpoint -> source model and samples -> fp32 artifacts -> parity -> INT8 candidates -> accuracy -> races ->
 selection -> measurements -> verdicts -> bundle.  Data moves forward only; everything but measuring is cached by
-content.
+content.  Where the target is not this machine, candidates are judged by exact simulation, and nothing is raced or
+measured.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from tsexport.bench.fingerprint import fingerprint
-from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord
 from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
 from tsexport.cache import Cache, default_root
-from tsexport.choosing import accuracy_budget, choose, hold_budget, placed_by_key, repeat
-from tsexport.compressing import AccuracyResult, Tried, accuracy_of, build_recipe, try_recipe
+from tsexport.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
+from tsexport.compressing import AccuracyResult, Tried, accuracy_of
 from tsexport.context import Context
 from tsexport.data import plan_data
-from tsexport.errors import MissingDependencyError, ParityError, TsexportError, UsageError, did_you_mean
+from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.loading import cores_here
-from tsexport.measuring import Placed, judge_all, measure_placed, require_budgets
+from tsexport.measuring import (
+    Placed,
+    balance_for,
+    judge_all,
+    measure_here,
+    require_budgets,
+    worth_every_batch,
+)
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
-from tsexport.pruning import (
-    cost_text,
-    measure_cost,
-    prune_stage,
-    race_against_unpruned,
-    require_prunable,
-    unpruned_onnx,
-)
-from tsexport.quantize.pruning_records import Change, PruningRecord
-from tsexport.quantize.recipes import Recipe, recipes_for
+from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
+from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
-from tsexport.targets import host_cpu, parse_target
+from tsexport.targets import caveats_of, formats_of, host_cpu, parse_target
 from tsexport.types import Format, Parity, RuntimeStatus
 
 STEPS = {
@@ -55,7 +54,8 @@ STEPS = {
     "export OpenVINO": 1.0,
     "parity": 4.0,
     "compare with the unpruned model": 15.0,
-    "INT8 candidates": 10.0,
+    CANDIDATES: 15.0,
+    SEARCH: 5.0,
     "accuracy": 8.0,
     "measure fp32 side by side": 20.0,
     "measure INT8 against fp32": 20.0,
@@ -63,13 +63,15 @@ STEPS = {
     "pack": 2.0,
 }
 PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
-INT8_STEPS = frozenset({"INT8 candidates", "measure INT8 against fp32"})
+INT8_STEPS = frozenset({CANDIDATES, SEARCH, "measure INT8 against fp32"})
 EXPORT_STEPS: Mapping[Format, str] = {
     "onnx": "export ONNX",
     "torchscript": "export TorchScript",
     "openvino": "export OpenVINO",
 }
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
+CAVEAT = "caveat: "
+"""How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes"}
 
 
@@ -103,6 +105,7 @@ def plan_build(options: BuildOptions) -> Plan:
     """
     require("build", "building a bundle")
     target = parse_target(options.target, options.device)
+    options = replace(options, formats=formats_of(target, options.formats))
     identity = identify(
         options.model,
         checkpoint=options.checkpoint,
@@ -122,9 +125,9 @@ def plan_build(options: BuildOptions) -> Plan:
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
-    recipes = recipes_for(cpu) if target.precision == "int8" else ()
+    recipes = recipes_for(target, cpu)
     context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
-    _ = context.selection  # read for its own checks, before minutes are spent
+    _ = context.selection, context.calibration_tables  # read for their own checks, before minutes are spent
     return Plan(
         context=context,
         name=name,
@@ -132,7 +135,7 @@ def plan_build(options: BuildOptions) -> Plan:
         recipes=recipes,
         runtimes=here,
         missing=tuple(status.pip_command for status in statuses if not status.available),
-        steps=_steps(options, bool(recipes)),
+        steps=_steps(options, bool(recipes), target.here),
     )
 
 
@@ -148,12 +151,16 @@ def _require_runtime(name: str, statuses: tuple[RuntimeStatus, ...]) -> None:
         )
 
 
-def _steps(options: BuildOptions, int8: bool) -> tuple[tuple[str, float], ...]:
-    """Return the steps of a build with their expected seconds; a repeated selection is not raced for."""
+def _steps(options: BuildOptions, int8: bool, here: bool) -> tuple[tuple[str, float], ...]:
+    """Return the steps of a build with their expected seconds.
+
+    A repeated selection is not raced for, and nothing is measured for a target that is not this machine.
+    """
     exported = formats_to_export(options.formats)
     left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
     left_out |= PRUNING_STEPS if options.prune is None else frozenset()
-    left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES if options.selection else frozenset())
+    left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES | {SEARCH} if options.selection else frozenset())
+    left_out |= frozenset() if here else MEASURING
     return tuple(
         (step, expected * (options.seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
         for step, expected in STEPS.items()
@@ -185,12 +192,11 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     require_feedback(context, samples)
     exports = _export(context, samples, progress)
     fp32, parity, refused = _check(context, samples, exports, plan, progress)
-    pruning, pruning_races = _compare_with_unpruned(context, samples, exports, progress, say)
-    tried = _candidates(context, samples, exports, plan, progress)
+    pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
+    tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
         judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
         step.reused = all(reused for _, reused in judged.values())
-        tried = _judge_candidates(context, samples, tried, plan)
         fp32, left_out = hold_budget(
             accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
         )
@@ -199,13 +205,15 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)
+    elif not context.target.here:
+        chosen = choose_unmeasured(context, fp32, tried, {key: result for key, (result, _) in judged.items()})
     else:
         chosen = choose(context, samples, fp32, tried, progress, say)
     selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
-    with progress.step("measure batch sizes") as step:
-        pairs = list(dict.fromkeys([selected, *fp32]))
-        measurements = measure_placed(context, samples, pairs, chosen.threads, machine, step, say)
+    pairs = list(dict.fromkeys([selected, *fp32]))
+    thorough = worth_every_batch(samples, selected, fp32, chosen.order)
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
     verdicts = judge_all(samples, measurements, machine)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
@@ -224,9 +232,11 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         budget=accuracy_budget(context, samples),
         caveats=(
             *samples.record.caveats,
+            *caveats_of(context.target),
             *refused,
             *left_out,
             *drifted,
+            *(step.removeprefix(CAVEAT) for step in selected.artifact.provenance if step.startswith(CAVEAT)),
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,
@@ -236,7 +246,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds)
+        balance = balance_for(chosen.races, chosen.threads)
+        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds, balance)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
@@ -298,51 +309,6 @@ def _check(
             next_step="see `tsexport runtimes` for what can be installed",
         )
     return tuple(placed), tuple(parity), tuple(refused)
-
-
-def _compare_with_unpruned(
-    context: Context, samples: Samples, exports: Exports, progress: Progress, say: Callable[[str], None]
-) -> tuple[PruningRecord | None, tuple[RaceResult, ...]]:
-    """Return what pruning did and cost, and the race of the fp32 ONNX files with it and without."""
-    if context.options.prune is None:
-        return None, ()
-    with progress.step("compare with the unpruned model") as step:
-        ours = exports.of("onnx")
-        whole = unpruned_onnx(context) if ours is not None else None
-        sizes = Change(whole.size_bytes if whole else None, ours.size_bytes if ours else None)
-        record = measure_cost(context, samples, sizes)
-        say(cost_text(record))
-        if ours is None or whole is None or context.options.selection is not None:
-            return record, ()
-        try:
-            return record, (race_against_unpruned(context, samples, whole, ours, step.say),)
-        except TsexportError as error:
-            say(f"the pruned model was not timed against the whole one: {error.message}")
-            return record, ()
-
-
-def _candidates(
-    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
-) -> tuple[Tried, ...]:
-    """Build every recipe; accuracy is judged afterwards."""
-    if not plan.recipes:
-        return ()
-    tried: list[Tried] = []
-    with progress.step("INT8 candidates") as step:
-        step.reused = True
-        for index, recipe in enumerate(plan.recipes):
-            step.say(recipe.name, index / len(plan.recipes))
-            artifact, reason, reused = build_recipe(context, samples, exports, recipe)
-            step.reused &= reused
-            out: Literal["", "failed"] = "failed" if reason else ""
-            tried += [Tried(recipe, runtime, artifact, None, 0.0, out, reason) for runtime in recipe.runtimes]
-    return tuple(tried)
-
-
-def _judge_candidates(context: Context, samples: Samples, tried: tuple[Tried, ...], plan: Plan) -> tuple[Tried, ...]:
-    judge = partial(try_recipe, context, samples, budget=accuracy_budget(context, samples), here=plan.runtimes)
-    built = {one.recipe.name: one for one in tried}
-    return tuple(found for one in built.values() for found in judge(one.recipe, one.artifact, one.reason))
 
 
 def _accuracy_result(

@@ -26,6 +26,10 @@ class Step:
     def say(self, what: str, fraction: float | None = None) -> None:
         self.progress._show(self, what, fraction)
 
+    def expect(self, seconds: float) -> None:
+        """Replace the estimate of how long this step still takes."""
+        self.progress._expect(self, seconds)
+
 
 @dataclass
 class Progress:
@@ -92,6 +96,10 @@ class Progress:
             return dict(self.seconds)
         name, started = self._running
         return {**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
+
+    def _expect(self, step: Step, seconds: float) -> None:
+        if self._running is not None and step.name in self._expected:
+            self._expected[step.name] = time.perf_counter() - self._running[1] + max(0.0, seconds)
 
     def _label(self, step: Step) -> str:
         names = list(self._expected)

@@ -8,14 +8,14 @@ The cache keeps what was removed and the weights that are left, never a module: 
 again, and the weights are put in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tsexport.cache import Cached
 from tsexport.context import Context
-from tsexport.errors import AccuracyError, ConfigurationError, UsageError
+from tsexport.errors import AccuracyError, ConfigurationError, TsexportError, UsageError
 from tsexport.npz import read_arrays, write_arrays
 from tsexport.options import BuildOptions
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
@@ -25,9 +25,12 @@ from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, Ten
 if TYPE_CHECKING:
     from torch import nn
 
-    from tsexport.bench.race import Progress, RaceResult
+    from tsexport.bench.race import Progress as Told
+    from tsexport.bench.race import RaceResult
     from tsexport.data import DataPlan
+    from tsexport.exporting import Exports
     from tsexport.models.sources import OpenedSource, SourceIdentity
+    from tsexport.progress import Progress
     from tsexport.quantize.pruning import Inputs
     from tsexport.samples import Samples
 
@@ -306,7 +309,7 @@ def unpruned_onnx(context: Context) -> Artifact | None:
 
 
 def race_against_unpruned(
-    context: Context, samples: "Samples", whole: Artifact, pruned: Artifact, progress: "Progress"
+    context: Context, samples: "Samples", whole: Artifact, pruned: Artifact, progress: "Told"
 ) -> "RaceResult":
     """Time the pruned fp32 ONNX against the whole model's, on one thread each, interleaved."""
     from tsexport.bench.race import Contestant, race
@@ -338,3 +341,24 @@ def cost_text(record: PruningRecord) -> str:
         parts.append(f"{accuracy.metric} {change_text(accuracy.degradation)}")
     parts.append(f"output error {accuracy.output_error:.2%}, {record.unrefitted.output_error:.2%} before the refit")
     return "pruned: " + ", ".join(parts)
+
+
+def compare_with_unpruned(
+    context: Context, samples: "Samples", exports: "Exports", progress: "Progress", say: Callable[[str], None]
+) -> "tuple[PruningRecord | None, tuple[RaceResult, ...]]":
+    """Return what pruning did and cost, and the race of the fp32 ONNX files with it and without."""
+    if context.options.prune is None:
+        return None, ()
+    with progress.step("compare with the unpruned model") as step:
+        ours = exports.of("onnx")
+        whole = unpruned_onnx(context) if ours is not None else None
+        sizes = Change(whole.size_bytes if whole else None, ours.size_bytes if ours else None)
+        record = measure_cost(context, samples, sizes)
+        say(cost_text(record))
+        if ours is None or whole is None or context.options.selection is not None or not context.target.here:
+            return record, ()
+        try:
+            return record, (race_against_unpruned(context, samples, whole, ours, step.say),)
+        except TsexportError as error:
+            say(f"the pruned model was not timed against the whole one: {error.message}")
+            return record, ()

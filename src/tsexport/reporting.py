@@ -20,6 +20,7 @@ from tsexport.bench.rows import MeasurementRow, RaceRow, VerdictRow, measurement
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENTS
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
+from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
 from tsexport.types import Accuracy, Candidate
 
@@ -38,12 +39,18 @@ class Bar:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A candidate of the manifest with the latency that a race on this machine gave it, "not measured" without one."""
+    """A candidate of the manifest with the latency that a race on this machine gave it, "not measured" without one.
+
+    `float_layers` are how many of its layers were left in floating point, "" for none.
+    """
 
     candidate: Candidate
     recipe: str
     latency: str
     speedup: str
+    float_layers: str
+    int8_share: str
+    conversions: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class MachineView:
     latency_plots: tuple[tuple[int, str], ...]
     tradeoff: str
     candidates: tuple[CandidateRow, ...]
+    explanations: tuple[Explanation, ...]
     stages: tuple[Bar, ...]
     headline: MeasurementRow | None
 
@@ -78,6 +86,7 @@ class BundleView:
     selection: Selection
     machines: tuple[MachineView, ...]
     candidates: tuple[CandidateRow, ...]
+    explanations: tuple[Explanation, ...]
     sizes: tuple[Bar, ...]
     selected_accuracy: Accuracy | None
 
@@ -176,7 +185,8 @@ def _bundle_view(bundle: Bundle) -> BundleView:
         manifest=manifest,
         selection=selection,
         machines=tuple(_machine_view(record, manifest) for record in read_measurements(bundle)),
-        candidates=tuple(_candidate_row(candidate, ()) for candidate in manifest.candidates),
+        candidates=candidate_rows(manifest.candidates, ()),
+        explanations=explanations(manifest, None),
         sizes=_bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
         selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
     )
@@ -200,7 +210,8 @@ def _machine_view(record: MachineRecord, manifest: Manifest) -> MachineView:
         ),
         latency_plots=_latency_plots(record, manifest),
         tradeoff=_tradeoff(record, manifest),
-        candidates=tuple(_candidate_row(candidate, record.races) for candidate in manifest.candidates),
+        candidates=candidate_rows(manifest.candidates, record.races),
+        explanations=explanations(manifest, record),
         stages=_bars([(name, seconds, f"{seconds:.2f} s") for name, seconds in record.stage_seconds]),
         headline=next(
             (
@@ -273,18 +284,32 @@ def _latency(record: MachineRecord, accuracy: Accuracy, label: str) -> float | N
     return None
 
 
+def candidate_rows(candidates: Sequence[Candidate], races: Sequence[RaceResult]) -> tuple[CandidateRow, ...]:
+    """Return a row for each candidate, with its latency from the last race at batch 1 that it ran in."""
+    return tuple(_candidate_row(candidate, races) for candidate in candidates)
+
+
 def _candidate_row(candidate: Candidate, races: Sequence[RaceResult]) -> CandidateRow:
     names = {
         name
         for name in (candidate.name, candidate.artifact, candidate.accuracy and candidate.accuracy.artifact)
         if name
     }
+    latency = speedup = "not measured"
     for race in races:
         for entry, row in zip(sorted(race.entries, key=lambda e: -e.speedup.value), race_rows(race), strict=True):
             if race.batch == 1 and entry.runtime == candidate.runtime and {entry.artifact, entry.name} & names:
-                speedup = f"{row.speedup} ({row.interval})"
-                return CandidateRow(candidate, compact_json(candidate.recipe), row.p50, speedup)
-    return CandidateRow(candidate, compact_json(candidate.recipe), "not measured", "not measured")
+                latency, speedup = row.p50, f"{row.speedup} ({row.interval})"
+    layers, coverage = candidate.recipe.get("float_layers", ()), candidate.coverage
+    return CandidateRow(
+        candidate,
+        compact_json(candidate.recipe),
+        latency,
+        speedup,
+        str(len(layers)) if layers else "",
+        f"{coverage.int8_share:.0%}" if coverage else "",
+        f"{coverage.conversions} of {coverage.operators}" if coverage else "",
+    )
 
 
 def _bars(values: Sequence[tuple[str, float, str]]) -> tuple[Bar, ...]:

@@ -1,7 +1,7 @@
 """The first stage: open the source model and the data, and keep what the source answers.
 
 Everything after it works from these records and arrays, so that a build whose stages are cached opens neither torch
-nor data.
+nor data.  A model of many operations is judged on fewer windows: every artifact on every runtime answers all of them.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,15 @@ DAMAGED_SAMPLES = 8
 SOURCE_BATCH = 64
 """The most samples that the source answers at once (see `rows_at_once`)."""
 RANDOM_WINDOWS = 64
+EVALUATION_FLOPS = 5e11
+"""Operations that one pass over the evaluation windows may take, down to FEWEST_WINDOWS of them: some ten seconds on a
+core, and a build takes a dozen passes.  A sample of inception-time takes 1.3e8, of migt-tvdt 6.5e10, of sfno-hybrid
+6e11; up to 4.8e8 nothing is cut."""
+FEWEST_WINDOWS = 16
+FEWEST_RANDOM_WINDOWS = 4
+"""Without data there is no metric to judge, only whether answers are the same."""
+GOLDEN_FLOPS = 1e11
+FEWEST_GOLDEN = 4
 NO_REAL_DATA = "no data was given: artifacts were compared on random inputs alone"
 RAW_UNITS = (
     "forecasts are in raw units and there are no labels: output errors are relative to the level of the series, which "
@@ -38,7 +47,7 @@ RAW_UNITS = (
 
 @dataclass(frozen=True)
 class SamplesRecord:
-    """What the source is, and what data it answered."""
+    """What the source is, what data it answered, and the operations that one sample takes (0: not known)."""
 
     spec: ModelSpec
     digest: str
@@ -48,6 +57,14 @@ class SamplesRecord:
     calibration: DataRecord | None
     evaluation: DataRecord | None
     has_real: bool
+    flops: float = 0.0
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether a sample takes so long that as few as will do are compared."""
+        from tsexport.exporters.cost import COSTLY_FLOPS
+
+        return self.flops >= COSTLY_FLOPS
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,9 @@ class Samples:
     @property
     def golden(self) -> tuple[Feeds, Feeds]:
         """The first windows and the source's answers to them."""
-        return self._first(GOLDEN_SAMPLES)
+        from tsexport.exporters.cost import samples_within
+
+        return self._first(samples_within(self.record.flops, GOLDEN_FLOPS, fewest=FEWEST_GOLDEN, most=GOLDEN_SAMPLES))
 
     def _first(self, count: int) -> tuple[Feeds, Feeds]:
         """Return the first windows and the source's answers; half are damaged ones where there are such."""
@@ -131,10 +150,13 @@ def _ranges(ids: Sequence[str]) -> str:
     return f"{split}: {text}" if split else text
 
 
-def _data_record(opened: "Opened | None") -> DataRecord | None:
+def _data_record(opened: "Opened | None", rows: Array | None = None) -> DataRecord | None:
+    """Return the record of drawn windows, or of those `rows` of them."""
     if opened is None:
         return None
-    return DataRecord(opened.source, opened.base_digest, len(opened.ids), _ranges(opened.ids))
+    ids = opened.ids if rows is None else tuple(opened.ids[row] for row in rows)
+    regimes = dict(opened.regimes) if rows is None else {}  # counts of all the drawn windows
+    return DataRecord(opened.source, opened.base_digest, len(ids), _ranges(ids), regimes)
 
 
 def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:
@@ -164,13 +186,35 @@ def _checkpoint_record(context: Context) -> CheckpointRecord | None:
     return CheckpointRecord(path.name, sha256, unwrapped[0] if unwrapped else "plain", identity.is_reference)
 
 
+def _spread(count: int, flops: float) -> Array:
+    """Return which of `count` windows are judged on: all, or as many as a costly model is given, spread over them."""
+    from tsexport.exporters.cost import samples_within
+
+    wanted = min(count, samples_within(flops, EVALUATION_FLOPS, fewest=FEWEST_WINDOWS, most=count))
+    return np.linspace(0, count - 1, wanted).astype(int)
+
+
 def _open(context: Context, folder: Path) -> SamplesRecord:
+    from tsexport.exporters.cost import flops_of, samples_within
+
     source, calibration, evaluation = context.source, context.calibration, context.evaluation
     caveats: list[str] = []
+    notes = [*source.notes, *(note for one in (calibration, evaluation) if one is not None for note in one.notes)]
+    flops = flops_of(source.module, source.spec) if source.module is not None else 0.0
+    rows = None
     if evaluation is not None:
         feeds, target = _read(evaluation)
+        rows = _spread(len(evaluation.ids), flops)
+        if len(rows) < len(evaluation.ids):
+            feeds = {name: array[rows] for name, array in feeds.items()}
+            target = None if target is None else target[rows]
+            notes.append(
+                f"accuracy is judged on {len(rows)} of {len(evaluation.ids)} windows: one takes the model "
+                f"{flops / 1e9:.3g} GFLOP"
+            )
     else:
-        feeds, target = random_feeds(source.spec.inputs, RANDOM_WINDOWS, context.options.seed), None
+        windows = samples_within(flops, EVALUATION_FLOPS, fewest=FEWEST_RANDOM_WINDOWS, most=RANDOM_WINDOWS)
+        feeds, target = random_feeds(source.spec.inputs, windows, context.options.seed), None
         caveats.append(NO_REAL_DATA)
     write_arrays(folder / "feeds.npz", feeds)
     write_arrays(folder / "outputs.npz", _answers(context, feeds))
@@ -182,16 +226,16 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         write_arrays(folder / "target.npz", {"target": target})
     elif context.plan.raw and source.spec.config["preprocessing"]["scales_back"]:
         caveats.append(RAW_UNITS)
-    opened = [one for one in (calibration, evaluation) if one is not None]
     return SamplesRecord(
         spec=source.spec,
         digest=source.digest,
-        notes=(*source.notes, *(note for one in opened for note in one.notes)),
+        notes=tuple(notes),
         caveats=tuple(caveats),
         checkpoint=_checkpoint_record(context),
         calibration=_data_record(calibration),
-        evaluation=_data_record(evaluation),
+        evaluation=_data_record(evaluation, rows),
         has_real=evaluation is not None,
+        flops=flops,
     )
 
 

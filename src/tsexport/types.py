@@ -52,6 +52,7 @@ class ModelSpec:
     """What a source model is: its name, what it predicts, and the tensors it takes and gives.
 
     `component` names the part of the model that this is, None for all of it; the parameters are then the part's.
+    `fp32_layers` are the modules that stay in fp32 where the rest is fp16 or bf16.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelSpec:
     parameters: int = 0
     source: str = ""
     caveats: tuple[str, ...] = ()
+    fp32_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,38 @@ class AccuracyBudget:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What an artifact computes for one sample, in the graph that its runtime makes of it.
+
+    `macs` are multiply-accumulates, `int8_macs` those of 8-bit integers.  `operators` are the runtime's, `conversions`
+    those of them that only change how numbers are stored.  `weight_bytes` are constants, `activation_bytes` all that
+    operators read and write otherwise.
+    """
+
+    macs: int
+    int8_macs: int
+    operators: int
+    conversions: int
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def int8_share(self) -> float:
+        """The share of multiply-accumulates in 8-bit integers, 0 to 1."""
+        return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def macs_per_byte(self) -> float:
+        """Arithmetic intensity: multiply-accumulates for each byte that is read or written once."""
+        return self.macs / max(self.weight_bytes + self.activation_bytes, 1)
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One recipe that was tried for a precision.  Holds no latency: those stand in `measurements/`."""
+    """One recipe that was tried for a precision.  Holds no latency: those stand in `measurements/`.
+
+    `coverage` is None where it was not counted: for a candidate that is out, or a runtime that does not show its graph.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -280,6 +312,7 @@ class Candidate:
     status: Literal["selected", "eligible", "rejected", "failed"]
     reason: str
     artifact: str | None = None
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)

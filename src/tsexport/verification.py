@@ -19,6 +19,7 @@ from tsexport.golden import INPUTS, OUTPUTS, read_golden
 from tsexport.manifest import ArtifactEntry, GoldenTolerance
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
+from tsexport.runtimes.simulation import load_for
 from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
 
 CheckStatus = Literal["passed", "failed", "not checked"]
@@ -157,6 +158,8 @@ def _check_structure(bundle: Bundle) -> int:
     listed = read_sums(bundle.path)
     for entry in bundle.manifest.artifacts:
         check_entry(entry, listed, bundle.path)
+    if (tables := bundle.manifest.calibration_tables) is not None and listed.get(tables.path) != tables.sha256:
+        raise BundleError(f"manifest.json gives another SHA-256 for {tables.path} than {SUMS}; one of them was changed")
     _ = bundle.selection  # read for its own checks
     return files + len((SUMS, MEASUREMENT_SUMS))
 
@@ -209,7 +212,7 @@ def _answers(
     """Return the artifact's answers to the golden inputs, fed in the manifest's batches, as arrays over all samples."""
     samples = len(next(iter(golden.outputs.values())))
     parts: dict[str, list[Array]] = {}
-    with registry.load(bundle.artifact(entry.name), runtime, threads=threads) as session:
+    with load_for(bundle.manifest.target, bundle.artifact(entry.name), runtime, threads) as session:
         for start in range(0, samples, golden.batch):
             feeds = {name: array[start : start + golden.batch] for name, array in golden.inputs.items()}
             for name, array in session.run(feeds).items():

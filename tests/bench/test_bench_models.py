@@ -15,6 +15,7 @@ from tsexport.bench.suites import bench_models
 from tsexport.bench.suites.contest import Entrant, fewer_windows
 from tsexport.bench.suites.goals import Conditions
 from tsexport.bench.suites.goals_of_models import judge_models
+from tsexport.bench.suites.long_runs import LEFT_OUT, Failure
 from tsexport.bench.suites.overview import budgets_text, overview_text
 from tsexport.bench.suites.ratios import RoundMedians, mean_over_models
 from tsexport.bench.suites.rows import EAGER, FASTEST_FP32, PLAIN_ONNX, PLAIN_TORCHSCRIPT, SELECTED, ModelResult, Row
@@ -159,8 +160,8 @@ def arguments(*given):
 def test_all_models_but_the_named_ones_are_taken():
     taken = arguments()
     names = [entry.name for entry in list_entries()]
-    assert list(taken.models) == [name for name in names if name not in bench_models.LEFT_OUT]
-    assert {one.model for one in taken.left_out} == set(names) & set(bench_models.LEFT_OUT)
+    assert list(taken.models) == [name for name in names if name not in LEFT_OUT]
+    assert {one.model for one in taken.left_out} == set(names) & set(LEFT_OUT)
     assert arguments("--models=lstm,gru").models == ("lstm", "gru")
     assert taken.output.name.startswith("bench_models-")
 
@@ -190,7 +191,7 @@ def test_what_was_kept_counts_under_the_same_conditions_only(tmp_path):
     for change in ({"seconds": 9.0}, {"seed": 1}, {"settings": {"lstm": {"size": "small"}}}):
         assert replace(run, **change).found("lstm") is None
     assert replace(run, machine=replace(run.machine, python="CPython 2.7")).found("lstm") is None
-    (run.partial / "lstm.json").write_text("{")
+    (run.partial.folder / "lstm.json").write_text("{")
     assert run.found("lstm") is None
 
 
@@ -204,9 +205,9 @@ def test_a_model_that_fails_is_listed_and_the_others_are_kept(tmp_path, monkeypa
     run = arguments("--models=lstm,gru,tcn", f"--output={tmp_path / 'out.json'}")
     report = bench_models.measure_all(run, resume=False)
     assert [one.model for one in report.models] == ["lstm", "tcn"]
-    assert report.failures == (bench_models.Failure("gru", "gru cannot be exported"),)
+    assert report.failures == (Failure("gru", "gru cannot be exported"),)
     assert "gru cannot be exported" in bench_models.report_text(report)
-    assert sorted(path.name for path in run.partial.iterdir()) == ["lstm.json", "tcn.json"]
+    assert sorted(path.name for path in run.partial.folder.iterdir()) == ["lstm.json", "tcn.json"]
 
 
 def run_suite(output, *given):

@@ -4,8 +4,10 @@ from collections import Counter
 
 import pytest
 
+from tsexport.bench import race as race_module
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.measure import measure
+from tsexport.bench.process import WorkerProcess
 from tsexport.bench.race import Contestant, block_calls_for, order_of_round, race
 from tsexport.bench.statistics import RATIO_MIN_ROUNDS
 from tsexport.errors import InconclusiveError, UsageError
@@ -72,6 +74,31 @@ def test_time_ends_a_race_and_few_rounds_have_no_interval(short_chain, feeds):
     outcome = race([Contestant(short_chain, "onnxruntime", 1)], feeds, 1, max_seconds=0.0)
     assert outcome.rounds == 1
     assert outcome.entries[0].speedup.high is None
+
+
+def test_patience_waits_for_rounds_enough_for_an_interval(short_chain, feeds):
+    patient = [Contestant(short_chain, "onnxruntime", 1)]
+    outcome = race(patient, feeds, 1, max_seconds=0.0, patience_seconds=60.0)
+    assert outcome.rounds == RATIO_MIN_ROUNDS
+    assert outcome.entries[0].speedup.high == 1.0
+    assert race(patient, feeds, 1, rounds=3, max_seconds=0.0, patience_seconds=60.0).rounds == 3
+    assert race(patient, feeds, 1, max_seconds=0.0, patience_seconds=1e-6).rounds == 1
+
+
+def test_slow_calls_are_all_timed(short_chain, feeds, monkeypatch):
+    led_in = []
+    time_block = WorkerProcess.time_block
+
+    def watched(self, batch, calls, *, lead_in, quiet):
+        led_in.append(lead_in)
+        return time_block(self, batch, calls, lead_in=lead_in, quiet=quiet)
+
+    monkeypatch.setattr(WorkerProcess, "time_block", watched)
+    alone = [Contestant(short_chain, "onnxruntime", 1)]
+    race(alone, feeds, 1, rounds=1)
+    monkeypatch.setattr(race_module, "SLOW_CALL_MS", 0.0)
+    race(alone, feeds, 1, rounds=1)
+    assert led_in == [1, 0]
 
 
 def test_rounds_of_several_processes_are_pooled(short_chain, feeds):

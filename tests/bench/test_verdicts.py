@@ -180,6 +180,19 @@ def test_every_published_latency_row_gets_a_verdict_with_a_reason(measurement, m
     assert isinstance(tables, LatencyTables)
 
 
+def test_where_nothing_was_measured_no_row_says_that_it_was(budget, machine):
+    verdict = judge_one(budget(device="orin-nano"), [], machine)
+    assert (verdict.status, verdict.reason) == ("not measured", "a budget of orin-nano; nothing was measured")
+    assert judge_one(budget(), [], machine).reason == "a budget of cpu4; nothing was measured"
+
+
+def test_the_published_nano_row_keeps_its_caveat_where_nothing_was_measured(machine):
+    verdicts = judge(latency_budgets("sfno-hybrid", "sfno"), [], machine=machine)
+    (row,) = (one for one in verdicts if one.budget.device == "jetson-nano" and one.budget.kind == "latency")
+    assert row.status == "not possible"
+    assert "the original Jetson Nano (sm_53) has no INT8 arithmetic" in row.reason
+
+
 @given(st.floats(0.01, 1000), st.floats(0.01, 1000))
 def test_a_latency_verdict_is_the_comparison_of_two_numbers(ms, limit):
     from tsexport.bench.fingerprint import fingerprint

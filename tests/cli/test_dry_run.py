@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
+from tsexport.calibration.table_files import tables_text
 from tsexport.manifest import RankedArtifact, Selection, selection_text
 
 
@@ -72,6 +74,23 @@ def test_a_dry_run_of_a_repeated_selection(build, selection_of):
     assert json.loads(build(*options, "--json").stdout)["selection"] == "chosen.json"
 
 
+def test_a_dry_run_with_a_calibration_table(build):
+    table = CalibrationTable("a" * 64, "b" * 64, (), Observer("mse"), "tests", (TensorRange("x", -1.0, 1.0),))
+    Path("ranges.json").write_text(tables_text([table]))
+    options = ("linear", "--target", "cpu4-int8", "-o", "dist", "--dry-run", "--calibration-table", "ranges.json")
+    assert re.search(r"ranges\W+those of ranges.json", build(*options).stdout)
+    assert json.loads(build(*options, "--json").stdout)["calibration_table"] == "ranges.json"
+
+
+def test_calibration_tables_that_are_refused_before_anything_is_opened(build):
+    Path("damaged.json").write_text('{"schema_version": 1, "tables": []}')
+    options = ("linear", "-o", "dist", "--calibration-table", "damaged.json", "--target")
+    refused(build(*options, "cpu4-int8"), "damaged.json holds no calibration table")
+    refused(
+        build(*options, "cpu4-fp32"), "--calibration-table damaged.json was given, and cpu4-fp32 calibrates nothing"
+    )
+
+
 @pytest.mark.parametrize("of", ["dlinear", "linear l-module"])
 def test_a_selection_of_another_model_is_refused_before_anything_is_opened(build, selection_of, of):
     """What was measured there says nothing here, and the manifest would say that it was measured."""
@@ -134,3 +153,29 @@ def test_a_factory_and_a_file_are_named_by_factory_and_stem(build, tmp_path):
     options = ("--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--json")
     assert json.loads(build(tmp_path / "net.onnx", *options).stdout)["path"] == "dist/net-cpu4-fp32"
     assert json.loads(build("package.mine:make", *options).stdout)["path"] == "dist/make-cpu4-fp32"
+
+
+def test_a_target_that_is_not_this_machine(build):
+    result = build(
+        "patchtst-cpu", "--target", "jetson-int8", "--device", "xavier-nx@jetpack-5.1", "-o", "dist", "--dry-run"
+    )
+    assert result.exit_code == 0
+    words = " ".join(result.stdout.split())
+    assert (
+        "jetson-int8: Jetson Xavier NX, JetPack 5.1 with TensorRT 8.5, int8; not this machine, so latency is" in words
+    )
+    assert "dist/patchtst-cpu-jetson-int8-xavier-nx-jetpack-5.1" in words
+
+
+def test_a_target_that_is_not_this_machine_as_json(build):
+    options = ("--target", "a100-fp32", "--device", "@tensorrt-8.6", "-o", "dist", "--dry-run", "--json")
+    document = json.loads(build("linear", *options).stdout)
+    assert (document["here"], document["instruction_set"], document["tensorrt"]) == (False, "gpu", "8.6")
+    assert document["formats"] == ["onnx", "torchscript"]
+    assert document["path"] == "dist/linear-a100-fp32--tensorrt-8.6"
+    assert not [step for step in document["steps"] if "measure" in step or "OpenVINO" in step]
+
+
+def test_a_format_that_the_target_does_not_run(build):
+    options = ("--target", "a100-fp32", "--formats", "openvino", "-o", "dist", "--dry-run")
+    refused(build("linear", *options), "a100-fp32 runs none of openvino; its formats are onnx, torchscript")

@@ -71,10 +71,27 @@ def test_targets_json():
     document = read_json("targets")
     assert document["schema_version"] == 1
     assert document["machine"]["instruction_set"] == host_cpu().instruction_set
-    assert [row["name"] for row in document["targets"]] == list(target_names())
-    for row in document["targets"]:
-        assert row["runs_here"]
-        assert row["name"] == f"{row['device']}-{row['precision']}"
+    rows = {row["name"]: row for row in document["targets"]}
+    assert tuple(rows) == target_names()
+    for row in rows.values():
+        cpu = row["device"] == "cpu4"
+        assert row["runs_here"] == (cpu and (row["precision"] != "bf16" or host_cpu().bf16))
+        assert (row["tensorrt"] is None) == cpu
+        assert row["name"].endswith(f"-{row['precision']}")
+    jetson = rows["jetson-int8"]
+    assert (jetson["device"], jetson["jetpack"], jetson["tensorrt"]) == ("orin-nano", "6.2", "10.3")
+    assert jetson["formats"] == ["onnx", "torchscript"]
+
+
+def test_the_devices_of_targets_json():
+    rows = {row["name"]: row for row in read_json("targets")["devices"]}
+    assert list(rows) == ["a100", "t4", "orin-nano", "agx-orin", "xavier-nx", "jetson-nano", "h100", "h200"]
+    nano = rows["jetson-nano"]
+    assert (nano["precisions"], nano["tensorrt"]) == (["fp16"], ["8.0", "8.2"])
+    assert nano["jetpack"] == ["4.6", "4.6.1", "4.6.2", "4.6.3", "4.6.4", "4.6.5", "4.6.6"]
+    assert "Jetson Nano, INT8: 200 ms" in nano["caveats"][0]
+    assert rows["a100"]["jetpack"] == []
+    assert rows["t4"]["peak"][0]["int8_tops"] == 130.0
 
 
 def test_targets_table():
@@ -82,6 +99,34 @@ def test_targets_table():
     assert host_cpu().instruction_set in out
     for name in target_names():
         assert name in out
+    for part in (
+        "4.6 to 4.6.6",
+        "8.0 to 8.2",
+        "Jetson Orin Nano 8 GB, JetPack 6.2 with TensorRT 10.3, int8",
+        "8.6 to 11",
+    ):
+        assert part in out
+    assert "has no INT8 arithmetic" in out
+
+
+def test_a_target_that_this_cpu_cannot_compute_is_listed_with_the_reason(monkeypatch):
+    cpu = replace(host_cpu(), model="Example CPU", instruction_set="avx2", vnni=False, bf16=False)
+    monkeypatch.setattr("tsexport.targets.host_cpu", lambda: cpu)
+    row = {row["name"]: row for row in read_json("targets")["targets"]}["cpu4-bf16"]
+    assert not row["runs_here"]
+    assert row["note"].endswith("and Example CPU has none")
+    assert "Example CPU has none" in run("targets").stderr
+
+
+def test_a_broken_third_partys_device_is_said(tmp_path, monkeypatch):
+    info = tmp_path / "acme_boards-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-boards\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tsexport.targets]\nacme = no_such_module_of_acme:entry\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run("targets")
+    assert "the target device 'acme' of acme-boards cannot be loaded from no_such_module_of_acme:entry" in result.stderr
+    assert "jetson-int8" in result.stdout
 
 
 def test_targets_on_fewer_cores_say_so(monkeypatch):

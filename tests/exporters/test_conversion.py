@@ -14,7 +14,6 @@ from tsexport.errors import ExportError
 from tsexport.exporters.checks import check_parity, feed_sets
 from tsexport.exporters.conversion import (
     COSTLY_BATCHES,
-    COSTLY_FLOPS,
     PROBE_BATCHES,
     convert_to_onnx,
     convert_to_openvino,
@@ -23,6 +22,7 @@ from tsexport.exporters.conversion import (
     is_costly,
     probes,
 )
+from tsexport.exporters.cost import COSTLY_FLOPS
 from tsexport.exporters.rewrites import proofs
 from tsexport.runtimes.comparison import TOLERANCES
 from tsexport.types import ModelSpec, TensorSpec, random_feeds

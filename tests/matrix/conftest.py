@@ -18,7 +18,7 @@ from tsexport.exporters.conversion import (
 )
 from tsexport.models.sources import OpenedSource, identify, open_source
 from tsexport.quantize.candidates import Built, build_candidate
-from tsexport.quantize.recipes import Recipe
+from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.types import Artifact, Feeds, Format
 

@@ -10,9 +10,10 @@ EVERY = "every case"
 
 @dataclass(frozen=True)
 class CannotWork:
-    """A case (or `EVERY` one) that a runtime cannot run in fp32 or in INT8.
+    """A case (or `EVERY` one) that a runtime cannot run in a precision.
 
-    For "int8" a runtime is offered no candidate; with runtime "any" no recipe makes a candidate for the case at all.
+    For "int8", "fp16" and "bf16" a runtime is offered no candidate; with runtime "any" no recipe makes a candidate for
+    the case at all.
     """
 
     precision: str
@@ -33,6 +34,22 @@ EXCEPTIONS: tuple[CannotWork, ...] = (
         runtime="torchscript",
         case=EVERY,
         reason="no recipe makes TorchScript: torch's own quantization exports to none of the other formats",
+    ),
+    *(
+        CannotWork(
+            precision=precision,
+            runtime=runtime,
+            case=EVERY,
+            reason="casts are made in the ONNX graph, for TensorRT, and by OpenVINO: others get fp32 artifacts",
+        )
+        for precision in ("fp16", "bf16")
+        for runtime in ("tract", "torchscript")
+    ),
+    CannotWork(
+        precision="bf16",
+        runtime="onnxruntime",
+        case="unet-small",
+        reason="its products are all convolutions, for which ONNX has no bf16 before opset 22; fp16 is what it gets",
     ),
 )
 

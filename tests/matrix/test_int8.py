@@ -1,12 +1,10 @@
 """Every INT8 recipe on real models: what it builds, how far its answers are off, and that it is the same each time.
 
-Full-range S8 weights saturate on CPUs without VNNI, so the recipes' numerics are taken from evaluations that no CPU
-changes: ONNX's reference evaluator for activations quantized at run time, ONNX Runtime without its integer kernels
-(session.disable_quant_qdq) and OpenVINO without its low-precision transformations for calibrated ones.
+Full-range S8 weights saturate on CPUs without VNNI, so the recipes' numerics are taken from the exact simulation, which
+no CPU changes.
 """
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.errors import UsageError
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import (
+from tsexport.quantize.cpu_recipes import (
     DYNAMIC_S8,
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,
@@ -32,6 +30,7 @@ from tsexport.quantize.recipes import (
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
+from tsexport.runtimes.simulation import simulate
 from tsexport.targets import host_cpu
 
 RECIPES = {recipe.name: recipe for recipe in (*WITHOUT_VNNI, *WITH_VNNI)}
@@ -73,13 +72,7 @@ def graph_operators(artifact):
 
 def emulated(artifact, recipe, feeds):
     """Return the first output, from an evaluation that does not depend on the CPU's integer instructions."""
-    if recipe.activations == "dynamic":
-        return onnx.reference.ReferenceEvaluator(onnx.load(artifact.path)).run(None, dict(feeds))[0]
-    option = ("session.disable_quant_qdq", "1")
-    runtime = "onnxruntime"
-    if artifact.format == "openvino":
-        option, runtime = ("LP_TRANSFORMS_MODE", "NO"), "openvino"
-    with load(replace(artifact, options=(*artifact.options, option)), runtime, threads=1) as session:
+    with simulate(artifact, recipe.runtimes[0], 1) as session:
         return next(iter(session.run(feeds).values()))
 
 

@@ -10,7 +10,7 @@ from tsexport.models.registry import list_entries
 from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
-from tsexport.targets import host_cpu
+from tsexport.targets import host_cpu, parse_target
 
 MAX_ERROR = 0.05
 """Relative RMS of the worst output on real windows at batch 1: what a build allows a model without labels."""
@@ -32,7 +32,7 @@ def worst_error(one, artifact, runtime):
 
 def attempts(one, quantized, name):
     """Yield (recipe on runtime, error, why not) of this CPU's INT8 recipes, one after the other."""
-    for recipe in recipes_for(host_cpu()):
+    for recipe in recipes_for(parse_target("cpu4-int8"), host_cpu()):
         if recipe.precision != "int8":
             continue
         built = quantized(name, recipe)

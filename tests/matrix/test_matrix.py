@@ -28,7 +28,7 @@ def test_the_exceptions_name_cases_runtimes_and_reasons():
     for one in EXCEPTIONS:
         assert one.case in (*BY_NAME, EVERY), one
         assert one.runtime in (*(row.name for row in RUNTIMES), "any"), one
-        assert one.precision in ("fp32", "int8"), one
+        assert one.precision in ("fp32", "fp16", "bf16", "int8"), one
         assert one.reason, one
 
 

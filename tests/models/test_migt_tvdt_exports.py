@@ -16,7 +16,7 @@ from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino
 from tsexport.models import migt_tvdt
 from tsexport.models.sources import identify, open_source
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import DYNAMIC_U8, NNCF_MIXED_REDUCED, STATIC_U8S8_REDUCED
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED_REDUCED, STATIC_U8S8_REDUCED
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import TOLERANCES
 from tsexport.runtimes.registry import load

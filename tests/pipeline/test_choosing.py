@@ -11,7 +11,7 @@ from tsexport.errors import AccuracyError, LatencyError
 from tsexport.exporting import formats_to_export
 from tsexport.measuring import Placed, require_budgets
 from tsexport.pipeline import STEPS, bundle_name
-from tsexport.quantize.recipes import DYNAMIC_U8, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Budget, TensorSpec, Verdict
 
 SPEC = (TensorSpec("x", "float32", ("batch", 2)),)

@@ -1,6 +1,6 @@
 """Measuring in processes that die: what cannot be measured is left out and said, and never ends a build with 6."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from tsexport.cache import Cache
 from tsexport.context import Context
 from tsexport.data import DataPlan
 from tsexport.errors import UnsupportedError
-from tsexport.measuring import Placed, measure_placed, race_placed
+from tsexport.measuring import Placed, measure_placed, race_placed, worth_every_batch
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.progress import Progress
+from tsexport.samples import Samples, SamplesRecord
 from tsexport.targets import host_cpu, parse_target
-from tsexport.types import Artifact, TensorSpec, files_sha256
+from tsexport.types import Artifact, ModelSpec, TensorSpec, files_sha256
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 2)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch", 2)),)
@@ -109,3 +110,17 @@ def test_a_batch_size_that_dies_is_left_out(context, placed, step):
     assert [(one.artifact, one.batch) for one in found] == [("sound", 1), ("sound", 4), ("one-row", 1)]
     (line,) = said
     assert line.startswith("batch 4 was not measured: one-row on onnxruntime: onnxruntime failed on one-row at batch 4")
+
+
+def test_a_costly_model_is_measured_at_every_batch_only_where_it_matters(context, placed):
+    slow, fast, chosen = (placed(name, SOUND) for name in ("slow", "fast", "chosen"))
+    order = (fast.key, slow.key)
+    record = SamplesRecord(ModelSpec("some", "cnn", "forecast", INPUTS, OUTPUTS), "", (), (), None, None, None, True)
+    cheap = Samples("key", record, {}, {}, None)
+    assert worth_every_batch(cheap, chosen, (slow, fast), order) == (chosen, slow, fast)
+    costly = replace(cheap, record=replace(record, flops=1e11))
+    assert worth_every_batch(costly, chosen, (slow, fast), order) == (chosen, fast)
+    assert worth_every_batch(costly, fast, (slow, fast), order) == (fast,)
+    with Progress([("measure", 1.0)], quiet=True).step("measure") as step:
+        found = measure_placed(context, Feeds(), [fast, slow], 1, fingerprint(), step, print, (fast,))
+    assert [(one.artifact, one.batch) for one in found] == [("fast", 1), ("fast", 4), ("slow", 1)]

@@ -15,7 +15,7 @@ from tsexport.models.sources import identify, open_source
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import DYNAMIC_S8, NNCF_MIXED, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import DYNAMIC_S8, NNCF_MIXED, STATIC_U8S8
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.registry import load
 from tsexport.types import FORMATS

@@ -120,3 +120,20 @@ def test_memory_is_json_of_seconds(tmp_path):
 def test_durations(seconds, text):
     assert duration(seconds) == text
     assert re.fullmatch(r"(\d+ min )?[\d.]+ s", text)
+
+
+def test_a_step_that_knows_better_replaces_the_estimate():
+    progress = Progress(STEPS, stream=io.StringIO())
+    with progress.step("open") as step:
+        step.expect(60.0)
+        assert progress.left_s() == pytest.approx(71.0, abs=0.5)
+        step.expect(-1.0)
+        assert progress.left_s() == pytest.approx(11.0, abs=0.5)
+    assert progress.left_s() == pytest.approx(11.0, abs=0.1)
+
+
+def test_a_step_that_is_not_in_the_plan_changes_no_estimate():
+    progress = Progress(STEPS, stream=io.StringIO())
+    with progress.step("another") as step:
+        step.expect(60.0)
+        assert progress.left_s() == pytest.approx(13.0, abs=0.1)

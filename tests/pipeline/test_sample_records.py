@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 
+from tsexport import samples as samples_module
 from tsexport.data import open_calibration, open_evaluation, plan_data
 from tsexport.errors import UsageError
+from tsexport.exporting import parity_batches
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
+from tsexport.pipeline import plan_build
 from tsexport.quantize.evaluation import evaluate
-from tsexport.samples import Samples, SamplesRecord, take_samples
+from tsexport.samples import (
+    FEWEST_GOLDEN,
+    FEWEST_RANDOM_WINDOWS,
+    FEWEST_WINDOWS,
+    GOLDEN_SAMPLES,
+    Samples,
+    SamplesRecord,
+    take_samples,
+)
 from tsexport.targets import parse_target
 from tsexport.types import ModelSpec, TensorSpec
 
@@ -109,7 +120,55 @@ def test_a_source_of_large_inputs_answers_a_few_samples_at_once(context_of, tmp_
     seen = next(one for one in module.modules() if type(one).__name__ == "Wide").forward.__globals__["SEEN"]
     seen.clear()  # opening it probes a few batches
     found, _ = take_samples(context)
-    assert seen == [2] * 32
+    assert seen == [1, *[2] * 32], "one to count its operations, the rest to answer"
     np.testing.assert_allclose(
         found.outputs[found.spec.outputs[0].name], found.feeds["x"].mean(axis=1)[:, None], atol=1e-6
     )
+
+
+@pytest.fixture
+def costly(monkeypatch):
+    """Every budget of operations is so small that the fewest samples are left."""
+    for name in ("EVALUATION_FLOPS", "GOLDEN_FLOPS"):
+        monkeypatch.setattr(samples_module, name, 1.0)
+
+
+def taken(model, target, folder, **settings):
+    options = BuildOptions(model=model, target=target, output=folder, settings=settings)
+    return take_samples(plan_build(options).context)[0]
+
+
+@pytest.mark.usefixtures("fresh_cache", "costly")
+def test_a_model_of_many_operations_is_judged_on_fewer_windows_spread_over_all(tmp_path):
+    found = taken("linear", "cpu4-int8", tmp_path, context_length=24, horizon=8, channels=2)
+    assert len(found.feeds["series"]) == len(found.target) == FEWEST_WINDOWS
+    assert len(found.golden[0]["series"]) == FEWEST_GOLDEN
+    assert found.record.flops > 0
+    assert found.record.evaluation.windows == FEWEST_WINDOWS
+    assert any(f"judged on {FEWEST_WINDOWS} of " in note for note in found.record.notes)
+    numbers = [int(one) for one in found.record.evaluation.window_ids.partition(": ")[2].split(",")]
+    assert len(numbers) == FEWEST_WINDOWS
+    assert max(numbers) - min(numbers) > 10 * FEWEST_WINDOWS, "spread, not the first ones"
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_small_model_is_judged_on_all_its_windows(tmp_path):
+    found = taken("linear", "cpu4-int8", tmp_path, context_length=24, horizon=8, channels=2)
+    assert len(found.feeds["series"]) == found.record.evaluation.windows > 700
+    assert len(found.golden[0]["series"]) == GOLDEN_SAMPLES
+    assert not found.record.is_costly
+    assert not any("judged on" in note for note in found.record.notes)
+
+
+@pytest.mark.usefixtures("fresh_cache", "costly")
+def test_without_data_a_costly_model_answers_a_few_random_windows(tmp_path):
+    small = {"context_length": 12, "horizon": 3, "width": 16, "static_channels": 2}
+    found = taken("tft", "cpu4-fp32", tmp_path, **small)
+    assert not found.record.has_real
+    assert {len(array) for array in found.feeds.values()} == {FEWEST_RANDOM_WINDOWS}
+
+
+@pytest.mark.parametrize(("flops", "batches"), [(0.0, (1, 3, 10)), (4.9e9, (1, 3, 10)), (5e9, (1, 2))])
+def test_parity_of_a_costly_model_takes_smaller_batches(flops, batches):
+    record = SamplesRecord(samples("forecast", {}).spec, "digest", (), (), None, None, None, True, flops)
+    assert parity_batches(record) == batches

@@ -20,10 +20,11 @@ from tsexport.types import FORMATS
 
 MEASURED = ("measurements/", "report.html")
 STAGES = [
-    "model and data", "export ONNX", "export TorchScript", "export OpenVINO", "parity", "INT8 candidates", "accuracy",
-    "measure fp32 side by side", "measure INT8 against fp32", "measure batch sizes", "pack",
+    "model and data", "export ONNX", "export TorchScript", "export OpenVINO", "parity", "INT8 candidates",
+    "layers in floating point", "accuracy", "measure fp32 side by side", "measure INT8 against fp32",
+    "measure batch sizes", "pack",
 ]  # fmt: skip
-CACHED_STAGES = STAGES[:7]
+CACHED_STAGES = [*STAGES[:6], "accuracy"]
 
 
 def files_of(folder):
@@ -54,7 +55,7 @@ def test_progress_has_one_line_a_step_with_the_time_left(built):
     lines = [line for line in built.ran.stderr.splitlines() if re.match(r"\[ ?\d+/\d+\]", line)]
     assert [re.sub(r"^\[[ \d/]+\] ([^:]+):.*", r"\1", line) for line in lines] == STAGES
     assert all(re.search(r": [\d.]+ s, about .* left$", line) for line in lines[:-1])
-    assert re.fullmatch(r"\[11/11\] pack: [\d.]+ s", lines[-1])
+    assert re.fullmatch(r"\[12/12\] pack: [\d.]+ s", lines[-1])
     assert "\r" not in built.ran.stderr
     assert "Traceback" not in built.ran.stderr
 
@@ -81,7 +82,7 @@ def test_the_tree(built):
     assert [path.name for path in built.path.parent.iterdir()] == [built.path.name]
     selected = built.bundle.manifest.selected.artifact
     stems = {name.removeprefix("artifacts/").rpartition(".")[0] for name in there if name.startswith("artifacts/")}
-    assert stems == {"onnx-fp32", "torchscript-fp32", "openvino-fp32", selected}
+    assert stems - {"calibration"} == {"onnx-fp32", "torchscript-fp32", "openvino-fp32", selected}
     assert {entry.path for entry in built.bundle.manifest.artifacts} <= set(there)
 
 
@@ -355,7 +356,9 @@ def test_a_budget_of_nothing_rejects_what_is_worse_and_selects_fp32(built, small
     """Some candidates happen to be better than their source on the reference series; those stay in the race."""
     candidates = {(one.name, one.runtime): one for one in built.bundle.manifest.candidates}
     worse = {key for key, one in candidates.items() if one.accuracy is None or one.accuracy.degradation > 0}
-    bundle = repeated(small_build, built, max_degradation=0.0, selection=None, races=True, formats=["onnx"])
+    bundle = repeated(
+        small_build, built, max_degradation=0.0, selection=None, races=True, formats=["onnx"], search_seconds=0
+    )
     found = {(one.name, one.runtime): one for one in bundle.manifest.candidates}
     worse &= {key for key, one in found.items() if one.status != "failed"}
     assert worse
@@ -375,8 +378,9 @@ def test_a_metric_by_which_every_candidate_is_worse_selects_fp32_and_says_why(sm
     windows = np.concatenate([inputs[name] + 0.01 * generator.standard_normal(inputs[name].shape) for _ in range(6)])
     np.savez(tmp_path / "windows.npz", **{name: windows.astype(np.float32)})
     bundle = repeated(
-        small_build, built, max_output_error=0.0, selection=None, races=True, evaluation=tmp_path / "windows.npz"
-    )
+        small_build, built, max_output_error=0.0, selection=None, races=True, evaluation=tmp_path / "windows.npz",
+        search_seconds=0,
+    )  # fmt: skip
     assert {one.status for one in bundle.manifest.candidates} == {"rejected"}
     assert bundle.manifest.selected.why == "no candidate held the accuracy budget: fp32 is selected"
     assert bundle.manifest.artifact(bundle.manifest.selected.artifact).precision == "fp32"

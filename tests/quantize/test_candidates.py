@@ -8,11 +8,11 @@ import onnx
 import pytest
 
 from tsexport.calibration.arrays import ArrayDataset
+from tsexport.calibration.datasets import calibration_batch
 from tsexport.exporters.rewrites.order import REWRITES
 from tsexport.exporters.rewrites.proofs import rewrite_graph
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, calibration_batch, quantize_onnx
-from tsexport.quantize.recipes import (
+from tsexport.quantize.cpu_recipes import (
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,
     NNCF_MIXED,
@@ -21,6 +21,7 @@ from tsexport.quantize.recipes import (
     WITH_VNNI,
     WITHOUT_VNNI,
 )
+from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load

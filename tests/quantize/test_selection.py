@@ -4,11 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.statistics import Ratio, summarize
-from tsexport.quantize.selection import UNDECIDED_FROM, order_by_speed, select, select_fp32, undecided
-from tsexport.types import Artifact
+from tsexport.quantize.selection import (
+    UNDECIDED_FROM,
+    order_by_speed,
+    select,
+    select_fp32,
+    select_unmeasured,
+    undecided,
+)
+from tsexport.types import Accuracy, Artifact
 
 BASELINE = ("fp32", "openvino")
 
@@ -100,9 +109,35 @@ def test_for_size_the_smallest_that_is_no_slower():
     assert chosen(select(result, artifacts(**sizes), BASELINE)) == ("large", "onnxruntime")
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 200), st.floats(0.2, 5), st.floats(0, 0.5), st.floats(0, 0.5)),
+        min_size=0,
+        max_size=12,
+    )
+)
+def test_for_size_nothing_smaller_was_as_fast(rivals):
+    """Of any candidates: what is selected is no slower than fp32 and smaller, and no other such is smaller still."""
+    entries = [
+        entry(f"c{index}", "onnxruntime", value, value - low, value + high)
+        for index, (_, value, low, high) in enumerate(rivals)
+    ]
+    sizes = {f"c{index}": size for index, (size, *_) in enumerate(rivals)}
+    choice = select(race_of(*entries), artifacts(**sizes), BASELINE, "size")
+    good = {one.artifact for one in entries if one.speedup.high >= 1 and sizes[one.artifact] < 100}
+    if good:
+        assert sizes[choice.artifact] == min(sizes[name] for name in good)
+        assert choice.artifact in good
+    else:
+        assert chosen(choice) == BASELINE
+
+
 def test_for_size_nothing_smaller():
     choice = select(race_of(entry("a", "onnxruntime", 1.5)), artifacts(a=100), BASELINE, "size")
     assert chosen(choice) == BASELINE
+    assert choice.why == (
+        "no candidate within the accuracy budget was smaller than fp32 and no slower: fp32 is selected"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,3 +181,33 @@ def test_fp32_by_speed():
 def test_the_fastest_may_have_been_called_a_few_times_only():
     result = race_of(entry("onnx", "onnxruntime", 2.0, threads=2, calls=3))
     assert select_fp32(result, 2).measured == "0.500 ms median at batch 1"
+
+
+def accuracy(artifact, runtime, output_error, degradation=None):
+    return Accuracy(artifact, runtime, 64, output_error, None, None, None, degradation)
+
+
+def test_without_speed_the_smallest_error_is_selected():
+    judged = [accuracy("a", "onnxruntime", 0.02), accuracy("b", "openvino", 0.01), accuracy("c", "onnxruntime", 0.03)]
+    choice = select_unmeasured(judged, "int8", "orin-nano")
+    assert (choice.artifact, choice.runtime) == ("b", "openvino")
+    assert choice.why == (
+        "the smallest error of the int8 artifacts within the accuracy budget; latency not measured, since this is no "
+        "orin-nano"
+    )
+    assert choice.measured == "output error 0.01, latency not measured"
+
+
+def test_of_the_same_error_the_first_is_selected():
+    judged = [accuracy("a", "onnxruntime", 0.01), accuracy("a", "openvino", 0.01)]
+    choice = select_unmeasured(judged, "int8", "t4")
+    assert (choice.artifact, choice.runtime) == ("a", "onnxruntime")
+
+
+def test_a_lucky_metric_does_not_hide_a_larger_error():
+    judged = [accuracy("a", "x", 0.04, degradation=-0.03), accuracy("b", "x", 0.01, degradation=0.02)]
+    assert select_unmeasured(judged, "int8", "t4").artifact == "b"
+
+
+def test_nothing_is_selected_of_nothing():
+    assert select_unmeasured([], "fp16", "t4") is None

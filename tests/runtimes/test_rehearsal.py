@@ -64,3 +64,10 @@ def test_a_rehearsal_that_does_not_end_is_ended(small, small_feeds):
 
 def test_runtimes_that_raise_need_no_rehearsal(far_index):
     rehearse(far_index, "onnxruntime", [{"ids": np.zeros((1, 2), np.int64)}])
+
+
+def test_an_artifact_in_fp16_is_rehearsed_on_onnxruntime(small, small_feeds):
+    narrow = replace(small.artifacts["onnx"], precision="fp16")
+    rehearse(narrow, "onnxruntime", [small_feeds(1)])
+    with pytest.raises(UsageError, match=r"onnxruntime did not answer to \w+ in 0\.001 s"):
+        rehearse(narrow, "onnxruntime", [small_feeds(1)], timeout_s=0.001)

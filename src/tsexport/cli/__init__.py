@@ -37,6 +37,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "tsexport.cli.verify:verify", "Check a bundle's digests and golden outputs on this machine."
     ),
     "bench": CommandEntry("tsexport.cli.bench:bench", "Measure bundles and judge them against the latency tables."),
+    "check": CommandEntry(
+        "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
+    ),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
     "models": CommandEntry("tsexport.cli.models:models", "List the models that build knows by name."),
     "targets": CommandEntry("tsexport.cli.lists:targets", "List the targets, and which of them this machine can run."),

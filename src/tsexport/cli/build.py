@@ -10,9 +10,11 @@ from tsexport.cli.output import print_json, print_table, say, verbosity
 
 if TYPE_CHECKING:
     from tsexport.bundles import Bundle
+    from tsexport.context import Context
     from tsexport.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
+    from tsexport.reporting import CandidateRow
 
 _FILE = click.Path(path_type=Path)
 
@@ -38,7 +40,7 @@ class _Percent(click.ParamType[float]):
 @click.argument("model", required=False)
 @click.option("--target", help="What the bundle is for, for example cpu4-int8; see `tsexport targets`.")
 @click.option("-o", "--output", type=_FILE, help="Folder that gets the bundle's folder.")
-@click.option("--device", help="The target's device; by default this machine.")
+@click.option("--device", help="The target's device: avx2, arm64, xavier-nx@jetpack-5.1, @tensorrt-8.6, ...")
 @click.option("--checkpoint", type=_FILE, help="Trained weights: .pth, .pt or .safetensors.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A field of the model's configuration.")
 @click.option("--component", help="Build this part of the model alone, for example h-module of hrm-27m.")
@@ -47,6 +49,7 @@ class _Percent(click.ParamType[float]):
     "--input", "inputs", multiple=True, metavar="NAME=batch,60,16", help="An input, where the model says none."
 )
 @click.option("--calibration", type=_FILE, help="Data to calibrate with: .npz, or .csv or .parquet with [series].")
+@click.option("--calibration-table", type=_FILE, help="Re-use the ranges in a bundle's artifacts/calibration.json.")
 @click.option("--evaluation", type=_FILE, help="Data to judge accuracy on; as --calibration, plus `target`.")
 @click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
 @click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
@@ -69,6 +72,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
 @click.option("--seconds", type=float, help="Measure at most so long for each artifact, runtime and batch; 4.")
+@click.option("--search-seconds", type=float, help="Look for layers to leave in floating point at most so long; 300.")
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
@@ -131,11 +135,14 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "model": context.identity.name,
             "component": context.options.component,
             "target": context.target.name,
-            "instruction_set": context.cpu.instruction_set,
+            "instruction_set": context.target.instruction_set,
+            "here": context.target.here,
+            "tensorrt": context.target.tensorrt,
             "threads": context.threads,
             "include_preprocessing": context.options.include_preprocessing,
             "prune": context.options.prune,
             "rollout": context.options.rollout,
+            "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
@@ -149,25 +156,34 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("model", f"{context.identity.name} ({context.identity.kind})"),
         *([("component", context.options.component)] if context.options.component else []),
         ("checkpoint", str(context.identity.checkpoint or "none: initialised from the seed")),
-        ("target", f"{context.target.name} on {context.cpu.model} ({context.cpu.instruction_set})"),
+        ("target", _target_text(context)),
         ("threads", str(context.threads)),
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
+        *([("ranges", f"those of {context.options.calibration_table}")] if context.options.calibration_table else []),
         *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
         *([("pruning", f"{context.options.prune:g} of the channels")] if context.options.prune is not None else []),
         *([("rollout", f"{context.options.rollout} steps")] if context.options.rollout is not None else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
-        ("INT8 recipes", ", ".join(recipe.name for recipe in plan.recipes) or "none: fp32 target"),
+        ("recipes", ", ".join(recipe.name for recipe in plan.recipes) or "none: fp32 target"),
         ("steps", ", ".join(name for name, _ in plan.steps)),
     ]
     print_table(("what", "value"), rows, title="dry run: nothing is built")
 
 
+def _target_text(context: "Context") -> str:
+    target, cpu = context.target, context.cpu
+    if target.here:
+        return f"{target.name} on {cpu.model} ({cpu.instruction_set})"
+    return f"{target.name}: {target.summary}; not this machine, so latency is not measured"
+
+
 def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
-    from tsexport.reporting import read_measurements
+    from tsexport.explaining import explanations
+    from tsexport.reporting import candidate_rows, read_measurements
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):
@@ -179,28 +195,39 @@ def _show_bundle(bundle: "Bundle") -> None:
             )
         if manifest.candidates:
             print_table(
-                ("candidate", "size", "output error", manifest.budget.metric, "status", "reason"),
+                ("candidate", "runtime", "speed (95 %)", "size", "output error", manifest.budget.metric, "float layers",
+                 "in int8", "conversions", "status", "reason"),
+                [_candidate_cells(row) for row in candidate_rows(manifest.candidates, record.races)],
+                title="candidates",
+            )  # fmt: skip
+        for one in explanations(manifest, record)[:1]:
+            print_table(
+                ("artifact", "MACs", "in int8", "conversions", "moved", "MACs a byte", "bound (projected)",
+                 "median (measured)", "held up by"),
+                [(one.artifact, one.macs, one.int8_share, one.conversions, one.moved, one.intensity, one.projected,
+                  one.measured, one.bound)],
+                title="why not faster",
+            )  # fmt: skip
+        if record.measurements:
+            print_table(
+                ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
                 [
                     (
-                        one.name,
-                        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
-                        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
-                        _degradation(one.accuracy.degradation if one.accuracy else None),
-                        one.status,
-                        one.reason,
+                        m.artifact,
+                        m.runtime,
+                        m.batch,
+                        m.threads,
+                        m.p50,
+                        m.p90,
+                        m.p99,
+                        m.throughput,
+                        m.load,
+                        m.peak_memory,
                     )
-                    for one in manifest.candidates
+                    for m in measurement_rows(record.measurements)
                 ],
-                title="INT8 candidates",
+                title=f"measured on {record.machine.cpu_model}, {record.machine.instruction_set}",
             )
-        print_table(
-            ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
-            [
-                (m.artifact, m.runtime, m.batch, m.threads, m.p50, m.p90, m.p99, m.throughput, m.load, m.peak_memory)
-                for m in measurement_rows(record.measurements)
-            ],
-            title=f"measured on {record.machine.cpu_model}, {record.machine.instruction_set}",
-        )
         print_table(
             ("budget", "device", "precision", "batch", "published", "value", "status", "reason"),
             [
@@ -265,6 +292,23 @@ def _show_buildup(manifest: "Manifest") -> None:
             ],
             title=f"quantiles {', '.join(f'{level:g}' for level in manifest.quantiles[0].levels)}",
         )
+
+
+def _candidate_cells(row: "CandidateRow") -> tuple[str, ...]:
+    one = row.candidate
+    return (
+        one.name,
+        one.runtime,
+        row.speedup,
+        f"{one.size_bytes / 1e6:.2f} MB" if one.size_bytes else "-",
+        f"{one.accuracy.output_error:.2%}" if one.accuracy else "-",
+        _degradation(one.accuracy.degradation if one.accuracy else None),
+        row.float_layers or "-",
+        row.int8_share or "-",
+        row.conversions or "-",
+        one.status,
+        one.reason,
+    )
 
 
 def _degradation(value: float | None) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.devices import broken_devices, list_devices
+from tsexport.targets import Target, host_cpu, refusal_of, resolve_target, target_names
 
 if TYPE_CHECKING:
     from tsexport.types import RuntimeStatus
@@ -17,18 +19,42 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.command()
 @json_option
 def targets(as_json: bool) -> None:
-    """List the targets, and which of them this machine can run."""
+    """List the targets: what each device can do, its TensorRT, and whether latency can be measured here."""
     rows, machine = _target_rows(), _machine()
     if as_json:
-        print_json({"machine": machine, "targets": rows})
+        print_json({"machine": machine, "targets": rows, "devices": _device_rows()})
         return
     print_table(
-        ("target", "precision", "cores", "runs here", "summary"),
-        [[r["name"], r["precision"], str(r["cores"]), "yes" if r["runs_here"] else "no", r["summary"]] for r in rows],
+        ("target", "device", "TensorRT", "measured here", "summary"),
+        [
+            (row["name"], row["device"], row["tensorrt"] or "-", "yes" if row["runs_here"] else "no", row["summary"])
+            for row in rows
+        ],
         title=f"{machine['cpu']}, {machine['instruction_set']}, {machine['cores']} cores",
+    )
+    print_table(
+        ("--device", "title", "precisions", "JetPack", "TensorRT", "caveats"),
+        [
+            (
+                row["name"],
+                row["title"],
+                ", ".join(row["precisions"]),
+                _span(row["jetpack"]),
+                _span(row["tensorrt"]),
+                "; ".join(row["caveats"]) or "-",
+            )
+            for row in _device_rows()
+        ],
+        title="devices of GPU and Jetson targets; NAME@jetpack-X or NAME@tensorrt-X chooses another release",
     )
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         say(note)
+    for error in broken_devices().values():
+        say(error.message)
+
+
+def _span(versions: list[str]) -> str:
+    return f"{versions[0]} to {versions[-1]}" if versions else "-"
 
 
 @click.command()
@@ -52,8 +78,6 @@ def runtimes(as_json: bool) -> None:
 
 def _machine() -> dict[str, Any]:
     """Return what the targets are held against, as one JSON object."""
-    from tsexport.targets import host_cpu
-
     cpu = host_cpu()
     return {
         "cpu": cpu.model,
@@ -66,41 +90,43 @@ def _machine() -> dict[str, Any]:
 
 def _target_rows() -> list[dict[str, Any]]:
     """Return one JSON object a target; it runs here where its device is this machine and a runtime is installed."""
-    from tsexport.errors import UnsupportedError
     from tsexport.runtimes.registry import list_statuses
-    from tsexport.targets import parse_target, target_names
 
-    statuses = list_statuses()
-    rows = []
-    for name in target_names():
-        try:
-            target = parse_target(name)
-        except UnsupportedError as error:
-            device, _, precision = name.rpartition("-")
-            rows.append(_target_row(name, device, precision, None, str(error), runs_here=False, note=error.message))
-            continue
-        note = _missing_runtimes(statuses) or _fewer_cores(target.cores)
-        runs_here = any(status.available for status in statuses)
-        rows.append(
-            _target_row(
-                name, target.device, target.precision, target.cores, target.summary, runs_here=runs_here, note=note
-            )
-        )
-    return rows
+    missing = _missing_runtimes(list_statuses())
+    return [_target_row(target, missing) for target in map(resolve_target, target_names())]
 
 
-def _target_row(
-    name: str, device: str, precision: str, cores: int | None, summary: str, *, runs_here: bool, note: str
-) -> dict[str, Any]:
+def _target_row(target: Target, missing: str) -> dict[str, Any]:
+    refusal = refusal_of(target)
+    fewer = _fewer_cores(target.cores) if target.here else ""
     return {
-        "name": name,
-        "device": device,
-        "precision": precision,
-        "cores": cores,
-        "summary": summary,
-        "runs_here": runs_here,
-        "note": note,
+        "name": target.name,
+        "device": target.device,
+        "precision": target.precision,
+        "cores": target.cores,
+        "instruction_set": target.instruction_set,
+        "tensorrt": target.tensorrt,
+        "jetpack": target.jetpack,
+        "compute_capability": target.compute_capability,
+        "formats": list(target.formats),
+        "summary": target.summary,
+        "runs_here": target.here and not missing and refusal is None,
+        "caveats": list(target.caveats),
+        "note": refusal.message if refusal else missing or fewer,
     }
+
+
+def _device_rows() -> list[dict[str, Any]]:
+    """Return one JSON object a GPU or board: its facts, and the releases that `--device` may name."""
+    return [
+        {
+            **dataclasses.asdict(device),
+            "tensorrt": list(device.tensorrt_versions()),
+            "jetpack": list(device.jetpacks()),
+            "precisions": list(device.precisions),
+        }
+        for device in list_devices()
+    ]
 
 
 def _missing_runtimes(statuses: "tuple[RuntimeStatus, ...]") -> str:

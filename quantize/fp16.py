@@ -1,0 +1,16 @@
+"""fp16 for TensorRT: the graph in fp16 with fp32 where fp16 is too short (see `quantize.narrowing`).
+
+From TensorRT 8.6 on LayerNormalization stays one operator, which computes in fp32 by itself; for earlier versions the
+recipe writes it out (`decompose_layer_norm`), and its parts stay in fp32.
+"""
+
+from pathlib import Path
+
+from tsexport.quantize.narrowing import build_narrow
+from tsexport.quantize.sources import Order
+from tsexport.types import Artifact
+
+
+def build(order: Order, folder: Path) -> Artifact:
+    """Write the artifact of a recipe of tool "fp16"."""
+    return build_narrow(order, folder, "fp16")
