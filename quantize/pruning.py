@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from tsexport.quantize.layer_order import order_of
 from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
+from tsexport.quantize.pruning_groups import ROOTS, Group, Inputs, NotProven, check_group, graph_of, group_of
 from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
 from tsexport.quantize.pruning_importance import Reader, reader_of, removal_order
 from tsexport.quantize.pruning_records import Left, Removal
@@ -40,14 +41,7 @@ from tsexport.types import HeadLayout
 
 PROOF_TOLERANCE = 1e-3
 """Relative RMS: fp32 sums in another order differ by 1e-6 or so, a channel in a wrong place by much more."""
-MIXING = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 KNOWN = (nn.MultiheadAttention, nn.Embedding, nn.LayerNorm)
-Inputs = tuple[Tensor, ...]
-
-
-class NotProven(Exception):
-    """A removal that must not stay; the message is the reason."""
 
 
 @dataclass
@@ -67,20 +61,6 @@ class Pruned:
         gone = set(removed)
         had = self.kept.get(layer, list(range(width)))
         self.kept[layer] = [one for at, one in enumerate(had) if at not in gone]
-
-
-@dataclass
-class _Group:
-    """One of torch-pruning's groups, by names: the outputs and inputs of each layer that belong to it, and which of the
-    root's channels the outputs are (`places`).  `obstacles` say why it cannot be removed."""
-
-    count: int
-    outputs: dict[str, list[int]] = field(default_factory=dict)
-    inputs: dict[str, list[int]] = field(default_factory=dict)
-    places: dict[str, list[int]] = field(default_factory=dict)
-    read_places: dict[str, list[int]] = field(default_factory=dict)
-    norms: dict[str, list[int]] = field(default_factory=dict)
-    obstacles: list[str] = field(default_factory=list)
 
 
 def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -161,7 +141,7 @@ def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pru
         if removal.kind == "heads":
             _take_heads(pruned, removal)
         else:
-            graph = graph or _graph(pruned.module, inputs)
+            graph = graph or graph_of(pruned.module, inputs)
             _take_channels(pruned, graph, removal)
     pruned.module.eval().requires_grad_(False)
     return pruned
@@ -204,7 +184,7 @@ def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
 
 def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, *, each: bool) -> _Work:
     """Remove channels group by group; with `each` a group that is not proven is put back."""
-    graph = _graph(work.pruned.module, inputs)
+    graph = graph_of(work.pruned.module, inputs)
     names = {one: name for name, one in work.pruned.module.named_modules()}
     layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
     of_heads = _of_heads(work.pruned.module)
@@ -213,10 +193,10 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, 
     for layer in layers:
         if layer in seen:
             continue
-        _, group = _group_of(graph, work.pruned.module, layer)
+        _, group = group_of(graph, work.pruned.module, layer)
         seen |= {layer, *group.outputs}
         try:
-            _check_group(group, of_heads)
+            check_group(group, of_heads)
             removed = _choose(graph, work, layer, group, grams, plan, fraction)
         except NotProven as reason:
             work.pruned.left.append(Left(layer, str(reason)))
@@ -234,7 +214,7 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, 
                 raise
             work = before
             work.pruned.left.append(Left(layer, str(reason)))
-            graph = _graph(work.pruned.module, inputs)
+            graph = graph_of(work.pruned.module, inputs)
         else:
             work.pruned.removals.append(removal)
     work.pruned.left += _unseen(work.pruned.module, seen)
@@ -276,46 +256,7 @@ def _of_heads(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _graph(module: nn.Module, inputs: Inputs) -> Any:
-    module.eval().requires_grad_(True)
-    return torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs, verbose=False)
-
-
-def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] | None = None) -> tuple[Any, _Group]:
-    """Return torch-pruning's group of a layer's outputs, of all of them or of some, and the same by names."""
-    names = {one: name for name, one in module.named_modules()}
-    root = module.get_submodule(layer)
-    pruner = graph.get_pruner_of_module(root)
-    count = int(pruner.get_out_channels(root))
-    channels = list(range(count)) if removed is None else list(removed)
-    found = graph.get_pruning_group(root, pruner.prune_out_channels, channels)
-    group = _Group(count)
-    for item in found.items:
-        target = item.dep.target.module
-        if isinstance(target, nn.Parameter):
-            group.obstacles.append("a parameter that belongs to no layer would have to be cut with it")
-            continue
-        name = names.get(target)
-        if name is None:
-            continue
-        if isinstance(target, MIXING):
-            group.obstacles.append(f"{name} normalises over its channels: without some of them all are others")
-        elif isinstance(target, nn.RNNBase | nn.MultiheadAttention):
-            group.obstacles.append(f"{name} ({type(target).__name__}) would have to be cut with it")
-        elif isinstance(target, nn.modules.conv._ConvNd) and 1 < target.groups < target.out_channels:
-            group.obstacles.append(f"{name} is a grouped convolution")
-        if isinstance(target, nn.modules.batchnorm._BatchNorm):
-            group.norms[name] = list(item.idxs)
-        if not isinstance(target, ROOTS):
-            continue
-        if graph.is_out_channel_pruning_fn(item.dep.handler):
-            group.outputs[name], group.places[name] = list(item.idxs), list(item.root_idxs)
-        else:
-            group.inputs[name], group.read_places[name] = list(item.idxs), list(item.root_idxs)
-    return found, group
-
-
-def _readers(work: _Work, group: _Group, grams: Grams) -> list[Reader]:
+def _readers(work: _Work, group: Group, grams: Grams) -> list[Reader]:
     """Return the readers of a group, none where calibration does not know them all."""
     if not all(name in grams for name in group.inputs):
         return []
@@ -337,34 +278,21 @@ def _plan(
     for layer in layers if grams else []:
         if layer in seen:
             continue
-        _, group = _group_of(graph, work.pruned.module, layer)
+        _, group = group_of(graph, work.pruned.module, layer)
         seen |= {layer, *group.outputs}
         with contextlib.suppress(NotProven):
-            _check_group(group, of_heads)
+            check_group(group, of_heads)
             readers = _readers(work, group, grams)
             if readers:
                 offers[layer] = offer_of(readers, segments(group.count, group.places), fraction)
     return allocate(offers, fraction)
 
 
-def _check_group(group: _Group, of_heads: Mapping[str, str]) -> None:
-    """Raise NotProven where a group cannot go at all."""
-    if group.obstacles:
-        raise NotProven(group.obstacles[0])
-    attention = next((of_heads[name] for name in group.outputs if name in of_heads), None)
-    if attention is not None:
-        raise NotProven(f"its channels are the heads of {attention}, which go whole or not at all")
-    if not group.inputs:
-        raise NotProven(
-            "no layer reads its channels: they are the model's outputs, or what reads them is not called as a layer"
-        )
-
-
 def _choose(
     graph: Any,
     work: _Work,
     layer: str,
-    group: _Group,
+    group: Group,
     grams: Grams,
     plan: Mapping[str, tuple[int, ...]],
     fraction: float,
@@ -383,7 +311,7 @@ def _choose(
     readers = _readers(work, group, grams)
     if readers:
         return tuple(sorted(channel for channel, _ in removal_order(readers, parts, gone)))
-    found, _ = _group_of(graph, work.pruned.module, layer)
+    found, _ = group_of(graph, work.pruned.module, layer)
     scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     importance = [float(one) for one in scorer(found)]
     removed = [one for part, count in zip(parts, gone, strict=True) for one in least_important(importance, part, count)]
@@ -396,7 +324,7 @@ def _take_channels(pruned: Pruned, graph: Any, removal: Removal) -> tuple[Remova
     Raises:
         NotProven: torch-pruning cannot cut one of the layers so.
     """
-    found, group = _group_of(graph, pruned.module, removal.layer, removal.removed)
+    found, group = group_of(graph, pruned.module, removal.layer, removal.removed)
     cut = {**group.outputs, **group.norms}
     widths = {name: _width(pruned.module.get_submodule(name)) for name in cut}
     try:

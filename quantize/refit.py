@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from tsexport.quantize.layer_order import NORMS, order_of
-from tsexport.quantize.pruning import Inputs, Pruned
+from tsexport.quantize.pruning import Pruned
+from tsexport.quantize.pruning_groups import Inputs
 from tsexport.quantize.pruning_heads import slimmed
 from tsexport.quantize.pruning_records import Refitted
 from tsexport.quantize.refit_layers import Form, Layer, Unfit, form_of

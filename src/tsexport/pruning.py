@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tsexport.exporting import Exports
     from tsexport.models.sources import OpenedSource, SourceIdentity
     from tsexport.progress import Progress
-    from tsexport.quantize.pruning import Inputs
+    from tsexport.quantize.pruning_groups import Inputs
     from tsexport.samples import Samples
 
 OPTION = "--prune"
