@@ -263,7 +263,7 @@ def take_samples(context: Context) -> tuple[Samples, bool]:
         "names": [identity.name, *(path.name for path in (identity.path, identity.checkpoint) if path)],
         "inputs": context.declared_inputs,
         "data": context.plan.digest,
-        "calibrates": context.target.precision != "fp32",
+        "calibrates": context.calibrates,
         "seed": context.options.seed,
     }
     cached = context.cache.stage("samples", inputs, SamplesRecord, lambda folder: _open(context, folder))
