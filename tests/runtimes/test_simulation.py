@@ -402,12 +402,14 @@ def test_bf16_of_openvino_cannot_be_simulated(built):
     assert "a machine that has bf16" in caught.value.next_step
 
 
-def test_what_openvino_quantizes_at_run_time_cannot_be_simulated(built):
+@pytest.mark.parametrize(
+    "option", [("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128"), ("INFERENCE_PRECISION_HINT", "bf16")], ids=lambda one: one[0]
+)
+def test_what_openvino_decides_at_run_time_is_refused(built, option):
     artifact, _ = built(NNCF_MIXED)
-    grouped = replace(artifact, options=(*artifact.options, ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128")))
-    with pytest.raises(UsageError, match="quantizes activations at run time in OpenVINO, whose") as caught:
-        simulate(grouped, "openvino", 1)
-    assert "a machine with the target's instruction set" in caught.value.next_step
+    with pytest.raises(UsageError, match="int8-nncf-mixed has OpenVINO quantize activations in groups") as caught:
+        simulate(replace(artifact, options=(*artifact.options, option)), "openvino", 1)
+    assert caught.value.next_step == "build on a machine of the target's kind"
 
 
 def narrow(folder, precision, border="float"):
