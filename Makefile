@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench bench-models bench-int8
+.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,9 @@ bench: $(BIN)/tsexport
 # Every registered model; a run that was interrupted goes on with BENCH_ARGS=--resume.
 bench-models: $(BIN)/tsexport
 	$(BIN)/python bench/suites/bench_models.py $(BENCH_ARGS)
+
+bench-pruning: $(BIN)/tsexport
+	$(BIN)/python bench/suites/pruning.py $(BENCH_ARGS)
 
 # INT8 against the other tools' defaults; with Olive where BENCH_ARGS names its --olive-python.
 bench-int8: $(BIN)/tsexport

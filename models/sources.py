@@ -8,7 +8,7 @@ content (configuration, weights, definition) for caches; a factory has none befo
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -363,6 +363,19 @@ def _from_module(
         return {name: value.numpy() for name, (_, value) in zip(names, values, strict=True)}
 
     return OpenedSource(spec, digest, notes, checkpoint_sha256, module, _answer=answer)
+
+
+def with_module(source: OpenedSource, module: "nn.Module", digest: str, notes: tuple[str, ...]) -> OpenedSource:
+    """Return a source model of the same tensors that another module answers for, its weights counted anew.
+
+    Args:
+        source: the model it takes the place of.
+        module: in eval mode.
+        digest: of the new content.
+        notes: beside those of the source.
+    """
+    spec = replace(source.spec, parameters=_count(module))
+    return _from_module(spec, module, digest, (*source.notes, *notes), source.checkpoint_sha256)
 
 
 def _known_inputs(identity: SourceIdentity, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -1,8 +1,9 @@
 """Structured pruning: channels, heads and feed-forward units that are really removed, and proof that they were.
 
 Channels go in groups: those of a layer's outputs with everything that reads them or is added to them, as
-torch-pruning's dependency graph says.  Of a group those with the least importance go, which is the L2 norm of the
-weights over the whole group.  Widths are multiples of 8 (`pruning_widths`).  Heads are removed by `pruning_heads`.
+torch-pruning's dependency graph says.  Of a group those go whose readers lose least on calibration windows
+(`pruning_importance`), or, without such, those with the least L2 norm of the weights over the whole group.  Widths are
+multiples of 8 (`pruning_widths`).  Heads are removed by `pruning_heads`.
 
 torch-pruning is silent about what it does not see: it takes an operation that it does not know for one that keeps
 channels in their places, cuts parameters that belong to no layer along a dimension that it guesses, and follows a
@@ -19,8 +20,9 @@ Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"; Li et al. 
 ConvNets", for the norm.
 """
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,21 +30,18 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from tsexport.quantize.layer_order import order_of
+from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
+from tsexport.quantize.pruning_groups import ROOTS, Group, Inputs, NotProven, check_group, graph_of, group_of
 from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
+from tsexport.quantize.pruning_importance import Reader, reader_of, removal_order
 from tsexport.quantize.pruning_records import Left, Removal
 from tsexport.quantize.pruning_widths import MULTIPLE, kept_heads, kept_width, least_important, segments
 from tsexport.types import HeadLayout
 
 PROOF_TOLERANCE = 1e-3
 """Relative RMS: fp32 sums in another order differ by 1e-6 or so, a channel in a wrong place by much more."""
-MIXING = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 KNOWN = (nn.MultiheadAttention, nn.Embedding, nn.LayerNorm)
-Inputs = tuple[Tensor, ...]
-
-
-class NotProven(Exception):
-    """A removal that must not stay; the message is the reason."""
 
 
 @dataclass
@@ -64,19 +63,6 @@ class Pruned:
         self.kept[layer] = [one for at, one in enumerate(had) if at not in gone]
 
 
-@dataclass
-class _Group:
-    """One of torch-pruning's groups, by names: the outputs and inputs of each layer that belong to it, and which of the
-    root's channels the outputs are (`places`).  `obstacles` say why it cannot be removed."""
-
-    count: int
-    outputs: dict[str, list[int]] = field(default_factory=dict)
-    inputs: dict[str, list[int]] = field(default_factory=dict)
-    places: dict[str, list[int]] = field(default_factory=dict)
-    norms: dict[str, list[int]] = field(default_factory=dict)
-    obstacles: list[str] = field(default_factory=list)
-
-
 def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     """Return a model's outputs as a tuple, without a graph for gradients."""
     with torch.no_grad():
@@ -84,7 +70,11 @@ def outputs_of(module: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     return (answer,) if isinstance(answer, Tensor) else tuple(answer)
 
 
-def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
+Grams = Mapping[str, Tensor]
+"""What calibration says of the inputs of each linear layer (`pruning_importance.gram_matrices`)."""
+
+
+def prune(module: nn.Module, inputs: Inputs, fraction: float, grams: Grams | None = None) -> Pruned:
     """Return a copy of a model without the fraction of its channels, heads and feed-forward units.
 
     All groups are removed and proven at once; only where that fails they are proven one after the other.
@@ -93,12 +83,13 @@ def prune(module: nn.Module, inputs: Inputs, fraction: float) -> Pruned:
         module: in eval mode; it is not changed.
         inputs: tensors [batch, ...] that it takes, two rows or more.
         fraction: between 0 and 1.
+        grams: of the module on calibration windows; without them importance is that of the weights alone.
     """
     try:
-        work = _remove_all(module, inputs, fraction, each=False)
+        work = _remove_all(module, inputs, fraction, grams or {}, each=False)
         _prove(work, inputs)
     except NotProven:
-        work = _remove_all(module, inputs, fraction, each=True)
+        work = _remove_all(module, inputs, fraction, grams or {}, each=True)
     work.pruned.module.eval().requires_grad_(False)
     return work.pruned
 
@@ -108,11 +99,13 @@ class _Work:
     """A model that is being pruned, and the whole one with what was removed so far silenced.
 
     `read[layer]` are the original inputs that a layer still reads; a layer without an entry reads all of its.
+    `scales[layer]` is what a BatchNorm behind it multiplies its outputs by.
     """
 
     pruned: Pruned
     silent: nn.Module
     read: dict[str, list[int]] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
     def silence(self, layer: str, removed: Sequence[int]) -> None:
         """Set the weights that read some inputs to zero, `removed` being counted in what the layer still reads."""
@@ -129,10 +122,10 @@ class _Work:
                 whole.weight[:, channels] = 0
 
 
-def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
-    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module))
+def _remove_all(module: nn.Module, inputs: Inputs, fraction: float, grams: Grams, *, each: bool) -> _Work:
+    work = _Work(Pruned(copy.deepcopy(module)), copy.deepcopy(module), scales=_scales(module, inputs) if grams else {})
     work = _prune_heads(work, inputs, fraction, each=each)
-    return _prune_channels(work, inputs, fraction, each=each)
+    return _prune_channels(work, inputs, fraction, grams, each=each)
 
 
 def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pruned:
@@ -148,7 +141,7 @@ def apply(module: nn.Module, inputs: Inputs, removals: Sequence[Removal]) -> Pru
         if removal.kind == "heads":
             _take_heads(pruned, removal)
         else:
-            graph = graph or _graph(pruned.module, inputs)
+            graph = graph or graph_of(pruned.module, inputs)
             _take_channels(pruned, graph, removal)
     pruned.module.eval().requires_grad_(False)
     return pruned
@@ -189,20 +182,22 @@ def _take_heads(pruned: Pruned, removal: Removal) -> Removal:
     return replace(removal, readers=(f"{removal.layer}.{layout.output}",))
 
 
-def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool) -> _Work:
+def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, *, each: bool) -> _Work:
     """Remove channels group by group; with `each` a group that is not proven is put back."""
-    graph = _graph(work.pruned.module, inputs)
+    graph = graph_of(work.pruned.module, inputs)
     names = {one: name for name, one in work.pruned.module.named_modules()}
     layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
     of_heads = _of_heads(work.pruned.module)
+    plan = _plan(graph, work, layers, of_heads, grams, fraction)
     seen = set(of_heads)
     for layer in layers:
         if layer in seen:
             continue
-        _, group = _group_of(graph, work.pruned.module, layer)
+        _, group = group_of(graph, work.pruned.module, layer)
         seen |= {layer, *group.outputs}
         try:
-            removed = _choose(graph, work.pruned.module, layer, group, of_heads, fraction)
+            check_group(group, of_heads)
+            removed = _choose(graph, work, layer, group, grams, plan, fraction)
         except NotProven as reason:
             work.pruned.left.append(Left(layer, str(reason)))
             continue
@@ -219,7 +214,7 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, *, each: bool)
                 raise
             work = before
             work.pruned.left.append(Left(layer, str(reason)))
-            graph = _graph(work.pruned.module, inputs)
+            graph = graph_of(work.pruned.module, inputs)
         else:
             work.pruned.removals.append(removal)
     work.pruned.left += _unseen(work.pruned.module, seen)
@@ -242,6 +237,15 @@ def _unseen(model: nn.Module, seen: set[str]) -> list[Left]:
     return found
 
 
+def _scales(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    found = {}
+    for layer, norm in order_of(model, inputs).norms.items():
+        one: Any = model.get_submodule(norm)
+        gain = one.weight if one.weight is not None else torch.ones_like(one.running_var)
+        found[layer] = (gain / torch.sqrt(one.running_var + one.eps)).detach()
+    return found
+
+
 def _of_heads(model: nn.Module) -> dict[str, str]:
     """Return the maps of attentions whose rows are heads, with the attention's name."""
     return {
@@ -252,70 +256,65 @@ def _of_heads(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _graph(module: nn.Module, inputs: Inputs) -> Any:
-    module.eval().requires_grad_(True)
-    return torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs, verbose=False)
+def _readers(work: _Work, group: Group, grams: Grams) -> list[Reader]:
+    """Return the readers of a group, none where calibration does not know them all."""
+    if not all(name in grams for name in group.inputs):
+        return []
+    readers = []
+    for name, channels in group.inputs.items():
+        whole: Any = work.silent.get_submodule(name)
+        had = work.read.get(name)
+        original = channels if had is None else [had[at] for at in channels]
+        readers.append(reader_of(whole, original, grams[name], group.read_places[name], work.scales.get(name)))
+    return readers
 
 
-def _group_of(graph: Any, module: nn.Module, layer: str, removed: Sequence[int] | None = None) -> tuple[Any, _Group]:
-    """Return torch-pruning's group of a layer's outputs, of all of them or of some, and the same by names."""
-    names = {one: name for name, one in module.named_modules()}
-    root = module.get_submodule(layer)
-    pruner = graph.get_pruner_of_module(root)
-    count = int(pruner.get_out_channels(root))
-    channels = list(range(count)) if removed is None else list(removed)
-    found = graph.get_pruning_group(root, pruner.prune_out_channels, channels)
-    group = _Group(count)
-    for item in found.items:
-        target = item.dep.target.module
-        if isinstance(target, nn.Parameter):
-            group.obstacles.append("a parameter that belongs to no layer would have to be cut with it")
+def _plan(
+    graph: Any, work: _Work, layers: list[str], of_heads: dict[str, str], grams: Grams, fraction: float
+) -> dict[str, tuple[int, ...]]:
+    """Return how many channels of each segment every group gives, where calibration says what they are worth."""
+    offers: dict[str, Offer] = {}
+    seen = set(of_heads)
+    for layer in layers if grams else []:
+        if layer in seen:
             continue
-        name = names.get(target)
-        if name is None:
-            continue
-        if isinstance(target, MIXING):
-            group.obstacles.append(f"{name} normalises over its channels: without some of them all are others")
-        elif isinstance(target, nn.RNNBase | nn.MultiheadAttention):
-            group.obstacles.append(f"{name} ({type(target).__name__}) would have to be cut with it")
-        elif isinstance(target, nn.modules.conv._ConvNd) and 1 < target.groups < target.out_channels:
-            group.obstacles.append(f"{name} is a grouped convolution")
-        if isinstance(target, nn.modules.batchnorm._BatchNorm):
-            group.norms[name] = list(item.idxs)
-        if not isinstance(target, ROOTS):
-            continue
-        if graph.is_out_channel_pruning_fn(item.dep.handler):
-            group.outputs[name], group.places[name] = list(item.idxs), list(item.root_idxs)
-        else:
-            group.inputs[name] = list(item.idxs)
-    return found, group
+        _, group = group_of(graph, work.pruned.module, layer)
+        seen |= {layer, *group.outputs}
+        with contextlib.suppress(NotProven):
+            check_group(group, of_heads)
+            readers = _readers(work, group, grams)
+            if readers:
+                offers[layer] = offer_of(readers, segments(group.count, group.places), fraction)
+    return allocate(offers, fraction)
 
 
 def _choose(
-    graph: Any, model: nn.Module, layer: str, group: _Group, of_heads: dict[str, str], fraction: float
+    graph: Any,
+    work: _Work,
+    layer: str,
+    group: Group,
+    grams: Grams,
+    plan: Mapping[str, tuple[int, ...]],
+    fraction: float,
 ) -> tuple[int, ...]:
     """Return the channels of a group that go.
 
     Raises:
         NotProven: none can go.
     """
-    if group.obstacles:
-        raise NotProven(group.obstacles[0])
-    attention = next((of_heads[name] for name in group.outputs if name in of_heads), None)
-    if attention is not None:
-        raise NotProven(f"its channels are the heads of {attention}, which go whole or not at all")
-    if not group.inputs:
-        raise NotProven(
-            "no layer reads its channels: they are the model's outputs, or what makes them is not called as a layer"
-        )
-    found, _ = _group_of(graph, model, layer)
+    parts = segments(group.count, group.places)
+    gone = plan.get(layer, tuple(len(part) - kept_width(len(part), fraction) for part in parts))
+    if layer in plan and not any(gone):
+        raise NotProven("its readers would lose more than those of other layers do")
+    if not any(gone):
+        raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
+    readers = _readers(work, group, grams)
+    if readers:
+        return tuple(sorted(channel for channel, _ in removal_order(readers, parts, gone)))
+    found, _ = group_of(graph, work.pruned.module, layer)
     scorer = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="sum", normalizer=None)
     importance = [float(one) for one in scorer(found)]
-    removed: list[int] = []
-    for part in segments(group.count, group.places):
-        removed += least_important(importance, part, len(part) - kept_width(len(part), fraction))
-    if not removed:
-        raise NotProven(f"{group.count} channels: no multiple of {MULTIPLE} below it is near enough to the fraction")
+    removed = [one for part, count in zip(parts, gone, strict=True) for one in least_important(importance, part, count)]
     return tuple(sorted(removed))
 
 
@@ -325,7 +324,7 @@ def _take_channels(pruned: Pruned, graph: Any, removal: Removal) -> tuple[Remova
     Raises:
         NotProven: torch-pruning cannot cut one of the layers so.
     """
-    found, group = _group_of(graph, pruned.module, removal.layer, removal.removed)
+    found, group = group_of(graph, pruned.module, removal.layer, removal.removed)
     cut = {**group.outputs, **group.norms}
     widths = {name: _width(pruned.module.get_submodule(name)) for name in cut}
     try:
@@ -358,8 +357,8 @@ def _prove(work: _Work, inputs: Inputs) -> None:
     for one, other in zip(wanted, actual, strict=True):
         if one.shape != other.shape:
             raise NotProven(f"an output would be {list(other.shape)} in place of {list(one.shape)}")
-        error = (other.double() - one.double()).square().mean().sqrt()
-        if not error <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
+        apart = (other.double() - one.double()).square().mean().sqrt()
+        if not apart <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
             raise NotProven("without them the model answers otherwise than with them silenced: the graph is wrong here")
 
 

@@ -118,26 +118,15 @@ def rows_of_heads(layout: HeadLayout, heads: Sequence[int], parts: int) -> list[
     ]
 
 
-def head_importance(module: nn.Module, layout: HeadLayout) -> tuple[float, ...]:
+def head_importance(module: Any, layout: HeadLayout) -> tuple[float, ...]:
     """Return the L2 norm of each head's weights: its rows of every map, its columns of the output's."""
     found = []
+    output = module.get_submodule(layout.output).weight.detach().double()
+    maps = [(module.get_submodule(name).weight.detach().double(), parts) for name, parts in layout.maps]
     for head in range(layout.heads):
-        total = (
-            module.get_submodule(layout.output)
-            .weight.detach()[:, rows_of_heads(layout, [head], 1)]
-            .double()
-            .square()
-            .sum()
-        )
-        for name, parts in layout.maps:
-            total = (
-                total
-                + module.get_submodule(name)
-                .weight.detach()[rows_of_heads(layout, [head], parts)]
-                .double()
-                .square()
-                .sum()
-            )
+        total = output[:, rows_of_heads(layout, [head], 1)].square().sum()
+        for weight, parts in maps:
+            total = total + weight[rows_of_heads(layout, [head], parts)].square().sum()
         found.append(float(total.sqrt()))
     return tuple(found)
 

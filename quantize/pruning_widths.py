@@ -40,7 +40,9 @@ def segments(count: int, members: Mapping[str, Sequence[int]]) -> tuple[tuple[in
     return tuple(tuple(channels) for channels in found.values())
 
 
-def least_important(importance: Sequence[float], candidates: Sequence[int], count: int) -> tuple[int, ...]:
+def least_important(
+    importance: Sequence[float] | Mapping[int, float], candidates: Sequence[int], count: int
+) -> tuple[int, ...]:
     """Return `count` of the candidates with the least importance, in ascending order; the first ones of equals stay."""
     ranked = sorted(candidates, key=lambda channel: (importance[channel], -channel))
     return tuple(sorted(ranked[:count]))

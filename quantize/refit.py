@@ -7,8 +7,8 @@ and Y what the whole model's layer answered before its activation, on the same w
     W = W_0 + (X'X + r I)^-1 X'(Y - X W_0),     r = RIDGE * trace(X'X) / columns
 
 W_0 are the weights that pruning left.  X'X and X'(Y - X W_0) are summed window by window in float64, so that memory is
-that of one batch of activations and of columns^2 numbers, whatever the number of windows.  At most ROWS_A_COLUMN rows
-for each column are drawn, by the seed.  The ridge pulls towards W_0, so that directions in which the windows say nothing keep
+that of one batch of activations and of columns^2 numbers, whatever the number of windows.  ROWS_A_COLUMN rows for each
+column are drawn, by the seed.  The ridge pulls towards W_0, so that directions in which the windows say nothing keep
 their weights, and a fit never has a larger residual on its rows than W_0 had.
 
 A layer without a bias that a BatchNorm follows gives the constant to the BatchNorm's mean.  Of the BatchNorm's
@@ -19,48 +19,32 @@ whose input no refitted layer gives is estimated anew: mean and variance move by
 Source: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", for the reconstruction.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tsexport.quantize.pruning import Inputs, Pruned
+from tsexport.quantize.layer_order import NORMS, order_of
+from tsexport.quantize.pruning import Pruned
+from tsexport.quantize.pruning_groups import Inputs
+from tsexport.quantize.pruning_heads import slimmed
+from tsexport.quantize.pruning_records import Refitted
 from tsexport.quantize.refit_layers import Form, Layer, Unfit, form_of
 
-RIDGE = 1e-4
+RIDGE = 1e-6
+"""Of the mean of the diagonal: kernels see neighbouring points, whose differences are small beside their level."""
 ROWS_A_COLUMN = 8
 FEWEST_ROWS = 4096
 Windows = Callable[[], Iterable[Inputs]]
 """Called for each layer: yields batches of the windows, the same ones each time."""
-NORMS = (nn.modules.batchnorm._BatchNorm,)
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """One layer: the relative RMS difference of its answers from the whole model's, before its refit and after, on the
-    rows it was fitted to; `reason` says why it was not fitted, "" where it was."""
-
-    layer: str
-    before: float
-    after: float
-    reason: str = ""
 
 
 class _Reached(Exception):
     """Ends a forward pass: what comes behind the layer is not needed."""
-
-
-@dataclass
-class _Order:
-    """What one forward pass showed: layers in order, how often each is called, and which BatchNorm reads which."""
-
-    layers: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, str] = field(default_factory=dict)
 
 
 def refit(whole: nn.Module, pruned: Pruned, windows: Windows, batches: int, seed: int) -> tuple[Refitted, ...]:
@@ -74,7 +58,8 @@ def refit(whole: nn.Module, pruned: Pruned, windows: Windows, batches: int, seed
         seed: of the positions that are drawn.
     """
     done: list[Refitted] = []
-    order = _order_of(pruned.module, next(iter(windows())))
+    whole = _comparable(whole, pruned)
+    order = order_of(pruned.module, next(iter(windows())))
     with torch.no_grad():
         for number, name in enumerate(order.layers):
             job = _Job(whole, pruned, name, order.calls[name], windows, batches, seed + number)
@@ -92,6 +77,17 @@ def refit(whole: nn.Module, pruned: Pruned, windows: Windows, batches: int, seed
             if found is not None:
                 done.append(found)
     return tuple(done)
+
+
+def _comparable(whole: nn.Module, pruned: Pruned) -> nn.Module:
+    """Return the whole model with the same layers as the pruned one: attentions that were replaced are so in both."""
+    with_heads = [one.layer for one in pruned.removals if one.kind == "heads"]
+    if not any(isinstance(whole.get_submodule(name), nn.MultiheadAttention) for name in with_heads):
+        return whole
+    whole = copy.deepcopy(whole)
+    for name in with_heads:
+        slimmed(whole, name)
+    return whole.requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -131,29 +127,6 @@ def _calls(module: nn.Module, name: str, calls: int, inputs: Inputs) -> list[tup
     finally:
         handle.remove()
     return found
-
-
-def _order_of(module: nn.Module, inputs: Inputs) -> _Order:
-    order, made_by = _Order(), {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(layer: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
-            if isinstance(layer, NORMS) and id(given[0]) in made_by:
-                order.norms[made_by[id(given[0])][0]] = name
-            if name not in order.calls:
-                order.layers.append(name)
-            order.calls[name] = order.calls.get(name, 0) + 1
-            made_by[id(answer)] = (name, answer)  # kept alive, so that no other tensor gets its id
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, layer in module.named_modules():
-            if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd, *NORMS)):
-                stack.callback(layer.register_forward_hook(note(name)).remove)
-        module(*inputs)
-    norms = {maker: norm for maker, norm in order.norms.items() if order.calls[maker] == order.calls[norm] == 1}
-    return _Order(order.layers, order.calls, norms)
 
 
 @dataclass
@@ -225,15 +198,15 @@ def _move_statistics(job: _Job) -> None:
     """Move a BatchNorm's mean and variance by what its inputs differ by between the two models."""
     norm: Any = job.pruned.module.get_submodule(job.name)
     kept = job.pruned.kept.get(job.name)
-    totals = [torch.zeros(4, norm.num_features, dtype=torch.float64), 0]
+    totals, count = torch.zeros(4, norm.num_features, dtype=torch.float64), 0
     for given, _, ours, _ in job.seen():
         theirs = given if kept is None else given[:, kept]
         for at, one in ((0, theirs), (2, ours)):
             values = one.double().transpose(0, 1).flatten(1)
-            totals[0][at] += values.sum(dim=1)
-            totals[0][at + 1] += values.square().sum(dim=1)
-        totals[1] += ours.numel() // ours.shape[1]
-    mean, square, our_mean, our_square = totals[0] / totals[1]
+            totals[at] += values.sum(dim=1)
+            totals[at + 1] += values.square().sum(dim=1)
+        count += ours.numel() // ours.shape[1]
+    mean, square, our_mean, our_square = totals / count
     variance, our_variance = square - mean**2, our_square - our_mean**2
     norm.running_mean += (our_mean - mean).to(norm.running_mean.dtype)
     norm.running_var *= ((our_variance + norm.eps) / (variance + norm.eps)).to(norm.running_var.dtype)

@@ -81,7 +81,9 @@ class _Convolution(_Linear):
     def rows(self, layer: Layer, inputs: Tensor, outputs: Tensor, index: Tensor) -> Tensor:
         padding = layer.padding
         if isinstance(padding, str):
-            total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size)]
+            total = [
+                d * (k - 1) if padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+            ]
             sides = [(one // 2, one - one // 2) for one in total]
         else:
             sides = [(one, one) for one in padding]
@@ -92,12 +94,12 @@ class _Convolution(_Linear):
         seen = []
         for tap in taps:
             at = [step + k * d for step, k, d in zip(steps, tap, layer.dilation, strict=True)]
-            seen.append(padded[(samples, slice(None), *at)])  # [index, channels]
+            seen.append(_gathered(padded, samples, at))  # [index, channels]
         return torch.stack(seen, dim=2).flatten(1)
 
     def answers(self, layer: Layer, outputs: Tensor, index: Tensor, kept: list[int] | None) -> Tensor:
         samples, places = _split(index, outputs)
-        found = outputs[(samples, slice(None), *places)]
+        found = _gathered(outputs, samples, places)
         return found if kept is None else found[:, kept]
 
 
@@ -107,7 +109,7 @@ class _Transposed(_Linear):
 
     def rows(self, layer: Layer, inputs: Tensor, outputs: Tensor, index: Tensor) -> Tensor:
         samples, places = _split(index, inputs)
-        return inputs[(samples, slice(None), *places)]
+        return _gathered(inputs, samples, places)
 
     def answers(self, layer: Layer, outputs: Tensor, index: Tensor, kept: list[int] | None) -> Tensor:
         sizes = [size // stride for size, stride in zip(outputs.shape[2:], layer.stride, strict=True)]
@@ -115,7 +117,7 @@ class _Transposed(_Linear):
         seen = []
         for tap in product(*(range(size) for size in layer.kernel_size)):
             at = [place * stride + k for place, stride, k in zip(places, layer.stride, tap, strict=True)]
-            seen.append(outputs[(samples, slice(None), *at)])
+            seen.append(_gathered(outputs, samples, at))
         found = torch.stack(seen, dim=2)  # [index, channels, kernel]
         return (found if kept is None else found[:, kept]).flatten(1)
 
@@ -162,6 +164,11 @@ def form_of(layer: nn.Module) -> Form | Unfit:
 
 
 _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward)
+
+
+def _gathered(values: Tensor, samples: Tensor, places: list[Tensor]) -> Tensor:
+    """Return [index, channels] of values [batch, channels, ...]."""
+    return values.movedim(1, -1)[(samples, *places)]
 
 
 def _split(index: Tensor, like: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -45,6 +45,7 @@ TOOLS = (
     "onnxscript",
     "openvino",
     "nncf",
+    "torch-pruning",
     "tract",
     "numpy",
     "safetensors",

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tsexport.buildup import check_buildup
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.work import Coverage
 
 if TYPE_CHECKING:
     from tsexport.quantize.recipe import Recipe
@@ -193,7 +195,7 @@ def try_recipe(
             if result.accuracy is None:
                 tried.append(Tried(recipe, runtime, artifact, None, 0.0, "failed", result.reason))
                 continue
-            miss = budget_miss(result.accuracy, budget)
+            miss = budget_miss(result.accuracy, budget) or check_buildup(context, samples, artifact, runtime).miss
             out: Literal["", "rejected"] = "rejected" if miss else ""
             tried.append(Tried(recipe, runtime, artifact, result.accuracy, result.golden_error, out, miss))
     return tuple(tried)

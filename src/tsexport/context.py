@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.cache import Cache
+from tsexport.cache import Cache, digest_of
 from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
 from tsexport.errors import UsageError
 from tsexport.manifest import Selection, parse_selection
@@ -95,12 +95,29 @@ class Context:
         return read_tables(path)
 
     @cached_property
-    def source(self) -> "OpenedSource":
-        """The source model, built or loaded, behind its preparation where there is one; this imports torch."""
+    def opened(self) -> "OpenedSource":
+        """The model, built or loaded, as it is; this imports torch."""
         from tsexport.models.sources import open_source
 
-        opened = open_source(self.identity, self.declared_inputs)
+        return open_source(self.identity, self.declared_inputs)
+
+    def prepared(self, opened: "OpenedSource") -> "OpenedSource":
+        """Return a model behind its preparation where there is one."""
         return prepared_source(opened, self.plan, self.identity) if self.plan.raw else opened
+
+    @cached_property
+    def unpruned(self) -> "OpenedSource":
+        """The source model before anything was removed from it, behind its preparation where there is one."""
+        return self.prepared(self.opened)
+
+    @cached_property
+    def source(self) -> "OpenedSource":
+        """The source model that every artifact is held against: pruned where that was asked for."""
+        if self.options.prune is None:
+            return self.unpruned
+        from tsexport.pruning import pruned_source
+
+        return pruned_source(self)
 
     @cached_property
     def remembered_source(self) -> "RememberedSource":
@@ -112,19 +129,27 @@ class Context:
     @cached_property
     def source_digest(self) -> str:
         """The content of the source model; a factory has to run for it."""
-        return self.identity.digest or self.source.digest
+        digest = self.identity.digest or self.unpruned.digest
+        if self.options.prune is None:
+            return digest
+        return digest_of({"source": digest, "prune": self.options.prune, "data": self.plan.digest})
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything is calibrated: a plain fp32 target does without."""
+        return self.target.precision != "fp32" or self.options.prune is not None
 
     @cached_property
     def calibration(self) -> Opened | None:
-        """The calibration windows, checked; None for an fp32 target, which calibrates nothing."""
-        if self.target.precision == "fp32":
+        """The calibration windows, checked; None where nothing is calibrated."""
+        if not self.calibrates:
             return None
-        return open_calibration(self.plan, self.identity, self.source.spec.inputs)
+        return open_calibration(self.plan, self.identity, self.unpruned.spec.inputs)
 
     @cached_property
     def evaluation(self) -> Opened | None:
         """The evaluation windows, checked."""
-        return open_evaluation(self.plan, self.identity, self.source.spec.inputs, self.calibration)
+        return open_evaluation(self.plan, self.identity, self.unpruned.spec.inputs, self.calibration)
 
 
 def portable(text: str, cache: Cache) -> str:

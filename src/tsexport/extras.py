@@ -27,17 +27,18 @@ def packages_of(extra: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def require(extra: str, purpose: str) -> None:
+def require(extra: str, purpose: str, *, only: tuple[str, ...] = ()) -> None:
     """Check that every package of an extra is here, without importing any.
 
     Args:
         extra: a name of `[project.optional-dependencies]`.
         purpose: what needs it, for the message ("tsexport build").
+        only: the packages of it that are needed; all by default.
 
     Raises:
         MissingDependencyError: names what is missing, and the pip command.
     """
-    missing = [name for name in packages_of(extra) if not _is_importable(name)]
+    missing = [name for name in only or packages_of(extra) if not _is_importable(name)]
     if missing:
         raise MissingDependencyError(
             f"{purpose} needs {', '.join(missing)}, not installed here", next_step=f'pip install "tsexport[{extra}]"'

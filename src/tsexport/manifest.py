@@ -12,18 +12,20 @@ from typing import Any, Literal
 
 from tsexport import codec
 from tsexport.errors import BundleError
+from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
+from tsexport.quantize.pruning_records import PruningRecord
 from tsexport.targets import Target
 from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Candidate,
-    Coverage,
     Format,
     ModelSpec,
     Parity,
     Precision,
     TensorSpec,
 )
+from tsexport.work import Coverage
 
 SCHEMA_VERSION = 1
 MANIFEST, SELECTION = "manifest.json", "selection.json"
@@ -203,6 +205,9 @@ class Manifest:
     rewrites: tuple[RewriteRecord, ...]
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
+    pruning: PruningRecord | None = None
+    rollouts: tuple[RolloutRecord, ...] = ()
+    quantiles: tuple[QuantileRecord, ...] = ()
     calibration_tables: FileDigest | None = None
     coverage: Coverage | None = None
 

@@ -39,6 +39,9 @@ class BuildOptions:
         calibration_table: a calibration.json whose ranges are used in place of calibrating.
         series: the `[series]` table, as given.
         metric, max_degradation, max_output_error: the accuracy budget; fractions.
+        prune: the fraction of channels, heads and feed-forward units that is removed; None for none.
+        max_prune_degradation: what pruning may cost, a fraction; None where it is only reported.
+        rollout: steps over which a model is fed with its own output; None for no such check.
         include_preprocessing: scaling, gaps, calendar and scaling back become part of the graph.
         objective: what selection looks for.
         batches: batch sizes that are measured.
@@ -69,6 +72,9 @@ class BuildOptions:
     metric: str | None = None
     max_degradation: float = 0.05
     max_output_error: float = 0.05
+    prune: float | None = None
+    max_prune_degradation: float | None = None
+    rollout: int | None = None
     include_preprocessing: bool = False
     objective: Literal["latency", "size"] = "latency"
     batches: tuple[int, ...] = DEFAULT_BATCHES
@@ -91,7 +97,11 @@ class BuildOptions:
             _one_of("formats", one, FORMATS)
         if not self.formats:
             raise ConfigurationError(f"formats is empty; allowed are {', '.join(FORMATS)}")
-        for key in ("max_degradation", "max_output_error", "atol", "rtol"):
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise ConfigurationError(f"prune is {self.prune}; allowed are fractions between 0 and 1, for example 0.3")
+        if self.rollout is not None and self.rollout < 1:
+            raise ConfigurationError(f"rollout is {self.rollout}; allowed are whole numbers of steps from 1 on")
+        for key in ("max_degradation", "max_output_error", "max_prune_degradation", "atol", "rtol"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigurationError(f"{key} is {value}; allowed are fractions from 0 on, for example 0.05 for 5 %")
@@ -210,6 +220,9 @@ def _input(where: str, table: object) -> TensorSpec:
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "max_degradation": (int, float),
     "max_output_error": (int, float),
+    "prune": (int, float),
+    "max_prune_degradation": (int, float),
+    "rollout": (int,),
     "atol": (int, float),
     "rtol": (int, float),
     "seconds": (int, float),

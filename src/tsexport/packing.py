@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.bench.records import MachineRecord, write_record
+from tsexport.buildup import BuildUp
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.cache import tool_versions
 from tsexport.checksums import MEASUREMENTS, seal
@@ -33,6 +34,7 @@ from tsexport.manifest import (
     selection_text,
 )
 from tsexport.measuring import Placed
+from tsexport.quantize.pruning_records import PruningRecord
 from tsexport.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
@@ -71,6 +73,8 @@ class Packed:
     budget: AccuracyBudget
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
+    pruning: PruningRecord | None = None
+    buildups: tuple[BuildUp, ...] = ()
 
 
 def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResult) -> GoldenTolerance:
@@ -236,6 +240,9 @@ def _manifest(
         rewrites=packed.exports.rewrites,
         caveats=packed.caveats,
         notes=packed.notes,
+        pruning=packed.pruning,
+        rollouts=tuple(one.rollout for one in packed.buildups if one.rollout is not None),
+        quantiles=tuple(one.quantiles for one in packed.buildups if one.quantiles is not None),
         calibration_tables=calibration_tables,
         coverage=coverage_of(context, samples, packed.selected.artifact, packed.selected.runtime),
     )

@@ -1,9 +1,9 @@
 """The build path, from top to bottom.
 
-Checkpoint -> source model and samples -> fp32 artifacts -> parity -> INT8 candidates -> accuracy -> races ->
-selection -> measurements -> verdicts -> bundle.  Data moves forward only; everything but measuring is cached by
-content.  Where the target is not this machine, candidates are judged by exact simulation, and nothing is raced or
-measured.
+Checkpoint -> source model and samples -> fp32 artifacts -> parity -> candidates, the worst layers of those that miss
+the budget in floating point -> accuracy -> races -> selection -> measurements -> verdicts -> bundle.  Data moves
+forward only; everything but measuring is cached by content.  Where the target is not this machine, candidates are
+judged by exact simulation, and nothing is raced or measured.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.records import MachineRecord
+from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
 from tsexport.cache import Cache, default_root
 from tsexport.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
@@ -35,6 +36,7 @@ from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
+from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import list_statuses
@@ -45,11 +47,13 @@ from tsexport.targets import caveats_of, formats_of, host_cpu, parse_target
 from tsexport.types import Format, Parity, RuntimeStatus
 
 STEPS = {
+    "prune": 60.0,
     "model and data": 8.0,
     "export ONNX": 8.0,
     "export TorchScript": 3.0,
     "export OpenVINO": 1.0,
     "parity": 4.0,
+    "compare with the unpruned model": 15.0,
     CANDIDATES: 15.0,
     SEARCH: 5.0,
     "accuracy": 8.0,
@@ -58,6 +62,7 @@ STEPS = {
     "measure batch sizes": 25.0,
     "pack": 2.0,
 }
+PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
 INT8_STEPS = frozenset({CANDIDATES, SEARCH, "measure INT8 against fp32"})
 EXPORT_STEPS: Mapping[Format, str] = {
     "onnx": "export ONNX",
@@ -83,9 +88,10 @@ class Plan:
     steps: tuple[tuple[str, float], ...]
 
 
-def bundle_name(model: str, target: str, device: str, component: str | None = None) -> str:
-    """Return `<model>[-<component>]-<target>[-<device>]`."""
-    parts = (model, component, target, device.replace("@", "-") if device != "host" else None)
+def bundle_name(model: str, target: str, device: str, component: str | None = None, prune: float | None = None) -> str:
+    """Return `<model>[-<component>]-<target>[-<device>][-prune30]`."""
+    pruned = f"prune{100 * prune:g}" if prune is not None else None
+    parts = (model, component, target, device.replace("@", "-") if device != "host" else None, pruned)
     return "-".join(part for part in parts if part)
 
 
@@ -107,13 +113,14 @@ def plan_build(options: BuildOptions) -> Plan:
         seed=options.seed,
         component=options.component,
     )
-    name = options.name or bundle_name(identity.name, options.target, options.device, options.component)
+    name = options.name or bundle_name(identity.name, options.target, options.device, options.component, options.prune)
     destination = options.output / name
     check_folder(options.output)
     check_destination(destination, options.force)
     threads = min(options.threads or target.cores, target.cores, cores_here())
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
+    require_prunable(options, identity, plan)
     statuses = list_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
@@ -151,6 +158,7 @@ def _steps(options: BuildOptions, int8: bool, here: bool) -> tuple[tuple[str, fl
     """
     exported = formats_to_export(options.formats)
     left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
+    left_out |= PRUNING_STEPS if options.prune is None else frozenset()
     left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES | {SEARCH} if options.selection else frozenset())
     left_out |= frozenset() if here else MEASURING
     return tuple(
@@ -177,9 +185,14 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
+    if context.options.prune is not None:
+        with progress.step("prune") as step:
+            step.reused = prune_stage(context).reused
     samples = _samples(context, progress, say)
+    require_feedback(context, samples)
     exports = _export(context, samples, progress)
     fp32, parity, refused = _check(context, samples, exports, plan, progress)
+    pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
     tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
         judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
@@ -187,6 +200,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         fp32, left_out = hold_budget(
             accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
         )
+        fp32, drifted = hold_buildup(context, samples, fp32)
+        buildups = buildups_of(context, samples, fp32, tried)
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)
@@ -220,16 +235,19 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             *caveats_of(context.target),
             *refused,
             *left_out,
+            *drifted,
             *(step.removeprefix(CAVEAT) for step in selected.artifact.provenance if step.startswith(CAVEAT)),
             *(f"not compared, not installed: {one}" for one in plan.missing),
         ),
         notes=samples.record.notes,
+        pruning=pruning,
+        buildups=buildups,
     )
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
         balance = balance_for(chosen.races, chosen.threads)
-        return MachineRecord(machine, measurements, chosen.races, verdicts, seconds, balance)
+        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds, balance)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)

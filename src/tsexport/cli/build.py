@@ -11,6 +11,7 @@ from tsexport.cli.output import print_json, print_table, say, verbosity
 if TYPE_CHECKING:
     from tsexport.bundles import Bundle
     from tsexport.context import Context
+    from tsexport.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
     from tsexport.reporting import CandidateRow
@@ -53,6 +54,9 @@ class _Percent(click.ParamType[float]):
 @click.option("--metric", help="mse, mae, accuracy, log_loss or pinball; by default the one of the task.")
 @click.option("--max-degradation", type=_Percent(), help="How much worse than the source; by default 5%.")
 @click.option("--max-output-error", type=_Percent(), help="Relative RMS error where there are no labels; 5%.")
+@click.option("--prune", type=_Percent(), help="Remove this fraction of channels and heads, for example 0.3.")
+@click.option("--max-prune-degradation", type=_Percent(), help="What pruning may cost; without it only reported.")
+@click.option("--rollout", type=int, metavar="K", help="Feed artifacts with their own output for K steps, and judge.")
 @click.option(
     "--include-preprocessing",
     is_flag=True,
@@ -136,6 +140,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "tensorrt": context.target.tensorrt,
             "threads": context.threads,
             "include_preprocessing": context.options.include_preprocessing,
+            "prune": context.options.prune,
+            "rollout": context.options.rollout,
             "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
             "formats": list(context.options.formats),
@@ -155,6 +161,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("data", str(context.options.calibration or ("the reference series" if context.plan.reference else "none"))),
         *([("ranges", f"those of {context.options.calibration_table}")] if context.options.calibration_table else []),
         *([("preprocessing", "in the graph: it takes raw windows")] if context.options.include_preprocessing else []),
+        *([("pruning", f"{context.options.prune:g} of the channels")] if context.options.prune is not None else []),
+        *([("rollout", f"{context.options.rollout} steps")] if context.options.rollout is not None else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
@@ -228,8 +236,62 @@ def _show_bundle(bundle: "Bundle") -> None:
             ],
             title="against the published tables",
         )
+    _show_pruning(manifest)
+    _show_buildup(manifest)
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
     click.echo(str(bundle.path))
+
+
+def _show_pruning(manifest: "Manifest") -> None:
+    record = manifest.pruning
+    if record is None:
+        return
+    changes = (
+        ("channels of pruned groups", record.channels),
+        ("heads of pruned attentions", record.heads),
+        ("parameters", record.parameters),
+        ("FLOPs of one sample", record.flops),
+        ("fp32 ONNX, bytes", record.size_bytes),
+    )
+    rows = [
+        (name, f"{one.before:,}", "n/a" if one.after is None else f"{one.after:,}", f"{-(one.share_removed or 0):+.1%}")
+        for name, one in changes
+        if one.before
+    ]
+    rows.append(
+        ("output error", f"{record.unrefitted.output_error:.2%}", f"{record.accuracy.output_error:.2%}", "refit")
+    )
+    print_table(("pruning", "before", "after", "change"), rows, title=f"pruned by {record.fraction:.0%}")
+    for left in record.left:
+        say(f"left as it was: {left.layer}: {left.reason}")
+
+
+def _show_buildup(manifest: "Manifest") -> None:
+    if manifest.rollouts:
+        print_table(
+            ("artifact", "runtime", "step 1", f"step {manifest.rollouts[0].steps}", "allowed"),
+            [
+                (one.artifact, one.runtime, f"{one.errors[0]:.2%}", f"{one.errors[-1]:.2%}", f"{one.allowed:.2%}")
+                for one in manifest.rollouts
+            ],
+            title=f"fed with its own output: {manifest.rollouts[0].feedback}",
+        )
+    if manifest.quantiles:
+        print_table(
+            ("artifact", "runtime", "crossed", "source", "new", "coverage"),
+            [
+                (
+                    one.artifact,
+                    one.runtime,
+                    f"{one.crossed:.2%}",
+                    f"{one.source_crossed:.2%}",
+                    f"{one.new:.2%}",
+                    " ".join(f"{share:.1%}" for share in one.coverage) or "n/a",
+                )
+                for one in manifest.quantiles
+            ],
+            title=f"quantiles {', '.join(f'{level:g}' for level in manifest.quantiles[0].levels)}",
+        )
 
 
 def _candidate_cells(row: "CandidateRow") -> tuple[str, ...]:
