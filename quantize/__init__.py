@@ -7,6 +7,7 @@ nncf_quantizer           recipes of NNCF, for OpenVINO
 openvino_dynamic         INT8 weights in OpenVINO, activations quantized at run time
 inc_quantizer            recipes of Intel Neural Compressor, brought to ONNX by integer_weights
 tensorrt_qdq             recipes of explicit Q/DQ pairs, for TensorRT
+modelopt_quantizer       recipes of nvidia-modelopt, for TensorRT, in a process of its own
 candidates               one candidate from the fp32 artifacts, by a recipe
 sensitivity              how much each layer costs in accuracy when it alone is quantized
 search                   which layers of a recipe stay in floating point, so that its error holds the budget

@@ -45,7 +45,8 @@ def test_error_in_exact_simulation(exported, quantized, case, recipe, bound, lay
     assert check_rules(model, every_kernel=recipe.every_kernel) == ()
     version, capability = ("8.5", "7.2") if recipe.decompose_layer_norm else ("10.3", "8.7")
     device = check_onnx(built.artifact.path, tensorrt=version, precision="int8", compute_capability=capability)
-    assert device.findings == ()
+    assert device.accepted
+    assert not [one for one in device.findings if one.kind == "Q/DQ"]
     counts = Counter(node.op_type for node in model.graph.node)
     assert sum(counts[name] for name in ("Conv", "ConvTranspose", "Gemm", "MatMul")) == of
     pairs = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
