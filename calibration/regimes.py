@@ -25,14 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsexport.calibration.calendars import CalendarNumbers, calendar_numbers
-from tsexport.calibration.datasets import Batch, Dataset, Subset, calibration_batch, draw
+from tsexport.calibration.datasets import Batch, Dataset, Subset, draw
 from tsexport.calibration.marked_windows import CLOCK, MarkedWindows
 from tsexport.calibration.synthetic import MINUTES_PER_DAY, TIME_MARKS, mark_numbers
 from tsexport.calibration.windows import SeriesWindows
 from tsexport.types import Array
 
 CANDIDATES = 4096
-CANDIDATE_BYTES = 2**29
+CANDIDATE_BYTES = 2**28
+BATCH_BYTES = 2**24
 LEAST = 8
 FIFTHS = 5
 MANY_GAPS = 0.1
@@ -68,8 +69,10 @@ def draw_by_regime(dataset: Dataset, count: int, seed: int, *, exclude: Iterable
     """
     left_out = tuple(exclude)
     free = dataset.count - len(set(left_out))
-    candidates = draw(dataset, max(count, min(free, _most_candidates(dataset))), seed, exclude=left_out)
-    traits = traits_of(candidates)
+    size = _window_bytes(dataset)
+    most = max(count, min(free, CANDIDATES, CANDIDATE_BYTES // size))
+    candidates = draw(dataset, most, seed, exclude=left_out)
+    traits = traits_of(candidates, max(1, min(64, BATCH_BYTES // size)))
     drawn = balanced(traits, candidates.count, count, seed)
     regimes = {
         name: int((trait.classes[drawn] == index).sum()) for trait in traits for index, name in enumerate(trait.names)
@@ -77,15 +80,14 @@ def draw_by_regime(dataset: Dataset, count: int, seed: int, *, exclude: Iterable
     return RegimeDraw(Subset(dataset, [candidates.indices[at] for at in drawn]), regimes)
 
 
-def _most_candidates(dataset: Dataset) -> int:
+def _window_bytes(dataset: Dataset) -> int:
     first = next(iter(dataset.batches(1)), None)
-    size = sum(array.nbytes for array in first.feeds.values()) if first is not None else 1
-    return min(CANDIDATES, CANDIDATE_BYTES // max(1, size))
+    return max(1, sum(array.nbytes for array in first.feeds.values()) if first is not None else 0)
 
 
-def traits_of(candidates: Subset) -> tuple[Trait, ...]:
+def traits_of(candidates: Subset, batch_size: int) -> tuple[Trait, ...]:
     """Return the traits by which windows differ, in one pass over them."""
-    parts = [_described(batch) for batch in candidates.batches(calibration_batch(candidates))]
+    parts = [_described(batch) for batch in candidates.batches(batch_size)]
     levels, volatilities, gaps = (np.concatenate(column) for column in zip(*parts, strict=True))
     deviation = np.std(levels, axis=0)
     unit = np.where(deviation > 0, deviation, 1)

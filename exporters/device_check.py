@@ -23,7 +23,7 @@ from tsexport.exporters.device_facts import CHECKS
 from tsexport.exporters.device_table import Table, tensorrt_table, version_key
 from tsexport.exporters.onnx_external import external_tensors, open_model
 from tsexport.exporters.qdq_pairs import name_of, type_of
-from tsexport.exporters.qdq_rules import check_rules
+from tsexport.exporters.qdq_rules import check_graph_rules
 from tsexport.types import Precision
 
 Kind = Literal["unsupported", "type", "node", "computed wrongly", "Q/DQ", "bf16", "hazard"]
@@ -291,7 +291,7 @@ def check_onnx(
         _judge_node(node, judge, found)
     for finding in (*_of_file(model, table, version, precision, nodes), *_of_integers(model, judge)):
         found.add(finding)
-    for finding in _of_pairs(path, model, nodes, compute_capability):
+    for finding in _of_pairs(model, nodes, compute_capability):
         found.add(finding)
     findings = tuple(sorted(found.findings, key=lambda one: one.level))  # errors first, else as found
     return DeviceReport(path.name, target, device, tensorrt, len(nodes), findings, _notes(table, tensorrt, version))
@@ -351,14 +351,12 @@ def _is_limit(array: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> bool:
     return bool(np.all(np.abs(beyond.astype(np.float64)) >= 2.0**62))
 
 
-def _of_pairs(
-    path: Path, model: ir.Model, nodes: list[ir.Node], compute_capability: str | None
-) -> Iterator[DeviceFinding]:
+def _of_pairs(model: ir.Model, nodes: list[ir.Node], compute_capability: str | None) -> Iterator[DeviceFinding]:
     if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes):
         return
     old = compute_capability is not None and float(compute_capability) < 8.0
     operators = {name_of(node): node.op_type for node in nodes}
-    for one in check_rules(ir.to_proto(model), every_kernel=not old):
+    for one in check_graph_rules(model.graph, every_kernel=not old):
         if one.rule in _RULES_AS_FACTS:
             continue
         level: Level = "error" if one.rule in _RULES_REFUSED else "warning"

@@ -249,6 +249,13 @@ def check_rules(
         every_kernel: False for GPUs before compute capability 8.0.
     """
     graph = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True)).graph
+    return check_graph_rules(graph, float_layers=float_layers, every_kernel=every_kernel)
+
+
+def check_graph_rules(
+    graph: ir.Graph, *, float_layers: Collection[str] = (), every_kernel: bool = True
+) -> tuple[Violation, ...]:
+    """Return what `check_rules` does, for a graph whose shapes are inferred."""
     checked = Checked(graph, frozenset(float_layers), every_kernel)
     if not checked.both:
         return ()

@@ -24,7 +24,8 @@ import onnxruntime
 from tsexport.exporters.onnx_external import open_model
 from tsexport.quantize.operations import CONVERSIONS, operations
 from tsexport.runtimes.onnxruntime import session_options
-from tsexport.types import Artifact, Coverage, Feeds
+from tsexport.types import Artifact, Feeds
+from tsexport.work import Coverage
 
 COVERED = ("onnxruntime", "openvino")
 """Runtimes that show what they make of a graph."""

@@ -191,12 +191,6 @@ NNCF_PRODUCTS_REDUCED = replace(
     reduce_range=True,
     summary="NNCF's performance preset on products and convolutions alone, with its fix for 16-bit saturation",
 )
-NNCF_TRANSFORMER = replace(
-    NNCF_PRODUCTS,
-    name="nncf-transformer",
-    summary="NNCF's transformer model type with smooth quantization",
-    preset="transformer",
-)
 OPENVINO_DYNAMIC = Recipe(
     name="openvino-dynamic",
     tool="openvino-dynamic",
@@ -235,7 +229,6 @@ WITH_VNNI = (
     STATIC_U8S8,
     NNCF_MIXED,
     NNCF_PRODUCTS,
-    NNCF_TRANSFORMER,
     OPENVINO_DYNAMIC,
     INC_STATIC,
     INC_AUTOTUNE,
@@ -248,7 +241,6 @@ WITH_AMX = (
     STATIC_U8S8,
     NNCF_MIXED,
     NNCF_PRODUCTS,
-    NNCF_TRANSFORMER,
     OPENVINO_DYNAMIC,
     INC_STATIC,
     INC_AUTOTUNE,

@@ -90,7 +90,7 @@ def _before_transposing(value: ir.Value | None, wanted: tuple[int, ...]) -> ir.V
     return None
 
 
-def _sizes(value: ir.Value | None) -> tuple[int, ...] | None:
+def _sizes(value: ir.Value | None) -> tuple[int, int, int] | None:
     """Return steps, heads and width of a value [batch, steps, heads, width]: all but the batch must be constant."""
     node = _made_by(value, "Reshape")
     if node is None:  # one of the parts of a split
@@ -103,7 +103,7 @@ def _sizes(value: ir.Value | None) -> tuple[int, ...] | None:
     shape = constant(node.inputs[1])
     if shape is None or shape.shape != (4,) or (shape[1:] <= 0).any():
         return None
-    return tuple(int(size) for size in shape[1:])
+    return int(shape[1]), int(shape[2]), int(shape[3])
 
 
 def _split(parts: tuple[ir.Value | None, ...], axes: tuple[int, ...]) -> ir.Value | None:
@@ -177,9 +177,18 @@ def _find(softmax: ir.Node) -> _Attention | None:
         sizes = _sizes(whole)
         if whole is None or sizes is None or sizes[1] % 3:
             return None
-        size = (sizes[0], sizes[1] // 3, sizes[2])
-        packed = _before_reshape(whole)
-        return _Attention(softmax, merged, (whole,) * 3, packed, size[0], *size, scale=scale, mask=mask)
+        return _Attention(
+            softmax,
+            merged,
+            parts=(whole, whole, whole),
+            packed=_before_reshape(whole),
+            steps=sizes[0],
+            others=sizes[0],
+            heads=sizes[1] // 3,
+            width=sizes[2],
+            scale=scale,
+            mask=mask,
+        )
     q, k, v = (
         _before_transposing(query, _HEADS_FIRST),
         _before_transposing(product.inputs[1], _KEYS),
@@ -191,9 +200,17 @@ def _find(softmax: ir.Node) -> _Attention | None:
     assert q is not None
     assert k is not None
     assert v is not None
-    packed = _packed((q, k, v)) if of_query == of_keys else None
     return _Attention(
-        softmax, merged, (q, k, v), packed, of_query[0], *(of_keys[0], *of_query[1:]), scale=scale, mask=mask
+        softmax,
+        merged,
+        parts=(q, k, v),
+        packed=_packed((q, k, v)) if of_query == of_keys else None,
+        steps=of_query[0],
+        others=of_keys[0],
+        heads=of_query[1],
+        width=of_query[2],
+        scale=scale,
+        mask=mask,
     )
 
 

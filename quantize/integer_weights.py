@@ -40,7 +40,8 @@ def quantize_array(values: Array, scale: Array, zero: Array, axis: int) -> Array
         shape[axis] = -1
     limits = np.iinfo(zero.dtype)
     rounded = np.rint(values / scale.reshape(shape)) + zero.reshape(shape).astype(np.float32)
-    return np.clip(rounded, limits.min, limits.max).astype(zero.dtype)
+    quantized: Array = np.clip(rounded, limits.min, limits.max).astype(zero.dtype)
+    return quantized
 
 
 def _drop_clips(model: ir.Model) -> None:

@@ -24,11 +24,11 @@ option left out or 0 (1.05 on patchtst-cpu: weights are converted back before ev
 convolutional models (as fast as fp32).
 """
 
+import logging
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import nncf
 import numpy as np
 import openvino
 
@@ -51,6 +51,9 @@ def compress(source: Path) -> openvino.Model:
         NothingQuantizedError: the model has no product with constant weights.
     """
     with quiet():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
         model = openvino.Core().read_model(source)
         fold_constants(model)
         compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)

@@ -41,7 +41,7 @@ class Recipe:
     decompose_layer_norm: bool = False
     attention_products: bool = False
     every_kernel: bool = True
-    preset: Literal["", "mixed", "performance", "transformer", "products", "autotune"] = ""
+    preset: Literal["", "mixed", "products", "autotune"] = ""
     options: tuple[tuple[str, str], ...] = ()
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 WINDOWS = 16
 """The most windows that sensitivity is measured on; a model of many operations gets fewer (see `windows_for`)."""
 FEWEST_WINDOWS = 2
-WORK = 4e12
+WORK = 2e12
 """Multiply-accumulates that measuring all layers may take: minutes on one core."""
 MOST_TRIALS = 8
 """Candidates that one search builds at most; bisecting 100 layers takes 7."""

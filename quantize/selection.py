@@ -46,8 +46,11 @@ def _figures(entry: RaceEntry, baseline: str) -> str:
 
 
 def _may_be_no_slower(speedup: Ratio) -> bool:
-    """Return whether the interval reaches 1: "no slower" is as much as an interval can say."""
-    return speedup.high is None or speedup.high >= 1.0
+    """Return whether the interval reaches 1: "no slower" is as much as an interval can say.
+
+    Where there were too few rounds for an interval the ratio itself has to reach 1.
+    """
+    return (speedup.value if speedup.high is None else speedup.high) >= 1.0
 
 
 def select_fp32(result: RaceResult, threads: int) -> Choice:
@@ -66,14 +69,23 @@ UNDECIDED_FROM = 1.03
 """A candidate that is ahead by less than this is not raced again: nobody would ship INT8 for it."""
 
 
-def undecided(result: RaceResult, baseline: tuple[str, str]) -> str | None:
-    """Return the name of the candidate that is ahead of the baseline but not beyond the noise, where none is; else
-    None."""
+MOST_FINALISTS = 3
+
+
+def finalists(result: RaceResult, baseline: tuple[str, str]) -> tuple[str, ...]:
+    """Return the names of the candidates to be raced once more, alone, fastest first; () where the race settled it.
+
+    It did where one candidate is ahead of the baseline and of all others beyond the noise, or none is worth it.
+    Otherwise the fastest and those whose interval reaches its own go on, three at most: of many contestants each had
+    little time, and a race of few is the sharper one.
+    """
     rivals = [entry for entry in result.entries if (entry.artifact, entry.runtime) != baseline]
-    if not rivals or any(entry.speedup.low > 1.0 for entry in rivals):
-        return None
-    nearest = max(rivals, key=lambda entry: entry.speedup.value)
-    return nearest.name if nearest.speedup.value >= UNDECIDED_FROM else None
+    rivals.sort(key=lambda entry: -entry.speedup.value)
+    if not rivals or rivals[0].speedup.value < UNDECIDED_FROM:
+        return ()
+    best = rivals[0].speedup
+    near = [one for one in rivals if one.speedup.high is None or one.speedup.high >= best.low][:MOST_FINALISTS]
+    return () if len(near) == 1 and best.low > 1.0 else tuple(one.name for one in near)
 
 
 def select(

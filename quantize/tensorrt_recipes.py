@@ -105,6 +105,22 @@ TENSORRT_INT8_BEFORE_AMPERE = tuple(
 )
 """For TensorRT on T4 and Xavier."""
 
+
+def _layer_norm_written_out(recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+    return tuple(
+        replace(
+            recipe,
+            name=f"{recipe.name}-layernorm",
+            summary=f"{recipe.summary}; LayerNormalization written out, which TensorRT below 8.6 needs",
+            decompose_layer_norm=True,
+        )
+        for recipe in recipes
+    )
+
+
+TENSORRT_INT8_BEFORE_8_6 = _layer_norm_written_out(TENSORRT_INT8)
+TENSORRT_INT8_BEFORE_AMPERE_AND_8_6 = _layer_norm_written_out(TENSORRT_INT8_BEFORE_AMPERE)
+
 TENSORRT_FP16: tuple[Recipe, ...] = (TENSORRT_IN_FP16,)
 TENSORRT_FP16_BEFORE_8_6: tuple[Recipe, ...] = (TENSORRT_IN_FP16_BEFORE_8_6,)
 """For versions that do not know LayerNormalization."""

@@ -8,8 +8,11 @@ Integer kernels differ from CPU to CPU (those without VNNI saturate), so none of
                               inference in f32
     bf16 and fp16 in ONNX     computed in fp32, and every narrow tensor rounded to its type, see `bf16_rounding`
 
-What is in fp32 runs as it is.  A device that computes as the file says answers the same but for the rounding of
-float32 sums; one that fuses Q/DQ pairs away may answer closer to the source model.
+What OpenVINO decides by itself at run time (activations quantized in groups, bf16 for the rest of an int8 graph) cannot
+be simulated and is refused.  What is in fp32 runs as it is.
+
+A device that computes as the file says answers the same but for the rounding of float32 sums; one that fuses Q/DQ pairs
+away may answer closer to the source model.
 """
 
 import shutil
@@ -34,6 +37,7 @@ AS_WRITTEN = {
     ),
 }
 """The options with which each runtime computes Q/DQ pairs and FakeQuantize as they are written."""
+_DECIDED_AT_RUN_TIME = AS_WRITTEN["openvino"][1:]
 EXTERNAL_FROM_BYTES = 2**30
 """A rewritten file above this keeps its weights beside it, since no ONNX file holds more than 2 GB."""
 
@@ -62,8 +66,18 @@ def simulate(artifact: Artifact, runtime: str, threads: int) -> Session:
             f"artifact {artifact.name} is {artifact.precision} in OpenVINO, which cannot be simulated",
             next_step=f"build on a machine that has {artifact.precision}",
         )
+    asked = dict(artifact.options)
+    if (
+        asked.get("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0") != "0"
+        or asked.get("INFERENCE_PRECISION_HINT", "f32") != "f32"
+    ):
+        raise UsageError(
+            f"artifact {artifact.name} has OpenVINO quantize activations in groups at run time, or compute the rest in "
+            "bf16, which cannot be simulated",
+            next_step="build on a machine of the target's kind",
+        )
     computes = "openvino" if artifact.format == "openvino" else "onnxruntime"
-    options = {**dict(artifact.options), **dict(AS_WRITTEN[computes])}
+    options = {**asked, **dict(AS_WRITTEN[computes])}
     plain = replace(artifact, options=tuple(options.items()))
     return load(plain, computes, threads) if computes == "openvino" else _rewritten(plain, threads)
 

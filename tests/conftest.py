@@ -131,7 +131,7 @@ def example_manifest(entries, *, samples=6, batch=4):
         selected=SelectedArtifact("int8-onnx", "onnxruntime", "fastest candidate within the accuracy budget"),
         provenance=Provenance(
             CheckpointRecord("tiny.safetensors", "a" * 64, "plain", True),
-            DataRecord("synthetic series", "b" * 64, 64, "0-63"),
+            DataRecord("synthetic series", "b" * 64, 64, "0-63", {"level 1 of 2": 40, "level 2 of 2": 24}),
             None,
             0,
             {"onnxruntime": "1.31.1", "tsexport": "0.1.0"},

@@ -44,7 +44,7 @@ from tsexport.bench.suites.contest import BATCH, Pace
 from tsexport.bench.suites.default_contest import DefaultTools
 from tsexport.bench.suites.goals import Conditions, Judged
 from tsexport.bench.suites.goals_of_int8 import judge_int8, switches_set
-from tsexport.bench.suites.int8_report import by_budget_text, contestants_text, overview_text, tried_text
+from tsexport.bench.suites.int8_report import busy_text, by_budget_text, contestants_text, overview_text, tried_text
 from tsexport.bench.suites.long_runs import (
     Circumstances,
     Failure,
@@ -219,6 +219,7 @@ def report_text(report: Report) -> str:
             f"{name}={value} was set: it keeps one library from this CPU's instructions. "
             for name, value in sorted(report.switches.items())
         ),
+        busy_text(report.models, report.machine.usable_cores),
         goals_text(report.goals, report.machine),
         overview_text(report.models) if report.models else "",
         "## Not measured\n\n" + table(("model", "why"), [(one.model, one.reason) for one in absent]) if absent else "",

@@ -22,17 +22,31 @@ from tsexport.bench.suites.rows import (
 from tsexport.quantize.evaluation import budget_miss
 from tsexport.types import Accuracy, AccuracyBudget
 
+BUSY_SHARE = 1.0
+"""Of the cores: what the suite itself runs before timing leaves a load average of about one."""
 OVERVIEW = ("model", "plain ONNX ms", "fastest default", "its ms", "its error", "selected", "ms", "x default", "x fp32",
             "error", "task metric change", "times smaller")  # fmt: skip
 CONTESTANTS = ("contestant", "p50 ms", "p90 ms", "x plain ONNX", "selected is x faster", "file MB", "memory MB",
                "output error", "task metric change", "counts")  # fmt: skip
-TRIED = ("candidate", "runtime", "precision", "x fp32", "file MB", "output error", "task metric change", "status",
-         "reason")  # fmt: skip
+TRIED = ("candidate", "runtime", "precision", "x fp32", "MACs in int8", "conversions", "file MB", "output error",
+         "task metric change", "status", "reason")  # fmt: skip
 
 
 def overview_text(results: Sequence[ModelResult]) -> str:
     """Return one line a model; milliseconds are p50 at batch 1."""
     return f"## All models\n\n{table(OVERVIEW, [_overview(one) for one in results])}\n"
+
+
+def busy_text(results: Sequence[ModelResult], cores: int) -> str:
+    """Return a warning where the machine did other work already before a model was timed, or ""."""
+    busy = [one for one in results if one.load_average[0] > BUSY_SHARE * cores]
+    if not busy:
+        return ""
+    named = ", ".join(f"{one.model} {one.load_average[0]:.1f}" for one in busy)
+    return (
+        f"**The machine was busy** (load average on {cores} cores before timing: {named}). Take these ratios as a "
+        "trial, and measure again on a machine that does nothing else."
+    )
 
 
 def _overview(one: ModelResult) -> tuple[str, ...]:
@@ -127,6 +141,8 @@ def _tried(one: TriedCandidate) -> tuple[str, ...]:
         one.runtime,
         one.precision,
         ratio_text(one.speedup),
+        NOT_MEASURED if one.int8_share is None else f"{one.int8_share:.0%}",
+        NOT_MEASURED if one.conversions is None else str(one.conversions),
         megabytes(one.size_bytes, 2),
         percent(one.output_error),
         percent(one.degradation, signed=True),

@@ -128,6 +128,8 @@ def tried_candidates(candidates: Sequence[Candidate], races: Sequence[RaceResult
             output_error=one.accuracy.output_error if one.accuracy else None,
             degradation=one.accuracy.degradation if one.accuracy else None,
             speedup=speeds.get((one.artifact, one.runtime)) if one.artifact else None,
+            int8_share=one.coverage.int8_share if one.coverage else None,
+            conversions=one.coverage.conversions if one.coverage else None,
         )
         for one in candidates
     )

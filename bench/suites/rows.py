@@ -57,7 +57,9 @@ class Row:
 class TriedCandidate:
     """A candidate of the bundle's own build: what became of it, and why.
 
-    `speedup` is over the build's fastest fp32 artifact, None where it was not timed; errors as in `Row`.
+    `speedup` is over the build's fastest fp32 artifact, None where it was not timed; `int8_share` the share of its
+    multiply-accumulates in 8-bit integers and `conversions` the operators that only change how numbers are stored, None
+    where they were not counted; errors as in `Row`.
     """
 
     name: str
@@ -69,6 +71,8 @@ class TriedCandidate:
     output_error: float | None
     degradation: float | None
     speedup: Ratio | None
+    int8_share: float | None = None
+    conversions: int | None = None
 
 
 @dataclass(frozen=True)

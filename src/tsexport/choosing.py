@@ -13,7 +13,15 @@ from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import budget_miss
 from tsexport.quantize.recipe import artifact_name
-from tsexport.quantize.selection import Choice, order_by_speed, select, select_fp32, select_unmeasured, undecided
+from tsexport.quantize.selection import (
+    MOST_FINALISTS,
+    Choice,
+    finalists,
+    order_by_speed,
+    select,
+    select_fp32,
+    select_unmeasured,
+)
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget
 
@@ -157,15 +165,21 @@ def choose(
 def _race_candidates(
     context: Context, samples: Samples, fastest: Placed, eligible: list[Placed], threads: int, step: Step, say: Say
 ) -> tuple[RaceResult, ...]:
-    """Race candidates against the fastest fp32 artifact; the nearest once more, alone, where noise hides who wins."""
-    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest)
-    # For size any that is no slower may win, not the nearest alone.
-    nearest = undecided(first, fastest.key) if context.options.objective == "latency" else None
-    if nearest is None:
+    """Race candidates against the fastest fp32 artifact; the best once more, alone, where noise hides who wins.
+
+    A race of all is not prolonged for slow calls, since it may be settled after few rounds; that of the few best is.
+    """
+    # For size any that is no slower may win, not the fastest alone.
+    by_latency = context.options.objective == "latency"
+    many = by_latency and len(eligible) > MOST_FINALISTS
+    first = race_placed(context, samples, [fastest, *eligible], (threads,), step, say, fastest, patient=not many)
+    names = finalists(first, fastest.key) if by_latency else ()
+    if not names:
         return (first,)
-    again = [one for one in eligible if one.contestant(threads).label == nearest]
-    step.say(f"{again[0].label} again, alone")
-    return first, race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2)
+    again = [one for one in eligible if one.contestant(threads).label in names]
+    step.say(f"{', '.join(one.label for one in again)} again, alone")
+    last = race_placed(context, samples, [fastest, *again], (threads,), step, say, fastest, processes=2, patient=True)
+    return first, last
 
 
 def why_none(tried: Sequence[Tried], runtime: str | None) -> str:

@@ -13,7 +13,8 @@ from tsexport.context import Context, portable
 from tsexport.exporting import Exports
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Coverage
+from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
+from tsexport.work import Coverage
 
 if TYPE_CHECKING:
     from tsexport.quantize.recipe import Recipe

@@ -6,7 +6,8 @@ from pathlib import Path
 from tsexport.compressing import Tried
 from tsexport.context import Context, portable
 from tsexport.samples import Samples
-from tsexport.types import Artifact, Coverage
+from tsexport.types import Artifact
+from tsexport.work import Coverage
 
 SHOWN_BY = ("onnxruntime", "openvino")
 """Runtimes that show what they make of a graph; the list of `quantize.coverage`, which imports them."""

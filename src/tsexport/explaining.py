@@ -18,7 +18,7 @@ from tsexport.bench.race import RaceResult
 from tsexport.bench.records import Balance, MachineRecord
 from tsexport.bench.rows import milliseconds
 from tsexport.manifest import Manifest
-from tsexport.types import Coverage
+from tsexport.work import Coverage
 
 CACHED_BELOW = 4_000_000
 """Bytes: what a core's own caches and its share of the last one hold on most machines of the last ten years."""

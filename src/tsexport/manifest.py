@@ -19,13 +19,13 @@ from tsexport.types import (
     Accuracy,
     AccuracyBudget,
     Candidate,
-    Coverage,
     Format,
     ModelSpec,
     Parity,
     Precision,
     TensorSpec,
 )
+from tsexport.work import Coverage
 
 SCHEMA_VERSION = 1
 MANIFEST, SELECTION = "manifest.json", "selection.json"

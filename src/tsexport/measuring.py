@@ -57,23 +57,24 @@ def race_placed(
     say: Say,
     baseline: Placed | None = None,
     processes: int = 1,
+    patient: bool = False,
 ) -> RaceResult:
     """Time artifacts side by side at batch 1, each in its own process; speeds are against the first.
 
     Every artifact runs once with each number of `threads`.  One whose process dies alone, too, is left out, and `say`
-    is told; without `baseline`, where one is named, a race says nothing.
+    is told; without `baseline`, where one is named, a race says nothing.  `patient` waits for rounds enough to decide.
 
     Raises:
         UnsupportedError: none is left, or the baseline is not, or they die only side by side.
     """
     try:
-        return _race(context, samples, placed, threads, step, processes)
+        return _race(context, samples, placed, threads, step, processes, patient)
     except TsexportError as error:
         why = error.message
     sound: list[Placed] = []
     for one in placed:
         try:
-            _race(context, samples, [one], threads, step, 1, rounds=1)
+            _race(context, samples, [one], threads, step, 1, False, rounds=1)
         except TsexportError as error:
             say(f"{one.label} is left out of the race: {error.message}")
         else:
@@ -81,7 +82,7 @@ def race_placed(
     try:
         if not sound or len(sound) == len(placed) or (baseline is not None and baseline not in sound):
             raise InconclusiveError(why)
-        return _race(context, samples, sound, threads, step, processes)
+        return _race(context, samples, sound, threads, step, processes, patient)
     except TsexportError as error:
         raise UnsupportedError(
             f"this machine could not time the artifacts: {error.message}",
@@ -96,6 +97,7 @@ def _race(
     threads: Sequence[int],
     step: Step,
     processes: int,
+    patient: bool,
     rounds: int | None = None,
 ) -> RaceResult:
     return race(
@@ -104,7 +106,7 @@ def _race(
         1,
         rounds=rounds,
         max_seconds=RACE_SECONDS * context.options.seconds * processes,
-        patience_seconds=RACE_PATIENCE_SECONDS,
+        patience_seconds=RACE_PATIENCE_SECONDS if patient else 0.0,
         processes=processes,
         seed=context.options.seed,
         progress=step.say,

@@ -1,9 +1,9 @@
 """The build path, from top to bottom.
 
-Checkpoint -> source model and samples -> fp32 artifacts -> parity -> INT8 candidates -> accuracy -> races ->
-selection -> measurements -> verdicts -> bundle.  Data moves forward only; everything but measuring is cached by
-content.  Where the target is not this machine, candidates are judged by exact simulation, and nothing is raced or
-measured.
+Checkpoint -> source model and samples -> fp32 artifacts -> parity -> candidates, the worst layers of those that miss
+the budget in floating point -> accuracy -> races -> selection -> measurements -> verdicts -> bundle.  Data moves
+forward only; everything but measuring is cached by content.  Where the target is not this machine, candidates are
+judged by exact simulation, and nothing is raced or measured.
 """
 
 import contextlib

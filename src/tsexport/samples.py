@@ -34,6 +34,8 @@ EVALUATION_FLOPS = 5e11
 core, and a build takes a dozen passes.  A sample of inception-time takes 1.3e8, of migt-tvdt 6.5e10, of sfno-hybrid
 6e11; up to 4.8e8 nothing is cut."""
 FEWEST_WINDOWS = 16
+MOST_EVALUATION_FLOPS = 2e12
+"""Where even FEWEST_WINDOWS take more, there are fewer, down to those of a model without data: 4 of sfno-hybrid."""
 FEWEST_RANDOM_WINDOWS = 4
 """Without data there is no metric to judge, only whether answers are the same."""
 GOLDEN_FLOPS = 1e11
@@ -190,7 +192,8 @@ def _spread(count: int, flops: float) -> Array:
     """Return which of `count` windows are judged on: all, or as many as a costly model is given, spread over them."""
     from tsexport.exporters.cost import samples_within
 
-    wanted = min(count, samples_within(flops, EVALUATION_FLOPS, fewest=FEWEST_WINDOWS, most=count))
+    enough = samples_within(flops, MOST_EVALUATION_FLOPS, fewest=FEWEST_RANDOM_WINDOWS, most=FEWEST_WINDOWS)
+    wanted = min(count, samples_within(flops, EVALUATION_FLOPS, fewest=min(enough, count), most=count))
     return np.linspace(0, count - 1, wanted).astype(int)
 
 

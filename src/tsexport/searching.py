@@ -6,7 +6,7 @@ accuracy.  A build that was interrupted goes on where it ended, since the search
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,10 @@ CANDIDATES, SEARCH = "INT8 candidates", "layers in floating point"
 SENSITIVITY_SHARE = 0.4
 """How much of the time for the search may go into measuring layers; candidates of an order not fully measured count
 for more than a full order without candidates."""
+BY_NAME = frozenset({"onnxruntime", "fused-attention", "nncf", "tensorrt-qdq", "modelopt"})
+"""Tools that leave layers in floating point by name; Intel Neural Compressor and OpenVINO's dynamic INT8 do not."""
+TRIALS_EXPECTED = 4
+"""Candidates that a search builds on average, for the estimate of the time left."""
 SCREEN_WINDOWS = 128
 SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
@@ -141,7 +145,7 @@ class FloatSearch:
     exports: Exports
     plan: "Plan"
     step: Step
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     def extend(self, tried: tuple[Tried, ...]) -> tuple[Tried, ...]:
         """Return the candidates with what was found behind each; best-so-far where time ended it."""
@@ -149,7 +153,8 @@ class FloatSearch:
         deserving.sort(key=lambda one: _error(one) or 0.0)
         if not deserving or not self.context.options.search_seconds:
             return tried
-        orders = {kind: self._order(kind) for kind in {one.recipe.per_channel: None for one in deserving}}
+        kinds = dict.fromkeys(one.recipe.per_channel for one in deserving)
+        orders = {kind: self._order(kind, number / len(kinds)) for number, kind in enumerate(kinds, 1)}
         results: dict[tuple[str, str], tuple[Tried, ...]] = {}
         for index, one in enumerate(deserving):
             self.step.say(one.name, index / len(deserving))
@@ -176,27 +181,17 @@ class FloatSearch:
 
     # --- the order of the layers
 
-    def _order(self, per_channel: bool) -> Order:
-        """Return the layers of the fp32 graph by sensitivity, to weights rounded per channel or per tensor."""
-        onnx = self.exports.clean or self.exports.of("onnx")
-        if onnx is None:
-            return Order((), {})
-        layers = self._layers(onnx)
-        measured: dict[str, float] = {}
-        windows = windows_for(layers)
-        probe = _Lazy(lambda: self._probe(onnx, windows))
-        until = (1 - SENSITIVITY_SHARE) * self.context.options.search_seconds
-        for index, layer in enumerate(by_work(layers)):
-            spent = time.monotonic() - self.started
-            if self._left_s() <= until:
-                break
-            if index:
-                self.step.expect(min(self._left_s(), 2 * spent / index * (len(layers) - index)))
-            self.step.say(f"sensitivity of {layer.name}", index / len(layers))
-            measured[layer.name] = self._sensitivity(onnx, layer, windows, per_channel, probe)
-        return Order(rank(layers, measured), measured)
+    @cached_property
+    def _onnx(self) -> Artifact | None:
+        return self.exports.clean or self.exports.of("onnx")
 
-    def _layers(self, onnx: Artifact) -> tuple[Layer, ...]:
+    @cached_property
+    def _layers(self) -> tuple[Layer, ...]:
+        """All layers of the fp32 graph; () where there is none in ONNX."""
+        onnx = self._onnx
+        if onnx is None:
+            return ()
+
         def produce(folder: Path) -> FoundLayers:
             from tsexport.quantize.sensitivity import find_layers
 
@@ -205,24 +200,44 @@ class FloatSearch:
         inputs = {"source": onnx.sha256, "samples": self.samples.key}
         return self.context.cache.stage("layers", inputs, FoundLayers, produce).result.layers
 
-    def _probe(self, onnx: Artifact, windows: int) -> "Probe":
+    @cached_property
+    def _probe(self) -> "Probe":
+        """What measures layers; where all of them are cached it is never asked for."""
         from tsexport.quantize.sensitivity import Probe
 
         calibration = self.context.calibration
+        assert self._onnx is not None
         assert calibration is not None, "a candidate that was judged has been calibrated"
-        return Probe(onnx.path, calibration.dataset, windows)
+        return Probe(self._onnx.path, calibration.dataset, windows_for(self._layers))
 
-    def _sensitivity(self, onnx: Artifact, layer: Layer, windows: int, per_channel: bool, probe: "_Lazy") -> float:
+    def _order(self, per_channel: bool, part: float) -> Order:
+        """Return the layers by sensitivity, to weights rounded per channel or per tensor.
+
+        `part` is how much of the time for measuring may be spent when this ends.
+        """
+        measured: dict[str, float] = {}
+        until = (1 - SENSITIVITY_SHARE * part) * self.context.options.search_seconds
+        for index, layer in enumerate(by_work(self._layers)):
+            spent = time.monotonic() - self.started
+            if self._left_s() <= until:
+                break
+            if index:
+                self.step.expect(min(self._left_s(), 2 * spent / index * (len(self._layers) - index)))
+            self.step.say(f"sensitivity of {layer.name}", index / len(self._layers))
+            measured[layer.name] = self._sensitivity(layer, per_channel)
+        return Order(rank(self._layers, measured), measured)
+
+    def _sensitivity(self, layer: Layer, per_channel: bool) -> float:
         inputs = {
-            "source": onnx.sha256,
+            "source": self._onnx.sha256 if self._onnx else "",
             "samples": self.samples.key,
-            "windows": windows,
+            "windows": windows_for(self._layers),
             "layer": layer.name,
             "per_channel": per_channel,
         }
 
-        def produce(_: object) -> LayerError:
-            error = probe.value.error(layer.name, per_channel=per_channel)
+        def produce(_: Path) -> LayerError:
+            error = self._probe.error(layer.name, per_channel=per_channel)
             return LayerError(error if error < float("inf") else None)
 
         error = self.context.cache.stage("sensitivity", inputs, LayerError, produce).result.error
@@ -233,17 +248,17 @@ class FloatSearch:
     def _search(self, plain: Tried, order: Order, waiting: int) -> tuple[Tried, ...]:
         mine = order.only(self._quantized_by(plain.recipe, order.layers))
         held: dict[int, Tried] = {}
-        began, count = time.monotonic(), 0
+        began, done = time.monotonic(), 0
 
         def attempt(number: int) -> Trial:
-            nonlocal count
-            count += 1
-            seconds = (time.monotonic() - began) / count
-            self.step.expect(min(self._left_s(), seconds * 4 * (waiting + 1)))
+            nonlocal done
             self.step.say(f"{plain.recipe.name} with {number} of {len(mine.layers)} layers in floating point")
             one = self._judge(plain, _with_float_layers(plain.recipe, mine.layers[:number]))
             if not one.out:
                 held[number] = one
+            done += 1
+            each = (time.monotonic() - began) / done
+            self.step.expect(min(self._left_s(), each * TRIALS_EXPECTED * (waiting + 1)))
             return Trial(number, not one.out, _error(one))
 
         first = predict(mine.sensitivities(), self._allowed_ratio(plain))
@@ -288,20 +303,9 @@ class FloatSearch:
         return (self.budget.max_output_error / plain.accuracy.output_error) ** 2
 
 
-class _Lazy:
-    """A probe that is made when it is first asked for: where all layers are cached, it never is."""
-
-    def __init__(self, make: "Callable[[], Probe]") -> None:
-        self._make = make
-
-    @cached_property
-    def value(self) -> "Probe":
-        return self._make()
-
-
 def _operators(recipe: Recipe) -> tuple[str, ...] | None:
     """Return the operators that a recipe's tool quantizes; None for all."""
-    if recipe.tool != "onnxruntime":
+    if recipe.tool not in ("onnxruntime", "fused-attention"):
         return None
     from tsexport.quantize.onnxruntime_quantizer import DYNAMIC_OPERATORS, STATIC_OPERATORS
 

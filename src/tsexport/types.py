@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tsexport.work import Coverage
+
 Format = Literal["onnx", "torchscript", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Task = Literal["forecast", "classification", "quantiles", "unknown"]
@@ -267,33 +269,6 @@ class AccuracyBudget:
     metric: str
     max_degradation: float
     max_output_error: float
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What an artifact computes for one sample, in the graph that its runtime makes of it.
-
-    `macs` are multiply-accumulates, `int8_macs` those of 8-bit integers.  `operators` are the runtime's, `conversions`
-    those of them that only change how numbers are stored.  `weight_bytes` are constants, `activation_bytes` all that
-    operators read and write otherwise.
-    """
-
-    macs: int
-    int8_macs: int
-    operators: int
-    conversions: int
-    weight_bytes: int
-    activation_bytes: int
-
-    @property
-    def int8_share(self) -> float:
-        """The share of multiply-accumulates in 8-bit integers, 0 to 1."""
-        return self.int8_macs / self.macs if self.macs else 0.0
-
-    @property
-    def macs_per_byte(self) -> float:
-        """Arithmetic intensity: multiply-accumulates for each byte that is read or written once."""
-        return self.macs / max(self.weight_bytes + self.activation_bytes, 1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from tsexport.bench.statistics import Ratio, summarize
 from tsexport.bench.suites.goals import Conditions
 from tsexport.bench.suites.goals_of_int8 import ISA_SWITCHES, judge_int8, mean_speedup, rivals, switches_set
-from tsexport.bench.suites.int8_report import by_budget_text, contestants_text, overview_text, tried_text
+from tsexport.bench.suites.int8_report import busy_text, by_budget_text, contestants_text, overview_text, tried_text
 from tsexport.bench.suites.ratios import PairRatio, RoundMedians
 from tsexport.bench.suites.report import goals_text
 from tsexport.bench.suites.rows import (
@@ -252,10 +252,20 @@ def test_a_default_that_only_the_task_metric_lets_through_is_told():
 
 def test_what_was_tried_has_ratio_and_reason():
     tried = (
-        TriedCandidate("dynamic-s8", "onnxruntime", "int8", "selected", "the fastest", 9, 0.01, None, exact(1.5)),
+        TriedCandidate(
+            "dynamic-s8", "onnxruntime", "int8", "selected", "the fastest", 9, 0.01, None, exact(1.5), 0.875, 12
+        ),
         TriedCandidate("nncf", "openvino", "int8", "rejected", "mse|mae +9 %", 9, 0.3, 0.09, None),
     )
     text = tried_text(tried)
     assert "1.50 [1.50, 1.50]" in text
+    assert "88%" in text
+    assert "| 12 |" in " ".join(text.split())
     assert "mse/mae +9 %" in text
     assert tried_text(()) == ""
+
+
+def test_a_busy_machine_is_named():
+    busy = replace(result("lstm"), load_average=(2.1, 3.0))
+    assert "lstm 2.1" in busy_text([result(), busy], cores=2)
+    assert busy_text([result()], cores=2) == ""

@@ -13,7 +13,7 @@ from tsexport.checksums import seal
 from tsexport.explaining import bound_of, explanations, least_ms
 from tsexport.manifest import manifest_text
 from tsexport.reporting import render_report
-from tsexport.types import Coverage
+from tsexport.work import Coverage
 
 # 100 GMAC/s in fp32, 300 in int8, 20 GB/s, 80 GB/s in a cache
 BALANCE = Balance(1, 100.0, 300.0, 20.0, 80.0)

@@ -87,6 +87,7 @@ def test_says_what_a_reader_needs(page):
         "a caveat of the model", "the reference checkpoint was used", "fuse-qkv", "no: slower on onnxruntime",
         "No openvino: not asked for",
         "onnxruntime: 1.31.1",
+        "by regime: level 1 of 2: 40, level 2 of 2: 24",
         "budget: 5 % worse mse", "x float32[batch, 4]", "1 published budget(s) that nothing here can judge",
     ):  # fmt: skip
         assert expected in text, expected

@@ -53,7 +53,7 @@ def test_counts_are_numpys_on_the_same_edges(tensor, bins):
     assert np.abs(seen.centers[expected] - tensor).max() <= seen.width / 2
     magnitudes = seen.magnitudes
     assert magnitudes.counts.sum() == tensor.size
-    assert np.abs(tensor).max() <= len(magnitudes.counts) * magnitudes.width
+    assert float(np.abs(tensor).max()) <= len(magnitudes.counts) * magnitudes.width
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

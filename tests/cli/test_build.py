@@ -4,6 +4,7 @@ Whole builds are in tests/pipeline.  Nothing here measures: each build ends befo
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -325,3 +326,39 @@ def test_a_cache_that_cannot_be_written(build, tmp_path):
 def test_json_of_a_build_that_fails_is_empty(build, windows):
     options = ("--target", "cpu4-int8", "-o", "dist", "--json", "--calibration", windows("a.npz", 20))
     refused(build("linear", *LINEAR, *options), "calibration got 20 samples")
+
+
+def test_the_tables_of_a_build_name_every_candidate_with_its_speed_and_reason(measured_folder, capsys):
+    """Latency ratio with interval, size, error, float layers, share in int8; and why the selected is not faster."""
+    from dataclasses import replace
+
+    from tsexport.bench.records import Balance, read_record, write_record
+    from tsexport.bundles import open_bundle
+    from tsexport.checksums import seal
+    from tsexport.cli.build import _show_bundle
+    from tsexport.manifest import manifest_text
+    from tsexport.work import Coverage
+
+    manifest = open_bundle(measured_folder).manifest
+    selected, *others = manifest.candidates
+    coverage = Coverage(4_000_000, 3_000_000, 40, 6, 900, 100)
+    selected = replace(selected, coverage=coverage, recipe={**selected.recipe, "float_layers": ("head",)})
+    (measured_folder / "manifest.json").write_text(
+        manifest_text(replace(manifest, coverage=coverage, candidates=(selected, *others)))
+    )
+    (path,) = (measured_folder / "measurements").glob("*.json")
+    record = replace(read_record(path), balance=Balance(2, 100.0, 300.0, 20.0, 80.0))
+    write_record(record, path.parent)
+    seal(measured_folder)
+    _show_bundle(open_bundle(measured_folder))
+    lines = capsys.readouterr().out.splitlines()
+    (candidate,) = (line for line in lines if line.strip().startswith("ort-dynamic-u8"))
+    assert re.search(r"1\.\d\dx \(1\.\d\d-1\.\d\d\) +0\.00 MB +1\.00% +\+0\.80% +1 +75% +6 of 40 +selected", candidate)
+    (rejected,) = (line for line in lines if "rejected" in line)
+    assert re.search(r"0\.\d\dx .* rejected +mse 8 % worse, allowed 5 %", rejected)
+    (failed,) = (line for line in lines if "failed" in line)
+    assert re.search(r"not measured .* failed +nncf raised: no such operator", failed)
+    (why,) = (line for line in lines if "4 M" in line)
+    assert re.search(
+        r"int8-onnx +4 M +75% +6 of 40 +1 kB +4e\+03 +0\.02 ms +[\d.]+ ms +neither products nor memory", why
+    )

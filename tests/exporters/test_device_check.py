@@ -196,6 +196,12 @@ CASES = (
         "pooling along time",
         "(float[batch, 8, 9] x) => (float y)",
         "y = MaxPool<kernel_shape=[3]>(x)",
+        "hazard hazard hazard hazard hazard",
+    ),
+    Case(
+        "pooling along four axes",
+        "(float[batch, 8, 4, 4, 4, 4] x) => (float y)",
+        "y = MaxPool<kernel_shape=[2, 2, 2, 2]>(x)",
         "refused refused refused refused refused",
     ),
     Case(

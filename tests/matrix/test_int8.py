@@ -33,7 +33,8 @@ from tsexport.runtimes.registry import load
 from tsexport.runtimes.simulation import simulate
 from tsexport.targets import host_cpu
 
-RECIPES = {recipe.name: recipe for recipe in (*WITHOUT_VNNI, *WITH_VNNI)}
+# those of other tools stand in test_int8_of_tools.py
+RECIPES = {recipe.name: recipe for recipe in (*WITHOUT_VNNI, *WITH_VNNI) if recipe.tool in ("onnxruntime", "nncf")}
 MODELS = ("patchtst-cpu", "cnn")
 EVALUATED = 8
 
@@ -46,6 +47,8 @@ ERROR_BOUNDS = {
     ("patchtst-cpu", "static-u8s8"): 0.035,
     ("patchtst-cpu", "nncf-mixed-reduced"): 0.035,
     ("patchtst-cpu", "nncf-mixed"): 0.03,
+    ("patchtst-cpu", "nncf-products-reduced"): 0.04,
+    ("patchtst-cpu", "nncf-products"): 0.03,
     ("cnn", "dynamic-u8"): 0.015,
     ("cnn", "dynamic-s8-reduced"): 0.02,
     ("cnn", "dynamic-s8"): 0.015,
@@ -53,6 +56,8 @@ ERROR_BOUNDS = {
     ("cnn", "static-u8s8"): 0.015,
     ("cnn", "nncf-mixed-reduced"): 0.01,
     ("cnn", "nncf-mixed"): 0.01,
+    ("cnn", "nncf-products-reduced"): 0.015,
+    ("cnn", "nncf-products"): 0.015,
 }
 # What saturation makes of patchtst-cpu where it happens: an error far beyond the bounds.
 SATURATED_ERROR = 0.1

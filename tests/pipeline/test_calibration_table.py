@@ -55,7 +55,8 @@ def linear(cache, windows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(linear):
-    return linear()
+    """For a device that is not here: nothing is raced."""
+    return linear("t4-int8")
 
 
 def test_the_tables_stand_in_the_bundle(bundle):
@@ -63,18 +64,18 @@ def test_the_tables_stand_in_the_bundle(bundle):
     listed = bundle.manifest.calibration_tables
     assert (listed.path, listed.sha256) == (TABLES, file_sha256(bundle.path / TABLES))
     assert len({table.model_sha256 for table in tables}) == 1
-    assert not (bundle.path / TENSORRT_CACHE).exists()
     assert all(len(table.window_ids) == bundle.manifest.provenance.calibration.windows for table in tables)
 
 
 @pytest.mark.slow
-def test_a_table_can_be_used_again(bundle, linear, tmp_path):
-    first = bundle
+def test_a_table_can_be_used_again(linear, tmp_path):
+    first = linear()
+    assert not (first.path / TENSORRT_CACHE).exists()
     again = linear(calibration_table=first.path / TABLES)
     assert (again.path / TABLES).read_bytes() == (first.path / TABLES).read_bytes()
     built = [candidate for candidate in again.manifest.candidates if candidate.name.startswith("static")]
     assert built
-    assert {one.status for one in built} == {"eligible"}
+    assert {one.status for one in built} <= {"eligible", "selected"}
     # what is used is the table: other ranges give another candidate
     plain = json.loads((first.path / TABLES).read_text())
     for table in plain["tables"]:
@@ -114,12 +115,12 @@ def test_regimes_and_window_ids_stand_in_the_manifest(bundle):
 
 def test_a_table_of_other_data_is_refused(bundle, linear, windows):
     with pytest.raises(CalibrationTableError, match="the calibration table was made with other data"):
-        linear(calibration_table=bundle.path / TABLES, calibration=windows / "others.npz")
+        linear("t4-int8", calibration_table=bundle.path / TABLES, calibration=windows / "others.npz")
 
 
 def test_a_table_of_another_model_is_refused(bundle, linear):
     with pytest.raises(CalibrationTableError, match="the calibration table belongs to another model"):
-        linear(calibration_table=bundle.path / TABLES, seed=1)
+        linear("t4-int8", calibration_table=bundle.path / TABLES, seed=1)
 
 
 def test_a_table_of_another_observer_is_refused(bundle, linear, tmp_path):
@@ -130,7 +131,7 @@ def test_a_table_of_another_observer_is_refused(bundle, linear, tmp_path):
     with pytest.raises(
         CalibrationTableError, match="was made with another observer: percentile 97, affine, per tensor"
     ):
-        linear(calibration_table=other)
+        linear("t4-int8", calibration_table=other)
 
 
 def test_what_is_refused_before_anything_is_built(tmp_path):

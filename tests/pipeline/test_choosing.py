@@ -2,16 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tsexport.choosing import FP32_ROUNDING, hold_budget, why_none
+import tsexport.choosing
+from tsexport.bench.race import RaceEntry, RaceResult
+from tsexport.bench.statistics import Ratio, summarize
+from tsexport.choosing import FP32_ROUNDING, _race_candidates, hold_budget, why_none
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.errors import AccuracyError, LatencyError
 from tsexport.exporting import formats_to_export
 from tsexport.measuring import Placed, require_budgets
 from tsexport.pipeline import STEPS, bundle_name
+from tsexport.progress import Progress
 from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
+from tsexport.quantize.selection import select
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Budget, TensorSpec, Verdict
 
 SPEC = (TensorSpec("x", "float32", ("batch", 2)),)
@@ -127,3 +133,43 @@ def test_a_missed_row_ends_a_build_with_4():
     with pytest.raises(LatencyError, match="latency budgets missed: p90 2 ms; 1 ms allowed") as caught:
         require_budgets([*verdicts, Verdict("missed", budget, "p90 2 ms; 1 ms allowed")])
     assert caught.value.exit_code == 4
+
+
+# --- the race of candidates ------------------------------------------------------------------------------------------
+
+
+def race_of(**speedups):
+    """A race against openvino-fp32 with hand-made ratios (value, low, high)."""
+    times = (1.0,) * 12
+    entries = tuple(
+        RaceEntry(f"{name} on onnxruntime, 1 thread", name, "onnxruntime", 1, (times,), summarize(times),
+                  Ratio(*ratio, 0.95), True, 1.0, 1)
+        for name, ratio in {"fp32": (1.0, 1.0, 1.0), **speedups}.items()
+    )  # fmt: skip
+    return RaceResult(1, entries[0].name, 10, 1, 1.0, entries)
+
+
+@pytest.mark.parametrize(
+    ("objective", "again"),
+    [("latency", [["fp32", "large", "small"]]), ("size", [])],
+)
+def test_noise_is_raced_away_for_latency_and_hides_no_smaller_candidate_for_size(monkeypatch, objective, again):
+    """The best alone, once more, may be selected for their speed; the smallest must not be left out by that."""
+    raced = []
+
+    def race_placed(context, samples, placed, *rest, **options):
+        raced.append([one.artifact.name for one in placed])
+        return race_of(large=(1.2, 0.9, 1.5), small=(1.01, 0.95, 1.07))
+
+    monkeypatch.setattr(tsexport.choosing, "race_placed", race_placed)
+    fp32, large, small = (
+        Placed(replace(ONNX, name=name, size_bytes=size), "onnxruntime")
+        for name, size in (("fp32", 100), ("large", 50), ("small", 30))
+    )
+    context = SimpleNamespace(options=SimpleNamespace(objective=objective))
+    step = Progress(()).step("race")
+    with step as running:
+        races = _race_candidates(context, None, fp32, [large, small], 1, running, print)
+    assert raced == [["fp32", "large", "small"], *again]
+    choice = select(races[-1], [one.artifact for one in (fp32, large, small)], fp32.key, objective)
+    assert choice.artifact == ("fp32" if objective == "latency" else "small")

@@ -1,7 +1,6 @@
 """Builds for targets that are not this machine: simulated, never timed, the smallest error within the budget."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tsexport.quantize.recipes import recipes_for
 from tsexport.reporting import read_measurements
 from tsexport.targets import host_cpu, parse_target
 
-FORECASTER = f"{Path(__file__).with_name('factories') / 'small.py'}:forecaster"
+SMALL = {"context_length": 32, "horizon": 8, "channels": 2}
 ELSEWHERE = "avx2" if host_cpu().instruction_set != "avx2" else "avx512-vnni"
 """An instruction set of x86 that this machine is not of."""
 NOT_MEASURED = "latency not measured"
@@ -20,16 +19,16 @@ NOT_MEASURED = "latency not measured"
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Return a function that builds the small forecaster for a target; the cache is this file's own."""
+    """Return a function that builds a small dlinear for a target; the cache is this file's own."""
     folder = tmp_path_factory.mktemp("elsewhere")
     generator = np.random.default_rng(0)
-    np.savez(folder / "bars.npz", bars=generator.standard_normal((400, 8, 3)).astype(np.float32))
+    np.savez(folder / "series.npz", series=generator.standard_normal((400, 32, 2)).astype(np.float32))
 
     def build(target, *, output=None, **options):
-        given = {"calibration": folder / "bars.npz", "batch": [1], "seconds": 0.1, **options}
+        given = {"calibration": folder / "series.npz", "batch": [1], "seconds": 0.1, **options}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TSEXPORT_CACHE", str(folder / "cache"))
-            return tsexport.build(FORECASTER, target, output=output or folder / "dist", force=True, **given)
+            return tsexport.build("dlinear", target, set=SMALL, output=output or folder / "dist", force=True, **given)
 
     return build
 
@@ -101,7 +100,7 @@ def test_it_verifies_and_runs_here(bundle_for, target, device):
     checked = {(one.artifact, one.runtime) for one in report.checks if one.status == "passed"}
     assert (bundle.manifest.selected.artifact, bundle.manifest.selected.runtime) in checked
     with tsexport.load(bundle) as session:
-        assert session.run({"bars": np.ones((5, 8, 3), np.float32)})["output"].shape == (5, 4)
+        assert next(iter(session.run({"series": np.ones((5, 32, 2), np.float32)}).values())).shape == (5, 8, 2)
 
 
 @pytest.mark.parametrize(("target", "device"), TARGETS[1:3], ids=IDS[1:3])
@@ -171,7 +170,13 @@ def test_narrow_floats_for_a_gpu_are_verified_without_one(bundle_for, target, de
     assert bundle.manifest.artifact(selected.artifact).precision == precision
     assert bundle.verify().passed
     with tsexport.load(bundle) as session:
-        assert session.run({"bars": np.ones((2, 8, 3), np.float32)})["output"].shape == (2, 4)
+        assert next(iter(session.run({"series": np.ones((5, 32, 2), np.float32)}).values())).shape == (5, 8, 2)
+
+
+@pytest.mark.slow
+def test_a_benchmark_here_times_no_artifact_of_a_gpu_but_fp32(bundle_for):
+    result = tsexport.benchmark(bundle_for("t4-fp16"), batch=[1])
+    assert {one.precision for one in result.record.measurements} == {"fp32"}
 
 
 def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
@@ -183,6 +188,7 @@ def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
 # --- bf16 on this machine --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bf16_on_a_cpu_that_has_it_ships_only_where_it_is_faster(make, tmp_path):
     if not host_cpu().bf16:
         pytest.skip(f"{host_cpu().model} has no bf16")

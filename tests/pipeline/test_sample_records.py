@@ -160,6 +160,16 @@ def test_a_small_model_is_judged_on_all_its_windows(tmp_path):
     assert not any("judged on" in note for note in found.record.notes)
 
 
+@pytest.mark.parametrize(
+    ("count", "flops", "judged"),
+    [(1024, 0.0, 1024), (1024, 1.34e8, 1024), (64, 2.06e10, 24), (64, 6.5e10, 16), (78, 5.95e11, 4), (3, 5.95e11, 3)],
+)
+def test_windows_follow_the_cost_of_a_sample(count, flops, judged):
+    rows = samples_module._spread(count, flops)
+    assert len(set(rows)) == len(rows) == judged
+    assert (rows[0], rows[-1]) == (0, count - 1)
+
+
 @pytest.mark.usefixtures("fresh_cache", "costly")
 def test_without_data_a_costly_model_answers_a_few_random_windows(tmp_path):
     small = {"context_length": 12, "horizon": 3, "width": 16, "static_channels": 2}

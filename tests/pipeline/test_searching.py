@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -199,3 +200,23 @@ def test_layers_that_time_does_not_reach_are_ordered_by_their_work(searched, mon
     reasons = [one.reason for one in tried.values()]
     assert any("(0 of 4 layers measured, the others ordered by their work)" in reason for reason in reasons)
     assert all(not one.out for (name, _), one in tried.items() if "-fp" in name)
+
+
+def test_both_granularities_of_weights_get_their_time(searched, monkeypatch):
+    """Half of the time for measuring each: the clock goes on by 60 of 300 seconds with every layer."""
+    import tsexport.searching
+
+    real, measured, clock = tsexport.quantize.sensitivity.Probe.error, [], [0.0]
+
+    def slow(probe, layer, per_channel):
+        measured.append((layer, per_channel))
+        clock[0] += 60.0
+        return real(probe, layer, per_channel=per_channel)
+
+    monkeypatch.setattr(tsexport.quantize.sensitivity.Probe, "error", slow)
+    monkeypatch.setattr(tsexport.searching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    tried = searched(DYNAMIC_U8, STATIC_U8S8, search_seconds=300.0)
+    assert sorted(per_channel for _, per_channel in measured) == [False, True]
+    reasons = [one.reason for one in tried.values() if one.out]
+    assert reasons
+    assert all("(1 of 4 layers measured, the others ordered by their work)" in reason for reason in reasons)

@@ -14,7 +14,7 @@ from torch import nn
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.conversion import convert_to_onnx
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.recipes import INC_AUTOTUNE, INC_STATIC
+from tsexport.quantize.cpu_recipes import INC_AUTOTUNE, INC_STATIC
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load

@@ -138,17 +138,15 @@ def test_where_it_is_missing_the_candidate_has_the_pip_command(fp32, windows, tm
     built = build_candidate(recipe, fp32, SPEC, windows, tmp_path / "out")
     assert built.artifact is None
     assert built.reason.startswith("nvidia-modelopt is not installed here (modelopt")
-    assert built.reason.endswith(f"cannot be imported): {PIP_COMMAND}")
+    assert built.reason.endswith(f"cannot be imported); {PIP_COMMAND}")
 
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(modelopt_quantizer, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(MissingDependencyError) as raised:
         require_modelopt()
-    assert raised.value.message == (
-        f"nvidia-modelopt is not installed here (no_such_package cannot be imported): {PIP_COMMAND}"
-    )
-    assert "go without this candidate" in raised.value.next_step
+    assert raised.value.message == "nvidia-modelopt is not installed here (no_such_package cannot be imported)"
+    assert raised.value.next_step == PIP_COMMAND
 
 
 def test_a_process_that_fails_is_the_reason(fp32, tmp_path, monkeypatch):
@@ -186,6 +184,15 @@ def test_it_builds_an_artifact_that_holds_the_rules(fp32, windows, tmp_path, rec
         exact = session.run(feeds)["y"]
     with simulate(artifact, "onnxruntime", 1) as session:
         assert 1e-4 < relative_rms(exact, session.run(feeds)["y"]) < 0.05
+
+
+@needs_modelopt
+def test_a_normalization_is_written_out_where_the_recipe_says_so(fp32, windows, tmp_path):
+    built = build_candidate(replace(MODELOPT_MINMAX, decompose_layer_norm=True), fp32, SPEC, windows, tmp_path / "out")
+    assert built.reason == ""
+    model = onnx.load(built.artifact.path)
+    assert not any(node.op_type == "LayerNormalization" for node in model.graph.node)
+    assert check_rules(model) == ()
 
 
 @needs_modelopt

@@ -1,7 +1,6 @@
 """fp16 and bf16 graphs: valid, sorted, fp32 at the border and where the type is too short; each trap with its graph."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -12,69 +11,19 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrow_graphs import CONV, LAYER_NORM, WIDTH, W, X, conv, error_of, graph, narrowed, types_of
 from onnx_ir.passes import common
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.errors import ExportError
-from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.proofs import answer
-from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.casting import NARROW, cast_graph, narrow_places, open_graph
-from tsexport.quantize.islands import ALONE, BETWEEN, CONSTANT, COUNT, NAMED, PERIODIC, POWER, RANGE, SUM, TAIL
+from tsexport.quantize.islands import ALONE, BETWEEN, CONSTANT, COUNT, NAMED, PERIODIC, POWER, SUM, TAIL
 from tsexport.quantize.narrowing import NothingNarrowedError, narrow_graph
 from tsexport.quantize.overflow import require_finite
-from tsexport.quantize.sources import Fp32Sources
-from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
 from tsexport.runtimes.bf16_rounding import simulate_bf16
-from tsexport.runtimes.comparison import relative_rms
-from tsexport.types import ModelSpec, TensorSpec
 
 SHARED = Path(os.environ.get("TSEXPORT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-WIDTH = 32
-HEAD = f'<ir_version: 8, opset_import: ["" : 17]> g (float[batch, {WIDTH}] x) => (float[batch, {WIDTH}] y) '
-RNG = np.random.default_rng(3)
-W = (RNG.standard_normal((WIDTH, WIDTH)) / math.sqrt(WIDTH)).astype(np.float32)
-X = RNG.standard_normal((5, WIDTH)).astype(np.float32)
-LAYER_NORM = "{ a = MatMul(x, w)  h = LayerNormalization<epsilon = 1e-5>(a, one, zero)  y = MatMul(h, w) }"
-CONSTANTS = {
-    "w": W,
-    "one": np.ones(WIDTH, np.float32),
-    "zero": np.zeros(WIDTH, np.float32),
-    "epsilon": np.float32(1e-8),
-    "two": np.float32(2),
-}
-
-
-def graph(body, **constants):
-    """Return a checked graph of a body; nodes are named after what they give."""
-    model = onnx.parser.parse_model(HEAD + body)
-    used = {name for node in model.graph.node for name in node.input}
-    for name, array in {**CONSTANTS, **constants}.items():
-        if name in used:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
-    for node in model.graph.node:
-        node.name = node.name or node.output[0]
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def narrowed(model, precision="fp16", **given):
-    result = narrow_graph(model, precision, **given)
-    onnx.checker.check_model(result.model, full_check=True)
-    return result
-
-
-def types_of(model):
-    """Return the element type of every tensor by name."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    infos = (*inferred.input, *inferred.value_info, *inferred.output)
-    constants = {one.name: one.data_type for one in inferred.initializer}
-    return {**constants, **{one.name: one.type.tensor_type.elem_type for one in infos}}
-
-
-def error_of(model, narrow):
-    expected, found = answer(model, {"x": X})["y"], answer(simulate_bf16(narrow), {"x": X})["y"]
-    return relative_rms(expected, found)
 
 
 @pytest.mark.parametrize(
@@ -226,15 +175,6 @@ def test_a_graph_that_is_narrow_already_is_refused():
         narrow_graph(graph("{ h = Cast<to = 10>(x)  f = Cast<to = 1>(h)  y = MatMul(f, w) }"), "bf16")
 
 
-CONV = '<ir_version: 8, opset_import: ["" : 17]> g (float[batch, 2, 8] x) => (float[batch, 2, 8] y) '
-
-
-def conv(head="{ y = Conv<pads = [1, 1]>(x, k) }"):
-    model = onnx.parser.parse_model(CONV + head)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 2, 3), np.float32), "k"))
-    return model
-
-
 def test_opset_17_has_no_convolution_in_bf16():
     """The checker refuses what a careless cast would write, so the tool does not write it."""
     careless = onnx.parser.parse_model(
@@ -275,98 +215,6 @@ def test_what_opset_17_allows_in_bf16_is_what_the_vendors_table_says():
         places = narrow_places(node, ir.DataType.BFLOAT16)
         assert bool(places[0]) == bool(row["bf16_in"]), operator
         assert bool(places[1]) == bool(row["bf16_out"]), operator
-
-
-RANGES = {"eye": np.eye(WIDTH, dtype=np.float32), "big": np.float32(12_000)}
-SPEC = ModelSpec(
-    "small",
-    "test",
-    "unknown",
-    (TensorSpec("x", "float32", ("batch", WIDTH)),),
-    (TensorSpec("y", "float32", ("batch", WIDTH)),),
-)
-
-
-@pytest.fixture
-def build(tmp_path):
-    """Return a function from a recipe, a graph and windows to what became of them."""
-
-    def make(recipe, model, windows=X, spec=SPEC):
-        source = finish_onnx(model, spec, tmp_path / "fp32.onnx", ("made by a test",))
-        return build_candidate(recipe, Fp32Sources(source, None), spec, ArrayDataset({"x": windows}), tmp_path / "out")
-
-    return make
-
-
-@pytest.mark.parametrize(
-    "recipe", [TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6, TENSORRT_IN_BF16], ids=lambda one: one.name
-)
-def test_a_candidate_is_described(build, recipe):
-    built = build(recipe, graph(LAYER_NORM))
-    artifact = built.artifact
-    assert built.reason == ""
-    assert (artifact.name, artifact.precision, artifact.opset) == (recipe.name, recipe.precision, 17)
-    assert (artifact.inputs, artifact.outputs) == (SPEC.inputs, SPEC.outputs)
-    assert f"cast to {recipe.precision}: {recipe.summary}" in artifact.provenance
-    assert artifact.size_bytes < 0.7 * (2 * W.nbytes)
-    again = build(recipe, graph(LAYER_NORM))
-    assert again.artifact.sha256 == artifact.sha256
-
-
-def test_what_calibration_finds_near_the_limit_stays_and_is_told(build):
-    """24,000 is below 65504, but by less than the headroom."""
-    model = graph("{ a = MatMul(x, eye)  b = Mul(a, big)  r = Div(b, big)  y = MatMul(r, w) }", **RANGES)
-    windows = np.zeros((4, WIDTH), np.float32)
-    windows[2, 0] = -2.0
-    built = build(TENSORRT_IN_FP16, model, windows)
-    told = [line for line in built.artifact.provenance if "too little room" in line]
-    assert told == [
-        "caveat: in fp32 since calibration left too little room to the type's limits (a factor of 4): b reaches 2.4e+04"
-    ]
-    types = types_of(onnx.load(built.artifact.path))
-    assert (types["b"], types["a"]) == (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    assert any(RANGE in line for line in built.artifact.provenance)
-    assert not any(RANGE in line for line in build(TENSORRT_IN_BF16, model, windows).artifact.provenance)
-
-
-def test_what_calibration_finds_too_small_stays(build):
-    model = graph("{ a = MatMul(x, eye)  b = Div(a, big)  r = Mul(b, big)  y = MatMul(r, w) }", **RANGES)
-    windows = np.full((4, WIDTH), 1e-3, np.float32)
-    built = build(TENSORRT_IN_FP16, model, windows)
-    assert any("b reaches 8.33e-08" in line for line in built.artifact.provenance)
-    assert types_of(onnx.load(built.artifact.path))["b"] == onnx.TensorProto.FLOAT
-
-
-def test_nan_on_calibration_data_is_refused_by_name(build):
-    model = graph("{ a = MatMul(x, w)  l = Log(a)  r = Relu(l)  y = MatMul(r, w) }")
-    built = build(TENSORRT_IN_FP16, model)
-    assert built.artifact is None
-    assert built.reason == "the tensor l holds NaN on calibration data: it cannot be cast to a narrow type"
-
-
-def test_a_model_of_convolutions_gets_a_reason_and_no_bf16(build):
-    shape = ("batch", 2, 8)
-    spec = ModelSpec("c", "test", "unknown", (TensorSpec("x", "float32", shape),), (TensorSpec("y", "float32", shape),))
-    built = build(TENSORRT_IN_BF16, conv(), np.ones((3, 2, 8), np.float32), spec)
-    assert built.artifact is None
-    assert built.reason.startswith(
-        "bf16 could not build it: opset 17 has no bf16 for the products of this graph (Conv)"
-    )
-
-
-def test_weights_in_a_second_file_are_cast_too(build, tmp_path, monkeypatch):
-    """As of a model beyond what one protobuf holds; here the limit is lowered."""
-    body = "{ a = MatMul(x, w)  h = LayerNormalization(a, one, zero)  b = MatMul(h, w)  y = Add(b, level) }"
-    model = graph(body, level=np.ones((1, WIDTH), np.float32))
-    small = build(TENSORRT_IN_FP16, model).artifact
-    monkeypatch.setattr("tsexport.exporters.onnx_external.THRESHOLD_BYTES", 2000)
-    monkeypatch.setattr("tsexport.exporters.onnx_external.INLINE_BYTES", 64)
-    built = build(TENSORRT_IN_FP16, model)
-    assert built.reason == ""
-    assert [path.name for path in built.artifact.files] == ["tensorrt-fp16.onnx", "tensorrt-fp16.data"]
-    loaded = [onnx.load(one.path) for one in (small, built.artifact)]
-    before, after = (answer(simulate_bf16(one), {"x": X})["y"] for one in loaded)
-    np.testing.assert_array_equal(before, after)
 
 
 STEPS = {

@@ -1,13 +1,17 @@
 """NNCF's presets, layers that stay in floating point, and weights that are computed from constants."""
 
+from dataclasses import replace
+
+import numpy as np
+import onnx
 import openvino
 import pytest
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.errors import ConfigurationError
 from tsexport.quantize.candidates import build_candidate
+from tsexport.quantize.cpu_recipes import NNCF_MIXED, NNCF_PRODUCTS, NNCF_PRODUCTS_BF16, NNCF_PRODUCTS_REDUCED
 from tsexport.quantize.nncf_quantizer import float_operations
-from tsexport.quantize.recipes import NNCF_MIXED, NNCF_PRODUCTS, NNCF_PRODUCTS_BF16, NNCF_PRODUCTS_REDUCED, replace
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 
@@ -90,9 +94,6 @@ def test_an_unknown_layer_is_the_reason(quantized):
 
 def test_parts_of_a_convolution_are_found_by_its_tensors(tmp_path):
     """OpenVINO gives a Conv's name to the addition of its bias."""
-    import numpy as np
-    import onnx
-
     body = '<ir_version: 8, opset_import: ["" : 17]> g (float[batch, 4, 16] x) => (float[batch, 4, 16] y)'
     model = onnx.parser.parse_model(
         body + "{ [before] a = Relu(x)  [conv] c = Conv<pads=[1, 1]>(a, k, bias)  [after] y = Conv<pads=[1, 1]>(c, k) }"

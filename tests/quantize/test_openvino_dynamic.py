@@ -9,8 +9,8 @@ from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.openvino import export_openvino
 from tsexport.quantize.candidates import build_candidate
+from tsexport.quantize.cpu_recipes import OPENVINO_DYNAMIC, OPENVINO_DYNAMIC_BF16
 from tsexport.quantize.openvino_dynamic import GROUP_SIZE, compress, quantizes_activations
-from tsexport.quantize.recipes import OPENVINO_DYNAMIC, OPENVINO_DYNAMIC_BF16
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load

@@ -143,7 +143,7 @@ def test_layers_that_time_did_not_reach_come_last_and_the_small_ones_first():
 
 @pytest.mark.parametrize(
     ("macs", "count", "windows"),
-    [(10**6, 20, WINDOWS), (10**9, 30, 4), (10**12, 100, FEWEST_WINDOWS), (0, 3, WINDOWS)],
+    [(10**6, 20, WINDOWS), (10**9, 20, 5), (10**12, 100, FEWEST_WINDOWS), (0, 3, WINDOWS)],
 )
 def test_windows_follow_the_work_of_the_model(macs, count, windows):
     assert windows_for(layers_of(*[macs] * count)) == windows

@@ -11,11 +11,11 @@ from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.statistics import Ratio, summarize
 from tsexport.quantize.selection import (
     UNDECIDED_FROM,
+    finalists,
     order_by_speed,
     select,
     select_fp32,
     select_unmeasured,
-    undecided,
 )
 from tsexport.types import Accuracy, Artifact
 
@@ -141,19 +141,31 @@ def test_for_size_nothing_smaller():
 
 
 @pytest.mark.parametrize(
-    ("rivals", "name"),
+    ("rivals", "names"),
     [
-        ((), None),
-        ((entry("a", "onnxruntime", 1.3),), None),  # decided: ahead
-        ((entry("a", "onnxruntime", 0.9),), None),  # decided: behind
-        ((entry("a", "onnxruntime", 1.2, low=0.9),), "a on onnxruntime"),
-        ((entry("a", "onnxruntime", 1.2, low=0.9), entry("b", "openvino", 1.3, low=0.8)), "b on openvino"),
-        ((entry("a", "onnxruntime", 1.2, low=0.9), entry("b", "openvino", 1.1, low=1.01)), None),
-        ((entry("a", "onnxruntime", UNDECIDED_FROM - 0.01, low=0.9),), None),  # not worth another race
+        ((), ()),
+        ((entry("a", "onnxruntime", 1.3),), ()),  # settled: ahead
+        ((entry("a", "onnxruntime", 0.9),), ()),  # settled: behind
+        ((entry("a", "onnxruntime", 1.3), entry("b", "openvino", 1.2)), ()),  # ahead of the other too
+        ((entry("a", "onnxruntime", 1.2, low=0.9),), ("a on onnxruntime",)),
+        (
+            (entry("a", "onnxruntime", 1.2, low=0.9), entry("b", "openvino", 1.3, low=0.8)),
+            ("b on openvino", "a on onnxruntime"),
+        ),
+        (
+            (entry("a", "onnxruntime", 1.31), entry("b", "openvino", 1.3), entry("c", "openvino", 1.2)),
+            ("a on onnxruntime", "b on openvino"),
+        ),
+        ((entry("a", "onnxruntime", UNDECIDED_FROM - 0.01, low=0.9),), ()),  # not worth another race
     ],
 )
-def test_undecided(rivals, name):
-    assert undecided(race_of(*rivals), BASELINE) == name
+def test_finalists(rivals, names):
+    assert finalists(race_of(*rivals), BASELINE) == names
+
+
+def test_of_many_that_noise_does_not_tell_apart_three_are_raced_again():
+    rivals = [entry(name, "onnxruntime", 1.5 + index / 100, low=1.0, high=2.0) for index, name in enumerate("abcde")]
+    assert finalists(race_of(*rivals), BASELINE) == ("e on onnxruntime", "d on onnxruntime", "c on onnxruntime")
 
 
 def test_a_race_too_short_for_an_interval():
@@ -163,7 +175,9 @@ def test_a_race_too_short_for_an_interval():
     assert chosen(choice) == BASELINE
     assert choice.measured.endswith("1.50 times the speed of fp32 on openvino (too few rounds for an interval)")
     assert chosen(select(race_of(short), artifacts(a=30), BASELINE, "size")) == ("a", "onnxruntime")
-    assert undecided(race_of(short), BASELINE) == "a on onnxruntime"
+    slow = replace(short, speedup=Ratio(0.4, 0.0, None, 0.95))
+    assert chosen(select(race_of(slow), artifacts(a=30), BASELINE, "size")) == BASELINE
+    assert finalists(race_of(short), BASELINE) == ("a on onnxruntime",)
 
 
 def test_fp32_by_speed():

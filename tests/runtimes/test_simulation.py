@@ -402,6 +402,16 @@ def test_bf16_of_openvino_cannot_be_simulated(built):
     assert "a machine that has bf16" in caught.value.next_step
 
 
+@pytest.mark.parametrize(
+    "option", [("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128"), ("INFERENCE_PRECISION_HINT", "bf16")], ids=lambda one: one[0]
+)
+def test_what_openvino_decides_at_run_time_is_refused(built, option):
+    artifact, _ = built(NNCF_MIXED)
+    with pytest.raises(UsageError, match="int8-nncf-mixed has OpenVINO quantize activations in groups") as caught:
+        simulate(replace(artifact, options=(*artifact.options, option)), "openvino", 1)
+    assert caught.value.next_step == "build on a machine of the target's kind"
+
+
 def narrow(folder, precision, border="float"):
     """Return an artifact whose one product is in bf16 or fp16, and the numbers of its weight."""
     code = 16 if precision == "bf16" else 10

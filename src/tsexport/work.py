@@ -1,0 +1,30 @@
+"""What an artifact computes, counted: a record of the core, filled by `tsexport.quantize.coverage`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What an artifact computes for one sample, in the graph that its runtime makes of it.
+
+    `macs` are multiply-accumulates, `int8_macs` those of 8-bit integers.  `operators` are the runtime's, `conversions`
+    those of them that only change how numbers are stored.  `weight_bytes` are constants, `activation_bytes` all that
+    operators read and write otherwise.
+    """
+
+    macs: int
+    int8_macs: int
+    operators: int
+    conversions: int
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def int8_share(self) -> float:
+        """The share of multiply-accumulates in 8-bit integers, 0 to 1."""
+        return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def macs_per_byte(self) -> float:
+        """Arithmetic intensity: multiply-accumulates for each byte that is read or written once."""
+        return self.macs / max(self.weight_bytes + self.activation_bytes, 1)
