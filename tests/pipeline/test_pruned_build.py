@@ -89,16 +89,46 @@ def test_what_pruning_costs_is_judged_where_asked(built):
         assert "prune less than 0.3" in caught.value.next_step
 
 
-def test_rollout_of_a_forecaster(tmp_path, monkeypatch):
-    monkeypatch.setenv("TSEXPORT_CACHE", str(tmp_path / "cache"))
-    small = {"context_length": 24, "horizon": 8, "channels": 3}
-    bundle = build_bundle(options(tmp_path, "linear", settings=small, rollout=3))
+SMALL_FORECASTER = {"context_length": 24, "horizon": 8, "channels": 3}
+
+
+@pytest.fixture(scope="module")
+def rollout_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("rollout") / "cache"
+
+
+def test_rollout_of_a_forecaster(tmp_path, monkeypatch, rollout_cache):
+    monkeypatch.setenv("TSEXPORT_CACHE", str(rollout_cache))
+    bundle = build_bundle(options(tmp_path, "linear", settings=SMALL_FORECASTER, rollout=3))
     with open_bundle(bundle.path) as opened:
         (rollout, *_) = opened.manifest.rollouts
         assert rollout.steps == 3
         assert len(rollout.errors) == 3
         assert rollout.errors[-1] < PARITY
         assert "Errors that build up" in render_report([opened])
+
+
+def test_errors_that_build_up_end_a_build(tmp_path, monkeypatch, rollout_cache):
+    """Nothing is allowed: the rounding of three steps is more."""
+    monkeypatch.setenv("TSEXPORT_CACHE", str(rollout_cache))
+    given = options(tmp_path, "linear", settings=SMALL_FORECASTER, rollout=3, max_output_error=0.0)
+    with pytest.raises(AccuracyError, match=r"no fp32 artifact stays with the source model: .* after 3 steps fed"):
+        build_bundle(given)
+    assert not list(tmp_path.glob("linear*"))
+
+
+@pytest.mark.slow
+def test_quantiles_of_every_artifact_are_held_against_the_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSEXPORT_CACHE", str(tmp_path / "cache"))
+    small = {"context_length": 24, "horizon": 6, "width": 16, "heads": 2}
+    bundle = build_bundle(options(tmp_path, "tft", settings=small))
+    (record, *_) = bundle.manifest.quantiles
+    assert record.levels == (0.1, 0.5, 0.9)
+    assert record.new == 0.0
+    assert record.crossed == record.source_crossed
+    assert record.coverage == pytest.approx(record.source_coverage, abs=0.01)
+    assert len(record.coverage) == 3
+    assert "Quantiles 0.1, 0.5, 0.9" in render_report([bundle])
 
 
 def test_messages_of_wrong_options(tmp_path):
