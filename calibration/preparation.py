@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from tsexport.calibration.market_days import calendar_of
 from tsexport.calibration.scaling import PER_WINDOW, WindowScale
 from tsexport.calibration.synthetic import time_marks
-from tsexport.types import BATCH, Array, BesideWindows, Feeds, Preparation, ShortWindows, TensorSpec
+from tsexport.preparation import BesideWindows, Preparation, ShortWindows
+from tsexport.types import BATCH, Array, Feeds, TensorSpec
 
 RAW_PREFIX = "raw_"
 TIME_INPUT = "time_minutes"

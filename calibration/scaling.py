@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tsexport.types import REVIN_EPSILON, Array, Scaling
+from tsexport.preparation import REVIN_EPSILON, Scaling
+from tsexport.types import Array
 
 
 @dataclass(frozen=True)

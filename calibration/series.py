@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from tsexport.errors import ConfigurationError, did_you_mean
-from tsexport.types import Scaling, ShortWindows
+from tsexport.preparation import Scaling, ShortWindows
 
 TargetStyle = Literal["path", "point"]
 SplitName = Literal["train", "validation", "test"]

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexport.types import REVIN_EPSILON, Array, Preparation
+from tsexport.preparation import REVIN_EPSILON, Preparation
+from tsexport.types import Array
 
 BEFORE, BEHIND = "before_model", "behind_model"
 MINUTES_A_DAY = 1440

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tsexport.errors import FeedError, UsageError
 from tsexport.models.checkpoints import check_file, read_checkpoint, torch_archive_kind
@@ -177,7 +177,7 @@ def _identify_registered(
     sha256 = file_sha256(used) if used else None
     content = {
         "name": entry.name,
-        "config": _config_values(config),
+        "config": asdict(config),
         "weights": sha256 or f"seed {seed}",
         "definition": [file_sha256(path) for path in source_files(definition)],
         **({"component": component.name} if component else {}),
@@ -274,7 +274,7 @@ def _open_registered(identity: SourceIdentity) -> OpenedSource:
         inputs=identity.tensors.inputs,
         outputs=identity.tensors.outputs,
         component=component.name if component else None,
-        config=_config_values(config),
+        config=asdict(config),
         parameters=_count(module),
         source=entry.source,
         caveats=caveats,
@@ -390,10 +390,6 @@ def _known_inputs(identity: SourceIdentity, inputs: tuple[TensorSpec, ...]) -> t
 
 def _unwrapped(wrapping: tuple[str, ...]) -> list[str]:
     return [f"checkpoint unwrapped: {', '.join(wrapping)}"] if wrapping else []
-
-
-def _config_values(config: Any) -> dict[str, Any]:
-    return asdict(config)
 
 
 def _count(module: "nn.Module") -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
 from tsexport.errors import ConfigurationError, UsageError
-from tsexport.types import Array, BesideWindows, Feeds, ModelSpec, Preparation, TensorSpec
+from tsexport.preparation import BesideWindows, Preparation
+from tsexport.types import Array, Feeds, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn

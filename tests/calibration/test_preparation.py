@@ -27,7 +27,8 @@ from tsexport.calibration.scaling import revin_scale
 from tsexport.calibration.series import SeriesConfig
 from tsexport.calibration.tables import MemoryTable
 from tsexport.calibration.windows import windows_of
-from tsexport.types import REVIN_EPSILON, Preparation, TensorSpec
+from tsexport.preparation import REVIN_EPSILON, Preparation
+from tsexport.types import TensorSpec
 
 FLOAT32_UNITS = 4 * 2.0**-24
 """The same float64 arithmetic, rounded to float32 once, in another order."""

@@ -24,8 +24,9 @@ from tsexport.calibration.preparation import (
 )
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino, convert_to_torchscript
 from tsexport.exporters.preprocessing import Before, Behind, Calendar, Filled, PreparedModel, sorting_layers, split
+from tsexport.preparation import Preparation
 from tsexport.runtimes.registry import load
-from tsexport.types import ModelSpec, Preparation, TensorSpec
+from tsexport.types import ModelSpec, TensorSpec
 
 STEPS = 30
 HORIZON = 4
