@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tsexport.quantize.pruning_importance import Reader, removal_order
-from tsexport.quantize.pruning_widths import MULTIPLE
+from tsexport.quantize.pruning_widths import MULTIPLE, kept_width
 
 MOST = 1.4
 """A group gives at most this many times the fraction: what is left of it has to serve what lies behind as well."""
@@ -40,7 +40,8 @@ def offer_of(readers: Sequence[Reader], segments: Sequence[Sequence[int]], fract
 
 def _steps(width: int, fraction: float) -> list[int]:
     """Return how many channels of a segment may go: 0, then what leaves multiples of 8, ascending."""
-    least = max(MULTIPLE, width * (1 - MOST * fraction))
+    # What an even share would leave is always on offer: few channels have few multiples to choose from.
+    least = min(max(MULTIPLE, width * (1 - MOST * fraction)), kept_width(width, fraction))
     kept = range(width // MULTIPLE * MULTIPLE, 0, -MULTIPLE)
     return [0, *(width - one for one in kept if least <= one < width)]
 
