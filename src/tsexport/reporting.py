@@ -307,7 +307,7 @@ def _candidate_row(candidate: Candidate, races: Sequence[RaceResult]) -> Candida
         latency,
         speedup,
         str(len(layers)) if layers else "",
-        f"{coverage.int8_share:.0%}" if coverage else "",
+        coverage.int8_text if coverage else "",
         f"{coverage.conversions} of {coverage.operators}" if coverage else "",
     )
 
