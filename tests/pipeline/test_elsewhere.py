@@ -8,7 +8,7 @@ import pytest
 import tsexport
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.quantize.recipes import recipes_for
-from tsexport.reporting import read_measurements
+from tsexport.reporting import percent_text, read_measurements
 from tsexport.targets import host_cpu, parse_target
 
 SMALL = {"context_length": 32, "horizon": 8, "channels": 2}
@@ -88,6 +88,20 @@ def test_nothing_is_timed_and_the_bundle_says_so(bundle_for, target, device):
     report = (bundle.path / "report.html").read_text()
     assert f'<div class="figure">not measured</div><div class="how">the build ran on no {name}</div>' in report
     assert "<h2>Measured on" not in report
+
+
+def test_the_accuracy_of_what_is_selected_is_shown(bundle_for):
+    """In the manifest, in the bundle's README and on the report's card."""
+    bundle = bundle_for(*TARGETS[0])
+    (selected,) = (one for one in bundle.manifest.candidates if one.status == "selected")
+    assert bundle.manifest.accuracy[0] == selected.accuracy
+    error = percent_text(selected.accuracy.output_error)
+    assert (
+        f"| {selected.artifact} | {selected.runtime} | {selected.accuracy.windows} | {error} |"
+        in (bundle.path / "README.md").read_text()
+    )
+    report = (bundle.path / "report.html").read_text()
+    assert f'<div class="name">accuracy</div>\n<div class="figure">{error} output error</div>' in report
 
 
 @pytest.mark.parametrize(("target", "device"), TARGETS, ids=IDS)
