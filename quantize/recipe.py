@@ -20,7 +20,8 @@ class Recipe:
     table; None for the tool's own way.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
     For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
     compute capability 8.0, which lack some INT8 kernels.
-    `preset` is the tool's own choice among its ways (NNCF's, see `nncf_quantizer`; "autotune" of INC).  `options` are
+    `preset` is the tool's own choice among its ways (NNCF's, see `nncf_quantizer`; "autotune" of INC; "simulated" of
+    OpenVINO's bf16 where the target is not here).  `options` are
     runtime options that the artifact is loaded with.
     """
 
@@ -41,7 +42,7 @@ class Recipe:
     decompose_layer_norm: bool = False
     attention_products: bool = False
     every_kernel: bool = True
-    preset: Literal["", "mixed", "products", "autotune"] = ""
+    preset: Literal["", "mixed", "products", "autotune", "simulated"] = ""
     options: tuple[tuple[str, str], ...] = ()
 
 

@@ -160,7 +160,7 @@ class FloatSearch:
             return tried
         kinds = dict.fromkeys(one.recipe.per_channel for one in deserving)
         orders = {kind: self._order(kind, number / len(kinds)) for number, kind in enumerate(kinds, 1)}
-        results = {
+        results: dict[tuple[str, str], tuple[Tried, ...]] = {
             (one.recipe.name, one.runtime): (replace(one, reason=f"{one.reason}; {why}"),)
             for one in missed
             if (why := _not_searched(one.recipe))

@@ -7,6 +7,7 @@ import pytest
 
 import tsexport
 from tsexport.errors import AccuracyError, UsageError
+from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.recipes import recipes_for
 from tsexport.reporting import percent_text, read_measurements
 from tsexport.targets import host_cpu, parse_target
@@ -200,6 +201,19 @@ def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
 
 
 # --- bf16 on this machine --------------------------------------------------------------------------------------------
+
+
+def test_bf16_of_another_cpu_is_judged_by_a_simulation_that_is_not_exact(bundle_for):
+    if host_cpu().instruction_set == "amx":
+        pytest.skip("this machine is the one with AMX")
+    bundle = bundle_for("cpu4-bf16", "amx")
+    (selected,) = bundle.manifest.candidates
+    assert (selected.status, selected.artifact, selected.runtime) == ("selected", "openvino-bf16", "openvino")
+    assert 0 < selected.accuracy.output_error < 0.02
+    assert STANDS_IN.removeprefix("caveat: ") in bundle.manifest.caveats
+    assert any("accuracy is that of a simulation, without" in one for one in bundle.manifest.caveats)
+    assert not list(bundle.path.glob("artifacts/*simulated*"))
+    assert bundle.verify().passed
 
 
 @pytest.mark.slow
