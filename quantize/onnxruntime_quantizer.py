@@ -4,7 +4,7 @@ Only products with constant weights are quantized: quantizing the products of tw
 error of 0.8 where it was tried.  The graph must hold no Identity and no Gemm (see `exporters.rewrites.cleaning`).
 
 Static recipes take the ranges of activations from our calibration tables; where Q/DQ pairs stand is the quantizer's
-choice.  The observer is the one with the least error in this comparison: relative RMS of the output on 1024 windows,
+choice.  The observer is the one with the least error in this comparison: relative RMS of the output on up to 1024 windows,
 256 windows of calibration drawn by regime, reference checkpoints where there are any, S8 weights of full range per
 channel, in ONNX Runtime 1.31 on AVX512-VNNI (errors do not depend on how busy a machine is):
 
