@@ -110,9 +110,6 @@ def rewrite_for_device(
     """
     rows = tuple(ForVersion(row, tensorrt) for row in DEVICE_REWRITES)
     rewritten, done = rewrite_graph(model, probes, rows, run)
-    if rewritten is model:
-        return model, done
-    result = onnx.ModelProto()
-    result.CopyFrom(rewritten)
-    del result.graph.value_info[:]  # runtimes infer them
-    return result, done
+    if rewritten is not model:
+        del rewritten.graph.value_info[:]  # runtimes infer them
+    return rewritten, done

@@ -5,14 +5,11 @@ Which versions need one was written down here before the rewrites were.
 
 from dataclasses import dataclass
 
-import hypothesis.extra.numpy
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 from onnx.reference import ReferenceEvaluator
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tsexport.exporters.device_check import check_onnx
 from tsexport.exporters.device_rewrites import DEVICE_REWRITES, rewrite_for_device
@@ -41,59 +38,172 @@ def f32(*shape, seed=5):
 
 
 ROWS = [
-    Row("layer-norm-as-parts", "8.5", "8.6", "y = LayerNormalization(x, s, b)", constants=(("s", f32(4)), ("b", f32(4)))),
-    Row("dft-as-product", "10.3", "", "u = Unsqueeze(x, last)  d = DFT<axis = 2>(u)  y = ReduceSum<keepdims = 0>(d, m)",
-        constants=(("last", np.array([3])), ("m", np.array([3])))),
+    Row(
+        "layer-norm-as-parts", "8.5", "8.6", "y = LayerNormalization(x, s, b)", constants=(("s", f32(4)), ("b", f32(4)))
+    ),
+    Row(
+        "dft-as-product",
+        "10.3",
+        "",
+        "u = Unsqueeze(x, last)  d = DFT<axis = 2>(u)  y = ReduceSum<keepdims = 0>(d, m)",
+        constants=(("last", np.array([3])), ("m", np.array([3]))),
+    ),
     Row("dft-as-product", "11.0", "", "y = DFT<axis = 1>(x)", (6, 2)),
     Row("dft-as-product", "8.2", "", "y = DFT<axis = 1, inverse = 1>(x)", (6, 2)),
-    Row("dft-as-product", "8.2", "", "u = Unsqueeze(x, last)  y = DFT<axis = 1, onesided = 1>(u)", (7, 5),
-        "float[batch, n, m, k] y", constants=(("last", np.array([3])),)),
+    Row(
+        "dft-as-product",
+        "8.2",
+        "",
+        "u = Unsqueeze(x, last)  y = DFT<axis = 1, onesided = 1>(u)",
+        (7, 5),
+        "float[batch, n, m, k] y",
+        constants=(("last", np.array([3])),),
+    ),
     Row("dft-as-product", "8.2", "", "y = DFT<axis = 1>(x, length)", (6, 2), constants=(("length", np.array(4)),)),
     Row("dft-as-product", "8.2", "", "y = DFT<axis = 1>(x, length)", (6, 2), constants=(("length", np.array(9)),)),
     Row("einsum-as-product", "8.2", "8.4", 'y = Einsum<equation = "bIj,Kj->bKI">(x, w)', constants=(("w", f32(5, 4)),)),
-    Row("einsum-as-product", "8.5", "", 'y = Einsum<equation = "...ij,jk->...ki">(x, w)', (2, 3, 4), "float[batch, n, m, k] y",
-        constants=(("w", f32(4, 5)),)),
-    Row("einsum-as-product", "8.0", "8.2", 'y = Einsum<equation = "bijk,jhk->bih">(x, w)', (2, 3, 4),
-        constants=(("w", f32(3, 5, 4)),)),
-    Row("convolution-with-height", "8.2", "8.5", "y = ConvTranspose<strides = [2], pads = [1, 0], output_padding = [1]>(x, w, b)",
-        constants=(("w", f32(3, 2, 3)), ("b", f32(2)))),
-    Row("convolution-with-height", "8.0", "8.2", "y = Conv<dilations = [2], pads = [2, 2]>(x, w)", (3, 9),
-        constants=(("w", f32(4, 3, 3)),)),
-    Row("scatter-as-sums", "8.2", "10.0",
+    Row(
+        "einsum-as-product",
+        "8.5",
+        "",
+        'y = Einsum<equation = "...ij,jk->...ki">(x, w)',
+        (2, 3, 4),
+        "float[batch, n, m, k] y",
+        constants=(("w", f32(4, 5)),),
+    ),
+    Row(
+        "einsum-as-product",
+        "8.0",
+        "8.2",
+        'y = Einsum<equation = "bijk,jhk->bih">(x, w)',
+        (2, 3, 4),
+        constants=(("w", f32(3, 5, 4)),),
+    ),
+    Row(
+        "convolution-with-height",
+        "8.2",
+        "8.5",
+        "y = ConvTranspose<strides = [2], pads = [1, 0], output_padding = [1]>(x, w, b)",
+        constants=(("w", f32(3, 2, 3)), ("b", f32(2))),
+    ),
+    Row(
+        "convolution-with-height",
+        "8.0",
+        "8.2",
+        "y = Conv<dilations = [2], pads = [2, 2]>(x, w)",
+        (3, 9),
+        constants=(("w", f32(4, 3, 3)),),
+    ),
+    Row(
+        "scatter-as-sums",
+        "8.2",
+        "10.0",
         "u = Gather<axis = 1>(x, g)  s = Shape(u)  e = Expand(i, s)"
         '  y = ScatterElements<axis = 1, reduction = "add">(x, e, u)',
-        constants=(("i", np.array([0, 2, 0, 1, 0]).reshape(5, 1)), ("g", np.array([1, 1, 0, 2, 2])))),
-    Row("scatter-nd-as-sums", "8.2", "", "t = Transpose<perm = [1, 0, 2]>(x)  u = Gather<axis = 0>(t, g)"
+        constants=(("i", np.array([0, 2, 0, 1, 0]).reshape(5, 1)), ("g", np.array([1, 1, 0, 2, 2]))),
+    ),
+    Row(
+        "scatter-nd-as-sums",
+        "8.2",
+        "",
+        "t = Transpose<perm = [1, 0, 2]>(x)  u = Gather<axis = 0>(t, g)"
         '  r = ScatterND<reduction = "add">(t, i, u)  y = Transpose<perm = [1, 0, 2]>(r)',
-        constants=(("i", np.array([[2], [2], [-1], [0]])), ("g", np.array([1, 1, 0, 2])))),
-    Row("scatter-nd-as-sums", "10.3", "10.9", "t = Transpose<perm = [1, 0, 2]>(x)  u = Gather<axis = 0>(t, g)"
+        constants=(("i", np.array([[2], [2], [-1], [0]])), ("g", np.array([1, 1, 0, 2]))),
+    ),
+    Row(
+        "scatter-nd-as-sums",
+        "10.3",
+        "10.9",
+        "t = Transpose<perm = [1, 0, 2]>(x)  u = Gather<axis = 0>(t, g)"
         '  r = ScatterND<reduction = "none">(t, i, u)  y = Transpose<perm = [1, 0, 2]>(r)',
-        constants=(("i", np.array([[2], [0]])), ("g", np.array([1, 1])))),
-    Row("one-hot-as-comparison", "8.2", "8.5", "y = OneHot(x, depth, values)", (3,), kind="int64",
-        constants=(("depth", np.array(4)), ("values", np.array([0.5, 2], np.float32)))),
-    Row("one-hot-as-comparison", "8.2", "8.5", "y = OneHot<axis = 1>(x, depth, values)", (3,), kind="int64",
-        constants=(("depth", np.array([4])), ("values", np.array([0, 1], np.float32)))),
+        constants=(("i", np.array([[2], [0]])), ("g", np.array([1, 1]))),
+    ),
+    Row(
+        "one-hot-as-comparison",
+        "8.2",
+        "8.5",
+        "y = OneHot(x, depth, values)",
+        (3,),
+        kind="int64",
+        constants=(("depth", np.array(4)), ("values", np.array([0.5, 2], np.float32))),
+    ),
+    Row(
+        "one-hot-as-comparison",
+        "8.2",
+        "8.5",
+        "y = OneHot<axis = 1>(x, depth, values)",
+        (3,),
+        kind="int64",
+        constants=(("depth", np.array([4])), ("values", np.array([0, 1], np.float32))),
+    ),
     Row("triangle-as-mask", "8.2", "8.5", "y = Trilu(x)"),
-    Row("triangle-as-mask", "8.5", "8.6", "y = Trilu<upper = 0>(x, k)", (2, 3, 4), "float[batch, n, m, k] y",
-        constants=(("k", np.array(1)),)),
-    Row("topk-of-negatives", "8.2", "8.5", "y, places = TopK<axis = 1, largest = 0>(x, two)", constants=(("two", np.array([2])),)),
+    Row(
+        "triangle-as-mask",
+        "8.5",
+        "8.6",
+        "y = Trilu<upper = 0>(x, k)",
+        (2, 3, 4),
+        "float[batch, n, m, k] y",
+        constants=(("k", np.array(1)),),
+    ),
+    Row(
+        "topk-of-negatives",
+        "8.2",
+        "8.5",
+        "y, places = TopK<axis = 1, largest = 0>(x, two)",
+        constants=(("two", np.array([2])),),
+    ),
     Row("part-of-shape-as-slice", "8.6", "10.0", "s = Shape<start = -2>(x)  y = Expand(x, s)"),
-    Row("part-of-shape-as-slice", "8.2", "10.0", "s = Shape<start = 1, end = -1>(x)  f = Cast<to = 1>(s)  y = Mul(x, f)"),
-    Row("remainder-by-division", "8.2", "8.5", "m = Mod(x, d)  y = Cast<to = 1>(m)", kind="int64",
-        constants=(("d", np.array([3, -3, 4, -4])),)),
-    Row("remainder-by-division", "8.2", "8.5", "m = Mod<fmod = 1>(x, d)  y = Cast<to = 1>(m)", kind="int64",
-        constants=(("d", np.array([3, -3, 4, -4])),)),
-    Row("is-infinite-as-comparison", "8.5", "8.6", "z = Div(x, zero)  m = IsInf(z)  y = Cast<to = 1>(m)",
-        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),)),
-    Row("is-infinite-as-comparison", "8.5", "8.6", "z = Div(x, zero)  m = IsInf<detect_negative = 0>(z)  y = Cast<to = 1>(m)",
-        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),)),
-    Row("is-infinite-as-comparison", "8.5", "8.6", "z = Div(x, zero)  m = IsInf<detect_positive = 0>(z)  y = Cast<to = 1>(m)",
-        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),)),
+    Row(
+        "part-of-shape-as-slice", "8.2", "10.0", "s = Shape<start = 1, end = -1>(x)  f = Cast<to = 1>(s)  y = Mul(x, f)"
+    ),
+    Row(
+        "remainder-by-division",
+        "8.2",
+        "8.5",
+        "m = Mod(x, d)  y = Cast<to = 1>(m)",
+        kind="int64",
+        constants=(("d", np.array([3, -3, 4, -4])),),
+    ),
+    Row(
+        "remainder-by-division",
+        "8.2",
+        "8.5",
+        "m = Mod<fmod = 1>(x, d)  y = Cast<to = 1>(m)",
+        kind="int64",
+        constants=(("d", np.array([3, -3, 4, -4])),),
+    ),
+    Row(
+        "is-infinite-as-comparison",
+        "8.5",
+        "8.6",
+        "z = Div(x, zero)  m = IsInf(z)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),),
+    ),
+    Row(
+        "is-infinite-as-comparison",
+        "8.5",
+        "8.6",
+        "z = Div(x, zero)  m = IsInf<detect_negative = 0>(z)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),),
+    ),
+    Row(
+        "is-infinite-as-comparison",
+        "8.5",
+        "8.6",
+        "z = Div(x, zero)  m = IsInf<detect_positive = 0>(z)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array([0, 1, 0, 2], np.float32)),),
+    ),
     Row("is-nan-as-comparison", "8.0", "8.2", "z = Sqrt(x)  m = IsNaN(z)  y = Cast<to = 1>(m)"),
     Row("hard-swish-as-product", "8.2", "8.4", "y = HardSwish(x)"),
-    Row("where-as-logic", "8.2", "8.5", "c = Greater(x, half)  d = Less(x, one)  e = Greater(x, zero)  w = Where(c, d, e)  y = Cast<to = 1>(w)",
-        constants=(("half", np.array(0.5, np.float32)), ("one", np.array(1, np.float32)), ("zero", np.array(0, np.float32)))),
-]  # fmt: skip
+    Row(
+        "where-as-logic",
+        "8.2",
+        "8.5",
+        "c = Greater(x, half)  d = Less(x, one)  w = Where(c, d, c)  y = Cast<to = 1>(w)",
+        constants=(("half", np.array(0.5, np.float32)), ("one", np.array(1, np.float32))),
+    ),
+]
 
 
 def run_of(row):
