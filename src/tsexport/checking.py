@@ -52,13 +52,13 @@ def explain(report: "DeviceReport", what: str) -> str:
 
 
 def next_step_of(report: "DeviceReport") -> str:
-    """Return what helps against the first node that stands in the way."""
+    """Return what helps against the first node that stands in the way, "" where nothing is known."""
     first = report.errors[0]
     later = f"TensorRT {first.first_version} takes it" if first.first_version else ""
-    return "; ".join(part for part in (first.rewrite, later) if part) or "See the report for each node."
+    return "; ".join(part for part in (first.rewrite, later) if part)
 
 
 def raise_unless_accepted(report: "DeviceReport") -> None:
     """Raise UnsupportedError, with what stands in the way, where a node is refused or computed wrongly."""
     if not report.accepted:
-        raise UnsupportedError(explain(report, report.file), next_step=next_step_of(report))
+        raise UnsupportedError(explain(report, report.file), next_step=next_step_of(report) or "See the report for each node.")

@@ -23,6 +23,8 @@ from tsexport.types import Artifact
 if TYPE_CHECKING:
     from tsexport.compressing import Tried
 
+NEXT_STEP = "change what the node computes, or name a later release with --device; `tsexport check` shows every node"
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -123,7 +125,9 @@ def _check(context: Context, artifact: Artifact) -> Checked:
         device=target.device,
         compute_capability=target.compute_capability,
     )
-    return Checked("", "") if report.accepted else Checked(explain(report, artifact.name), next_step_of(report))
+    if report.accepted:
+        return Checked("", "")
+    return Checked(explain(report, artifact.name), next_step_of(report) or NEXT_STEP)
 
 
 def refusal_by_device(context: Context, artifact: Artifact) -> str:
@@ -145,5 +149,5 @@ def require_one_accepted(context: Context, tried: Sequence["Tried"]) -> None:
     if refused and all(one.out == "failed" for one in tried):
         raise UnsupportedError(
             f"no candidate for {context.target.name} runs on {context.target.device}: {refused[0].reason}",
-            next_step="run `tsexport check` on an ONNX export to see every node, or name a later release with --device",
+            next_step=NEXT_STEP,
         )
