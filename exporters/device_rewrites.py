@@ -69,26 +69,23 @@ DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
 """In the order in which they are applied: what one writes, a later one may have to write once more."""
 
 
-@dataclass(frozen=True)
 class ForVersion:
     """A row of the table as a graph rewrite for one TensorRT version: the nodes that it refuses are replaced."""
 
-    row: NodeRewrite
-    tensorrt: str
-    speed: bool = False
+    speed = False
 
-    @property
-    def name(self) -> str:
-        return self.row.name
+    def __init__(self, row: NodeRewrite, tensorrt: str) -> None:
+        self.name = row.name
+        self._row = row
+        self._refuses = refused_by(tensorrt)
 
     def requires(self, model: ir.Model) -> bool:
-        return any(node.op_type in self.row.operators for node in model.graph)
+        return any(node.op_type in self._row.operators for node in model.graph)
 
     def call(self, model: ir.Model, probes: Sequence[Feeds]) -> int:
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-        refused = refused_by(self.tensorrt)
-        nodes = [node for node in model.graph if node.op_type in self.row.operators and refused(node)]
-        changes = sum(self.row.replace(Parts(model.graph, node)) for node in nodes)
+        nodes = [node for node in model.graph if node.op_type in self._row.operators and self._refuses(node)]
+        changes = sum(self._row.replace(Parts(model.graph, node)) for node in nodes)
         if changes:
             common.RemoveUnusedNodesPass()(model)
         return changes

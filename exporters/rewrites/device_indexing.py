@@ -45,9 +45,10 @@ def triangle(parts: Parts) -> bool:
     """Write Trilu of known last dimensions as a choice by a constant mask."""
     x, places, kind = parts.given(0), dimensions(parts.given(0)), type_of(parts.given(0))
     shift = np.zeros((), np.int64) if parts.given(1) is None else array_of(parts.given(1))
-    if places is None or kind is None or shift is None or not all(isinstance(one, int) for one in places[-2:]):
+    last = [one for one in (places or ())[-2:] if isinstance(one, int)]
+    if kind is None or shift is None or len(last) != 2:
         return False
-    ones = np.ones(places[-2:], np.bool_)  # type: ignore[arg-type]
+    ones = np.ones(last, np.bool_)
     k = int(shift.reshape(-1)[0])
     mask = parts.constant("mask", np.triu(ones, k) if parts.number("upper", 1) else np.tril(ones, k))
     if kind == ir.DataType.BOOL:

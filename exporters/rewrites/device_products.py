@@ -10,11 +10,12 @@ dimensions as Reshape needs; a height of 1 is for weights that are constant.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from tsexport.exporters.rewrites.parts import Parts, array_of, dimensions, kept_dimensions, type_of
+from tsexport.exporters.rewrites.parts import Parts, Shape, array_of, dimensions, kept_dimensions, type_of
 from tsexport.types import Array
 
 
@@ -70,36 +71,59 @@ def einsum(parts: Parts) -> bool:
     """Write Einsum of two terms as a product of matrices."""
     equation = parts.node.attributes.get_string("equation", "")
     shapes = [dimensions(value) for value in parts.node.inputs]
-    if len(shapes) != 2 or None in shapes or type_of(parts.given(0)) != ir.DataType.FLOAT:
+    known = [shape for shape in shapes if shape is not None]
+    if len(shapes) != 2 or len(known) != 2 or type_of(parts.given(0)) != ir.DataType.FLOAT:
         return False
-    terms = _terms(equation, [len(shape or ()) for shape in shapes])
-    if terms is None:
+    terms = _terms(equation, [len(shape) for shape in known])
+    sizes = _sizes(terms[:2], known) if terms is not None else None
+    plan = _plan(*terms) if terms is not None else None
+    if terms is None or sizes is None or plan is None:
         return False
-    (left, right, made), sizes = terms, {}
-    for term, shape in zip((left, right), shapes, strict=True):
-        for letter, size in zip(term, shape or (), strict=True):
-            if size == 1 and sizes.get(letter, 1) != 1:
-                return False  # a dimension of 1 that is broadcast
-            if isinstance(size, int) or letter not in sizes:
-                sizes[letter] = size
-    both = [one for one in made if one in left and one in right]
-    summed = [one for one in left if one in right and one not in made]
-    mine = [[one for one in made if one in term and one not in both] for term in (left, right)]
-    if {*left, *right} != {*both, *summed, *mine[0], *mine[1]} or len(made) != len(both) + len(mine[0]) + len(mine[1]):
-        return False  # a letter of one term alone that is summed over
-    forms = [_form(sizes, both, mine[0], summed), _form(sizes, both, summed, mine[1])]
-    whole = kept_dimensions([sizes[one] for one in (*both, *mine[0], *mine[1])], len(both))
-    if None in forms or whole is None:
+    first = _form(sizes, plan.both, plan.rows, plan.summed)
+    second = _form(sizes, plan.both, plan.summed, plan.columns)
+    letters = (*plan.both, *plan.rows, *plan.columns)
+    whole = kept_dimensions([sizes[one] for one in letters], len(plan.both))
+    if first is None or second is None or whole is None:
         return False
-    orders = [(*both, *mine[0], *summed), (*both, *summed, *mine[1])]
+    orders = ((*plan.both, *plan.rows, *plan.summed), (*plan.both, *plan.summed, *plan.columns))
     factors = [
-        _as_matrices(parts, index, [term.index(one) for one in order], form or [])
-        for index, (term, order, form) in enumerate(zip((left, right), orders, forms, strict=True))
+        _as_matrices(parts, index, [terms[index].index(one) for one in orders[index]], form)
+        for index, form in enumerate((first, second))
     ]
     product = parts.add("MatMul", "product", factors)
     spread = parts.add("Reshape", "spread", [product, parts.whole("spread_shape", *whole)])
-    letters = [*both, *mine[0], *mine[1]]
-    return parts.replace(parts.add("Transpose", "made", [spread], {"perm": [letters.index(one) for one in made]}))
+    return parts.replace(parts.add("Transpose", "made", [spread], {"perm": [letters.index(one) for one in terms[2]]}))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The letters of a product of matrices: of its batch, its rows, its columns, and those that are summed over."""
+
+    both: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    summed: tuple[str, ...]
+
+
+def _plan(left: str, right: str, made: str) -> _Plan | None:
+    """Return which letter is what; None where one term alone has a letter that is summed over."""
+    both = tuple(one for one in made if one in left and one in right)
+    rows, columns = (tuple(one for one in made if one in term and one not in both) for term in (left, right))
+    summed = tuple(one for one in left if one in right and one not in made)
+    known = {*both, *rows, *columns}
+    return _Plan(both, rows, columns, summed) if {*left, *right} == known | {*summed} and {*made} == known else None
+
+
+def _sizes(terms: Sequence[str], shapes: Sequence[Shape]) -> dict[str, int | str | None] | None:
+    """Return the dimension of each letter; None where one of size 1 may be broadcast."""
+    sizes: dict[str, int | str | None] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for letter, size in zip(term, shape, strict=True):
+            before = sizes.get(letter, size)
+            if before != size and 1 in (before, size):
+                return None
+            sizes[letter] = size if isinstance(size, int) else before
+    return sizes
 
 
 def _terms(equation: str, ranks: Sequence[int]) -> list[str] | None:

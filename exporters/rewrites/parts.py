@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from tsexport.types import Array
 
+Shape = tuple[int | str | None, ...]
+"""Dimensions, each a number, a name, or None where nothing is known."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -80,8 +83,8 @@ def array_of(value: ir.Value | None) -> Array | None:
     return None if tensor is None else tensor.numpy()
 
 
-def dimensions(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
-    """Return a value's dimensions, each a number, a name or None; None where not even the rank is known."""
+def dimensions(value: ir.Value | None) -> Shape | None:
+    """Return a value's dimensions; None where not even the rank is known."""
     if value is None or value.shape is None:
         return None
     return tuple(one if isinstance(one, int) else one.value for one in value.shape)

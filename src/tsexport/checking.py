@@ -61,4 +61,6 @@ def next_step_of(report: "DeviceReport") -> str:
 def raise_unless_accepted(report: "DeviceReport") -> None:
     """Raise UnsupportedError, with what stands in the way, where a node is refused or computed wrongly."""
     if not report.accepted:
-        raise UnsupportedError(explain(report, report.file), next_step=next_step_of(report) or "See the report for each node.")
+        raise UnsupportedError(
+            explain(report, report.file), next_step=next_step_of(report) or "See the report for each node."
+        )

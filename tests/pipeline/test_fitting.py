@@ -1,4 +1,4 @@
-"""Builds for a target with TensorRT: what its version needs is written otherwise, and what it refuses ends the build."""
+"""Builds for a target with TensorRT: what its version needs is rewritten, and what it refuses ends the build."""
 
 import numpy as np
 import onnx
