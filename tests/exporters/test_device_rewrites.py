@@ -341,3 +341,54 @@ def test_any_remainder(pairs):
     assert names == ["remainder-by-division"]
     np.testing.assert_array_equal(after, before)
     np.testing.assert_array_equal(after[0], a % b)
+
+
+# --- what stays ------------------------------------------------------------------------------------------------------
+
+STAYS = {
+    "a scatter whose places are computed": (
+        "(float[batch, 3, 4] x, int64[batch, 3, 4] i) => (float[batch, 3, 4] y)"
+        ' { y = ScatterElements<axis = 1, reduction = "add">(x, i, x) }'
+    ),
+    "a scatter that multiplies": (
+        "(float[batch, 3, 4] x) => (float[batch, 3, 4] y) <int64[3, 1] i = {0, 0, 2}>"
+        ' { s = Shape(x)  e = Expand(i, s)  y = ScatterElements<axis = 1, reduction = "mul">(x, e, x) }'
+    ),
+    "a scatter of rows that do not cover their place": (
+        "(float[batch, 3, 4] x, float[batch, 1, 2] u) => (float[batch, 3, 4] y) <int64[1, 1] i = {1}>"
+        ' { s = Shape(u)  e = Expand(i, s)  y = ScatterElements<axis = 1, reduction = "add">(x, e, u) }'
+    ),
+    "a DFT of an unknown length": "(float[batch, n, 1] x) => (float[batch, n, 2] y) { y = DFT<axis = 1>(x) }",
+    "a sum over a letter of one term alone": (
+        '(float[batch, 3, 4] x, float[4, 5] w) => (float[batch, 5] y) { y = Einsum<equation = "Bij,jk->Bk">(x, w) }'
+    ),
+    "a letter twice in a term": (
+        '(float[batch, 3, 3] x, float[3, 5] w) => (float[batch, 5] y) { y = Einsum<equation = "bii,ik->bk">(x, w) }'
+    ),
+    "three terms": (
+        "(float[batch, 3, 3] x, float[3, 3] w) => (float[batch, 3, 3] y)"
+        ' { y = Einsum<equation = "Bij,jk,kl->Bil">(x, w, w) }'
+    ),
+    "a triangle of unknown dimensions": "(float[batch, n, m] x) => (float[batch, n, m] y) { y = Trilu(x) }",
+    "a remainder of fp32": "(float[batch, 3] x) => (float[batch, 3] y) { y = Mod<fmod = 1>(x, x) }",
+    "a depth that is computed": (
+        "(int64[batch, 3] x, int64 n) => (float[batch, 3, d] y) <float[2] v = {0, 1}> { y = OneHot(x, n, v) }"
+    ),
+    "a convolution whose weights are computed": (
+        "(float[batch, 3, 9] x, float[3, 2, 3] w) => (float[batch, 2, n] y) { y = ConvTranspose(x, w) }"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", STAYS.values(), ids=STAYS)
+def test_what_cannot_be_written_otherwise_stays(text, tmp_path):
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {text}')
+    model.graph.node[-1].name = "stays"
+    sizes, feeds = {"batch": 2, "n": 4, "m": 5}, {}
+    for value in model.graph.input:
+        shape = [one.dim_value or sizes[one.dim_param] for one in value.type.tensor_type.shape.dim]
+        whole = value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        feeds[value.name] = np.ones(shape, np.int64) if whole else 1 + np.abs(f32(*shape))
+    assert rewrite_for_device(model, (feeds,), "8.2") == (model, ())
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "stays" in {one.node for one in check_onnx(tmp_path / "m.onnx", tensorrt="8.2", precision="fp32").errors}
