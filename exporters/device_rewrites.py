@@ -28,6 +28,7 @@ from tsexport.exporters.rewrites.device_logic import (
     where_of_booleans,
 )
 from tsexport.exporters.rewrites.device_products import dft, einsum, with_height
+from tsexport.exporters.rewrites.device_types import booleans_compared, booleans_moved, clip_of_integers, counts
 from tsexport.exporters.rewrites.parts import Parts
 from tsexport.exporters.rewrites.proofs import Applied, answer, rewrite_graph
 from tsexport.types import Array, Feeds
@@ -49,6 +50,7 @@ class NodeRewrite:
     replace: Replace
 
 
+_MOVERS = ("Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements")
 DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
     NodeRewrite("dft-as-product", ("DFT",), dft),
     NodeRewrite("einsum-as-product", ("Einsum",), einsum),
@@ -65,6 +67,10 @@ DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
     NodeRewrite("is-nan-as-comparison", ("IsNaN",), is_nan),
     NodeRewrite("hard-swish-as-product", ("HardSwish",), hard_swish),
     NodeRewrite("where-as-logic", ("Where",), where_of_booleans),
+    NodeRewrite("counts-in-fp32", ("ReduceSum", "CumSum"), counts),
+    NodeRewrite("clip-of-integers", ("Clip",), clip_of_integers),
+    NodeRewrite("equal-of-integers", ("Equal",), booleans_compared),
+    NodeRewrite("booleans-as-integers", _MOVERS, booleans_moved),
 )
 """In the order in which they are applied: what one writes, a later one may have to write once more."""
 

@@ -58,7 +58,7 @@ def triangle(parts: Parts) -> bool:
 
 def no_reduction(parts: Parts) -> bool:
     """Leave reduction=none out, which is the default; TensorRT 10.0 to 10.8 refuse the attribute as such."""
-    if parts.node.attributes.get_string("reduction", "none") != "none":
+    if parts.node.attributes.get_string("reduction", "") != "none":
         return False
     return parts.replace(parts.add("ScatterND", "plain", list(parts.node.inputs)))
 

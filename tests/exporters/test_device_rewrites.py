@@ -206,6 +206,64 @@ ROWS = [
         "c = Greater(x, half)  d = Less(x, one)  w = Where(c, d, c)  y = Cast<to = 1>(w)",
         constants=(("half", np.array(0.5, np.float32)), ("one", np.array(1, np.float32))),
     ),
+    *(
+        Row(
+            "booleans-as-integers",
+            "8.2",
+            without,
+            f"t = Transpose<perm = [1, 0, 2]>(x)  c = Greater(t, zero)  m = {node}"
+            "  f = Cast<to = 1>(m)  y = Transpose<perm = [1, 0, 2]>(f)",
+            constants=(
+                *(("zero", np.array(0, np.float32)), ("i", np.array([2, 0])), ("j", np.array([[1], [0], [2]]))),
+            ),
+        )
+        for node, without in (("Gather(c, i)", "8.5"), ("GatherND(c, j)", "8.5"), ("ScatterND(c, j, c)", ""))
+    ),
+    Row(
+        "equal-of-integers",
+        "8.2",
+        "",
+        "c = Greater(x, zero)  d = Greater(x, half)  m = Equal(c, d)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array(0, np.float32)), ("half", np.array(0.5, np.float32))),
+    ),
+    Row(
+        "counts-in-fp32",
+        "8.6",
+        "9.3",
+        "c = Greater(x, zero)  i = Cast<to = 7>(c)  m = ReduceSum(i, axes)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array(0, np.float32)), ("axes", np.array([1]))),
+    ),
+    Row(
+        "counts-in-fp32",
+        "8.6",
+        "",
+        "c = Greater(x, zero)  i = Cast<to = 6>(c)  m = CumSum(i, axis)  y = Cast<to = 1>(m)",
+        constants=(("zero", np.array(0, np.float32)), ("axis", np.array(1))),
+    ),
+    Row(
+        "clip-of-integers",
+        "8.6",
+        "",
+        "m = Clip(x, least, most)  y = Cast<to = 1>(m)",
+        kind="int64",
+        constants=(("least", np.array(-2)), ("most", np.array(5))),
+    ),
+    Row(
+        "clip-of-integers",
+        "8.6",
+        "",
+        "m = Clip(x, least)  y = Cast<to = 1>(m)",
+        kind="int64",
+        constants=(("least", np.array(-2)),),
+    ),
+    Row(
+        "clip-of-integers",
+        "8.6",
+        "",
+        "m = Clip(x, , most)  y = Cast<to = 1>(m)",
+        kind="int64",
+        constants=(("most", np.array(5)),),
+    ),
 ]
 
 
