@@ -39,6 +39,8 @@ TARGETS = (
     ("jetson-fp16", "xavier-nx@jetpack-5.1"),
 )
 BUDGET = BuildOptions.max_output_error
+BUDGETS = {"int8": BUDGET, "bf16": BUDGET, "fp16": BUDGET / 10}
+"""The largest relative RMS of the worst output; fp16, which rounds by 5e-4, is held to a tenth of what a build allows."""
 QUICK = ("patchtst-cpu-small", "lstm-small", "tcn-small")
 """A transformer, a recurrent and a convolutional model."""
 
@@ -119,13 +121,12 @@ def test_a_device_takes_a_model_within_the_budget(fitted, candidate, name, targe
             continue
         assert refusals(built.artifact, target) == []
         outcomes[recipe.name] = error
-        if error <= BUDGET:
+        if error <= BUDGETS[target.precision]:
             break
-    held = any(not isinstance(one, str) and one <= BUDGET for one in outcomes.values())
+    held = any(not isinstance(one, str) and one <= BUDGETS[target.precision] for one in outcomes.values())
     reason = reason_against_device(target.name, name)
     assert held or reason, f"{name} for {target.name} on {target.device}, and no exception says why: {outcomes}"
     assert not (held and reason), f"{name} is listed as one that cannot work for {target.name}, and it does"
-    print(name, target.name, target.device, outcomes)
 
 
 def test_exceptions_name_cases_and_targets():
