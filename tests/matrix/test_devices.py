@@ -40,7 +40,7 @@ TARGETS = (
 )
 BUDGET = BuildOptions.max_output_error
 BUDGETS = {"int8": BUDGET, "bf16": BUDGET, "fp16": BUDGET / 10}
-"""The largest relative RMS of the worst output; fp16, which rounds by 5e-4, is held to a tenth of what a build allows."""
+"""The largest relative RMS of the worst output; fp16, which rounds by 5e-4, is held to a tenth of the build's."""
 QUICK = ("patchtst-cpu-small", "lstm-small", "tcn-small")
 """A transformer, a recurrent and a convolutional model."""
 
