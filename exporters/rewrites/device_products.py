@@ -5,8 +5,10 @@
     Einsum of two        Transpose and Reshape to [kept by both, kept of one, summed], MatMul, and back
     Conv over 1-D        the same with a height of 1
 
-Limits: the length of a DFT must be known.  Einsum takes one or two terms without a repeated letter, with as many known
-dimensions as Reshape needs; a height of 1 is for weights that are constant.
+Limits: the length of a DFT must be known.  Einsum is of two terms without a repeated letter and of as many known
+dimensions as Reshape needs, and what is summed over stands in both; a height of 1 is for weights that are constant.
+
+Source of the operators' definitions: https://onnx.ai/onnx/operators/
 """
 
 from collections.abc import Sequence

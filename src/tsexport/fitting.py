@@ -109,7 +109,8 @@ def _produce(context: Context, samples: Samples, onnx: Artifact, folder: Path) -
         made = replace(written, runtimes=onnx.runtimes, options=onnx.options)
     checked = _check(context, made)
     stored = store_artifact(made, folder) if made is not onnx else None
-    return Fitted(stored, records, checked.refused, checked.next_step)
+    failed = "".join(f"; {one}" for one in done if not one.kept) if checked.refused else ""
+    return Fitted(stored, records, checked.refused + failed, checked.next_step)
 
 
 def _check(context: Context, artifact: Artifact) -> Checked:
