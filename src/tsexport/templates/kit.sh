@@ -138,7 +138,7 @@ shapes_at() {
 run_trtexec() {
     local log=$1
     shift
-    printf '%s' "$TRTEXEC" >"$log.command"
+    printf '%q' "$TRTEXEC" >"$log.command"
     printf ' %q' "$@" >>"$log.command"
     printf '\n' >>"$log.command"
     if ! "$TRTEXEC" "$@" >"$log" 2>&1; then
