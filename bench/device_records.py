@@ -85,15 +85,15 @@ class DeviceRecord:
     schema_version: int = SCHEMA_VERSION
 
 
-def device_record_path(record: DeviceRecord, folder: Path) -> Path:
-    """Return where a record stands in a folder."""
-    return folder / f"{PREFIX}{record.device.machine_id}.json"
+def device_record_name(record: DeviceRecord) -> str:
+    """Return the name of a record's file."""
+    return f"{PREFIX}{record.device.machine_id}.json"
 
 
 def write_device_record(record: DeviceRecord, folder: Path) -> Path:
     """Write a record into `folder` (made where absent) and return its path; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = device_record_path(record, folder)
+    path = folder / device_record_name(record)
     handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

@@ -9,18 +9,16 @@ device (trtexec's default from TensorRT 11 on) are no longer than those with the
 meet one.  An engine whose precisions TensorRT chose by a calibration cache was not verified, so it judges nothing.
 """
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsexport.bench.device_records import (
     DeviceRecord,
     MeasuredDevice,
-    device_record_path,
+    device_record_name,
     read_device_record,
     write_device_record,
 )
@@ -31,13 +29,14 @@ from tsexport.checksums import MEASUREMENT_SUMS, MEASUREMENTS, REPORT, check_sum
 from tsexport.device_kit import tensorrt_range
 from tsexport.device_results import DeviceResults, DeviceRun, read_results
 from tsexport.errors import DataError, UsageError
-from tsexport.manifest import ArtifactEntry, Manifest
+from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
 from tsexport.reporting import render_report
 from tsexport.targets import Target
 from tsexport.types import Budget, Measurement, Precision, Verdict
 
 RUNTIME = "tensorrt"
 _ID_CHARACTERS = 12
+_HIDDEN = ".attaching-"
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,13 @@ def attach_results(bundle: str | Path | Bundle, results: str | Path) -> Attached
             f"{bundle.name} is for {manifest.target.name}: it has no device kit, so nothing is attached to it",
             next_step="measure it on its CPU with `tsexport bench`",
         )
+    _remove_leftovers(bundle.path)
     check_sums(bundle.path)
     read = read_results(Path(results))
     _check_not_there(bundle, read.sums_sha256)
     record = _record(manifest, read)
-    with _all_or_nothing(bundle.path, device_record_path(record, bundle.path / MEASUREMENTS)):
-        path = write_device_record(record, bundle.path / MEASUREMENTS)
-        _write(bundle.path / REPORT, render_report([bundle]))
-        seal_measurements(bundle.path)
-    return AttachedResults(bundle.name, f"{MEASUREMENTS}/{path.name}", record)
+    _add(bundle.path, record)
+    return AttachedResults(bundle.name, f"{MEASUREMENTS}/{device_record_name(record)}", record)
 
 
 def _check_not_there(bundle: Bundle, sums_sha256: str) -> None:
@@ -227,31 +224,30 @@ def _verdict(budget: Budget, timed: list[Measurement], record: DeviceRecord, dev
     return replace(verdict, reason=label)
 
 
-@contextmanager
-def _all_or_nothing(root: Path, added: Path) -> Iterator[None]:
-    """Where the body raises, put the report and the list back as they were, and remove what was added."""
-    kept = {path: path.read_bytes() for path in (root / REPORT, root / MEASUREMENT_SUMS) if path.exists()}
+def _add(root: Path, record: DeviceRecord) -> None:
+    """Write the record, the report and their list of digests: made whole beside the old ones, then renamed over them."""
     try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            added.unlink(missing_ok=True)
-            for path, content in kept.items():
-                if path.read_bytes() != content:
-                    path.write_bytes(content)
-        if isinstance(error, OSError):
-            raise UsageError(
-                f"the bundle {root.name} cannot be written to: {error.strerror}",
-                next_step="free some space, or attach to a copy that can be written to",
-            ) from error
-        raise
+        shadow = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=root))
+        try:
+            for name in (MANIFEST, SELECTION):
+                shutil.copyfile(root / name, shadow / name)
+            shutil.copytree(root / MEASUREMENTS, shadow / MEASUREMENTS)
+            write_device_record(record, shadow / MEASUREMENTS)
+            (shadow / REPORT).write_text(render_report([open_bundle(shadow)]), encoding="utf-8")
+            seal_measurements(shadow)
+            for name in (f"{MEASUREMENTS}/{device_record_name(record)}", REPORT, MEASUREMENT_SUMS):
+                (shadow / name).chmod(0o644)
+                (shadow / name).replace(root / name)
+        finally:
+            shutil.rmtree(shadow, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(
+            f"the bundle {root.name} cannot be written to: {error.strerror}",
+            next_step="free some space, or attach to a copy that can be written to",
+        ) from error
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _remove_leftovers(root: Path) -> None:
+    """Remove what an attach that was killed left in the bundle."""
+    for path in root.glob(f"{_HIDDEN}*"):
+        shutil.rmtree(path, ignore_errors=True)

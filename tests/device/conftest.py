@@ -68,7 +68,15 @@ def device_bundle(tmp_path, bundle_folder):
     """
 
     def make(
-        target="jetson-int8", device="host", *, name=None, graph="int8", cache="", inputs=None, batches=(1, 8), model=None
+        target="jetson-int8",
+        device="host",
+        *,
+        name=None,
+        graph="int8",
+        cache="",
+        inputs=None,
+        batches=(1, 8),
+        model=None,
     ):
         destination = tmp_path / "dist" / (name or f"tiny-{target}")
         with staged_bundle(destination, force=False) as staging:
@@ -76,6 +84,7 @@ def device_bundle(tmp_path, bundle_folder):
                 shutil.copytree(bundle_folder / folder, staging / folder)
             if cache:
                 (staging / "artifacts" / "calibration.cache").write_text(cache)
+            shutil.copy(bundle_folder / "README.md", staging)
             opened = open_bundle(bundle_folder)
             entries = tuple(replace(one, inputs=inputs or one.inputs) for one in opened.manifest.artifacts)
             chosen = f"{graph}-onnx"

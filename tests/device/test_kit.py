@@ -142,7 +142,9 @@ def test_the_version_without_trtexecs_first_line(device_bundle, kit_of, add_tool
     assert silent.code == 2
     assert "neither" in silent.output
     assert "names the version of TensorRT" in silent.output
-    add_tool("dpkg-query", "echo 'deinstall ok config-files 8.6.1.6-1+cuda12.0'; echo 'install ok installed 10.3.0.26-1'")
+    add_tool(
+        "dpkg-query", "echo 'deinstall ok config-files 8.6.1.6-1+cuda12.0'; echo 'install ok installed 10.3.0.26-1'"
+    )
     packaged = kit.run("build_engine.sh", "--output", tmp_path / "b", version="10.3.0", STAND_IN_BANNER="trtexec")
     assert packaged.code == 0, packaged.output
     assert "tensorrt_source=dpkg\n" in (tmp_path / "b" / "build.txt").read_text()
@@ -162,11 +164,11 @@ def test_one_batch_and_a_frozen_one(device_bundle, kit_of, tmp_path):
 
 
 def test_names_that_a_shell_would_read(device_bundle, kit_of, tmp_path):
-    odd = (TensorSpec("a $(touch x) `b`\" :0", "float32", ("batch", 2, 3)), TensorSpec("y", "int64", ("batch",)))
+    odd = (TensorSpec('a $(touch x) `b`" :0', "float32", ("batch", 2, 3)), TensorSpec("y", "int64", ("batch",)))
     kit = kit_of(device_bundle("a100-int8", inputs=odd))
     results = kit.measure(tmp_path / "results", version="10.3.0", build=("--batch", 7))
     saved = json.loads((results / "engine.plan").read_text().splitlines()[1])
-    assert "--minShapes=a $(touch x) `b`\" :0:7x2x3,y:7" in saved
+    assert '--minShapes=a $(touch x) `b`" :0:7x2x3,y:7' in saved
     assert not list(tmp_path.rglob("x"))
 
 
