@@ -225,7 +225,7 @@ def _verdict(budget: Budget, timed: list[Measurement], record: DeviceRecord, dev
 
 
 def _add(root: Path, record: DeviceRecord) -> None:
-    """Write the record, the report and their list of digests: made whole beside the old ones, then renamed over them."""
+    """Write the record, the report and their list of digests: made beside the old ones, then renamed over them."""
     try:
         shadow = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=root))
         try:

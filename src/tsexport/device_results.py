@@ -224,7 +224,7 @@ def _check_row(row: Any, keys: tuple[str, ...], where: str, tensorrt: str) -> No
     total = row["h2dMs"] + row["computeMs"] + row["d2hMs"]
     if abs(row["latencyMs"] - total) > _LATENCY_TOLERANCE * (1 + total):
         raise _damaged(
-            f"{where}: latencyMs is {row['latencyMs']:g}, and h2dMs + computeMs + d2hMs is {total:g}: they do not add up"
+            f"{where}: latencyMs is {row['latencyMs']:g}, and its parts are {total:g} together: they do not add up"
         )
 
 

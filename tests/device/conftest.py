@@ -17,7 +17,8 @@ from tsexport.targets import parse_target
 
 STAND_IN = Path(__file__).parent / "stand_in_trtexec.py"
 TOOLS = (
-    "bash", "cat", "cp", "dirname", "grep", "mkdir", "mv", "rm", "rmdir", "sed", "sha256sum", "tail", "tr", "uname", "wc",
+    "bash", "cat", "cp", "dirname", "grep", "mkdir", "mv", "rm", "rmdir", "sed", "sha256sum", "tail", "tr", "uname",
+    "wc",
 )  # fmt: skip
 """All that a device has in these tests besides trtexec: there is no Python and no jq on this PATH."""
 DEVICES = {

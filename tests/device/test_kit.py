@@ -329,7 +329,8 @@ def test_a_frozen_batch_is_told_from_a_free_one(bundle):
 def test_the_readme_says_what_to_do(device_bundle):
     text = Path(device_bundle("jetson-int8", cache=CACHE) / "device" / "README.md").read_text()
     for expected in (
-        "TensorRT 10.3 to 10.7", "bash device/build_engine.sh", "bash device/measure.sh", "tsexport attach tiny-jetson-int8",
-        "batches from 1 to 8, tuned for 1", "--implicit", "--with-transfers", "--stronglyTyped",
+        "TensorRT 10.3 to 10.7", "bash device/build_engine.sh", "bash device/measure.sh",
+        "tsexport attach tiny-jetson-int8", "batches from 1 to 8, tuned for 1", "--implicit", "--with-transfers",
+        "--stronglyTyped",
     ):  # fmt: skip
         assert expected in text

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What build_engine.sh and measure.sh share.  Needs bash 4.3 or later and coreutils.
+# What build_engine.sh and measure.sh share.  Needs bash 4.4 or later and coreutils.
 
 # Sets KIT_*: what this kit is for.
 # shellcheck source=settings.sh
