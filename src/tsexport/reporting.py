@@ -29,6 +29,7 @@ from tsexport.bench.rows import (
 )
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENTS
+from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
@@ -152,7 +153,8 @@ def render_readme(manifest: Manifest, selection: Selection) -> str:
     Raises:
         MissingDependencyError: jinja2 is not installed.
     """
-    return _render("README.md.j2", {"manifest": manifest, "selection": selection}, autoescape=False)
+    values = {"manifest": manifest, "selection": selection, "kit": graph_of(manifest) is not None}
+    return _render("README.md.j2", values, autoescape=False)
 
 
 def read_measurements(bundle: Bundle) -> tuple[MachineRecord, ...]:
