@@ -189,6 +189,15 @@ def test_foreign_results_change_nothing(measured, old, new, message):
     assert digests(root) == before
 
 
+def test_a_slice_of_a_gpu_is_not_that_gpu(measured, add_tool):
+    add_tool("nvidia-smi", 'echo "    MIG Mode"; echo "        Current                : ${MIG:-Enabled}"')
+    root, results = measured()
+    with pytest.raises(DataError, match="the results are of a MIG slice of NVIDIA A100-SXM4-40GB"):
+        tsexport.attach(root, results)
+    rewrite(results, "Enabled", "Disabled", "nvidia-smi.txt")
+    assert row_of(tsexport.attach(root, results).record, "a100").status == "met"
+
+
 def test_results_of_another_graph(measured):
     root, results = measured()
     digest = open_bundle(root).manifest.artifact("int8-onnx").files[0].sha256

@@ -8,7 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
+from narrow_graphs import LAYER_NORM, graph, narrowed
 
 from tsexport.bundles import open_bundle
 from tsexport.checksums import check_sums
@@ -193,10 +196,15 @@ def test_implicit_calibration(device_bundle, kit_of, tmp_path):
     assert (none.code, "this kit has no calibration cache" in none.output) == (2, True)
 
 
-def test_layers_in_fp32_stay_so_before_strong_types(tmp_path, device_bundle, kit_of):
-    import onnx
-    import onnx.parser
+def test_the_layers_that_fp16_keeps_in_fp32_are_found(tmp_path):
+    narrow = narrowed(graph(LAYER_NORM), decompose=True).model
+    onnx.save(narrow, tmp_path / "narrow.onnx")
+    assert fp32_layers(tmp_path / "narrow.onnx") == (
+        "h/mean", "h/centred", "h/square", "h/variance", "h/shifted", "h/deviation", "h/normalised",
+    )  # fmt: skip
 
+
+def test_layers_in_fp32_stay_so_before_strong_types(tmp_path, device_bundle, kit_of):
     model = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["" : 17]>
         mixed (float16[batch, 4] x) => (float16[batch, 4] y) {

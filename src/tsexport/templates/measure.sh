@@ -58,7 +58,7 @@ keep() {
 rm -f -- "$OUTPUT/run.txt" "$OUTPUT/SHA256SUMS" "$OUTPUT"/times-b*.json "$OUTPUT"/profile-b*.json
 keep nvpmodel.txt nvpmodel -q
 keep jetson_clocks.txt jetson_clocks --show
-keep nvidia-smi.txt nvidia-smi -q
+keep nvidia-smi.txt nvidia-smi -q --id=0
 board='' power_mode='' driver=''
 if [[ -r ${KIT_MODEL_FILE:-/proc/device-tree/model} ]]; then
     board=$(tr -d '\000' <"${KIT_MODEL_FILE:-/proc/device-tree/model}")
