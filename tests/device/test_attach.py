@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 
@@ -34,15 +35,37 @@ def row_of(record, device, kind="latency"):
     return found
 
 
-@pytest.fixture
-def measured(device_bundle, kit_of, tmp_path):
-    """Return a function that gives a bundle and results that its kit measured under the stand-in."""
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """Results by what they were made with, since every run of the kit takes a moment."""
+    return tmp_path_factory.mktemp("kept"), {}
 
-    def make(target="a100-int8", device="host", *, version="10.3.0", milliseconds="2.5", options=(), build=(), **given):
-        graph = target.rpartition("-")[2]
-        bundle = device_bundle(target, device, graph=graph, model=HYBRID, batches=(1,), **given)
-        kit = kit_of(bundle, milliseconds=milliseconds)
-        return bundle, kit.measure(tmp_path / "results", version=version, measure=options, build=build)
+
+@pytest.fixture
+def measured(device_bundle, kit_of, tmp_path, kept):
+    """Return a function that gives a bundle and results that its kit measured under the stand-in.
+
+    `tools` names programs of `add_tool` that the device has in this test.
+    """
+    folder, made = kept
+
+    def make(
+        target="a100-int8",
+        device="host",
+        *,
+        version="10.3.0",
+        milliseconds="2.5",
+        options=(),
+        build=(),
+        cache="",
+        tools=(),
+    ):
+        bundle = device_bundle(target, device, graph=target.rpartition("-")[2], model=HYBRID, batches=(1,), cache=cache)
+        key = (target, device, version, milliseconds, options, build, cache, tools)
+        if key not in made:
+            kit = kit_of(bundle, milliseconds=milliseconds)
+            made[key] = kit.measure(folder / str(len(made)), version=version, measure=options, build=build)
+        return bundle, shutil.copytree(made[key], tmp_path / "results")
 
     return make
 
@@ -125,7 +148,7 @@ def test_an_implicitly_calibrated_engine_judges_nothing(measured):
 
 def test_a_jetson_with_its_power_mode(measured, add_tool):
     add_tool("nvpmodel", 'echo "NV Power Mode: MAXN_SUPER"; echo 2')
-    root, results = measured("jetson-int8")
+    root, results = measured("jetson-int8", tools=("nvpmodel",))
     record = tsexport.attach(root, results).record
     assert str(record.device) == "NVIDIA Jetson Orin Nano Developer Kit, MAXN_SUPER, TensorRT 10.3.0"
     assert record.clocks == {"nvpmodel.txt": "NV Power Mode: MAXN_SUPER\n2\n"}
@@ -133,6 +156,8 @@ def test_a_jetson_with_its_power_mode(measured, add_tool):
     report = (root / "report.html").read_text()
     assert "Measured on NVIDIA Jetson Orin Nano Developer Kit" in report
     assert "NV Power Mode: MAXN_SUPER" in report
+    for tag in ("section", "details", "table", "div", "p"):
+        assert report.count(f"</{tag}>") == len(re.findall(rf"<{tag}[ >]", report)), tag
     assert read_measurements(open_bundle(root)) == ()
     assert open_bundle(root).verify().passed
 
@@ -190,8 +215,8 @@ def test_foreign_results_change_nothing(measured, old, new, message):
 
 
 def test_a_slice_of_a_gpu_is_not_that_gpu(measured, add_tool):
-    add_tool("nvidia-smi", 'echo "    MIG Mode"; echo "        Current                : ${MIG:-Enabled}"')
-    root, results = measured()
+    add_tool("nvidia-smi", 'echo "    MIG Mode"; echo "        Current                : Enabled"')
+    root, results = measured(tools=("nvidia-smi",))
     with pytest.raises(DataError, match="the results are of a MIG slice of NVIDIA A100-SXM4-40GB"):
         tsexport.attach(root, results)
     rewrite(results, "Enabled", "Disabled", "nvidia-smi.txt")

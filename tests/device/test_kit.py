@@ -99,8 +99,7 @@ def test_flags_of_each_version(device_bundle, kit_of, tmp_path, version, precisi
 
 
 @pytest.mark.parametrize(("version", "options", "extra"), [
-    ("8.2.1", (), []), ("8.4.1", (), []), ("8.5.2", (), []), ("8.6.1", (), []), ("10.3.0", (), []),
-    ("10.3.0", ("--with-transfers",), []), ("11.0.0", (), []),
+    ("8.2.1", (), []), ("8.5.2", (), []), ("10.3.0", (), []), ("10.3.0", ("--with-transfers",), []), ("11.0.0", (), []),
     ("11.0.0", ("--with-transfers",), ["--includeDataTransfers"]),
 ])  # fmt: skip
 def test_measuring(device_bundle, kit_of, tmp_path, version, options, extra):

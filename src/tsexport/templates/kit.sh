@@ -73,6 +73,7 @@ use_tensorrt() {
     local version
     TRTEXEC=$(find_trtexec)
     version=$(find_version "$TRTEXEC")
+    # shellcheck disable=SC2034  # build_engine.sh records the source
     read -r TENSORRT_MAJOR TENSORRT_MINOR TENSORRT_PATCH TENSORRT_SOURCE <<<"$version"
     TENSORRT=$TENSORRT_MAJOR.$TENSORRT_MINOR.$TENSORRT_PATCH
     if ! since "$KIT_TENSORRT_FIRST" || ! at_most "$KIT_TENSORRT_LAST"; then
