@@ -37,8 +37,6 @@ from tsexport.types import Budget, Measurement, Precision, Verdict
 RUNTIME = "tensorrt"
 _ID_CHARACTERS = 12
 _HIDDEN = ".attaching-"
-_SLICE = re.compile(r"MIG Mode\s+Current\s*:\s*Enabled")
-"""How nvidia-smi says that a GPU is cut into slices, of which one was measured on."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _record(manifest: Manifest, read: DeviceResults) -> DeviceRecord:
     run = read.run
     entry = _graph(manifest, run)
     device = _device(manifest.target, run, read.sums_sha256[:_ID_CHARACTERS])
-    if any(_SLICE.search(text) for text in read.clocks.values()):
+    if run.mig == "Enabled":
         raise DataError(
             f"the results are of a MIG slice of {device.name}: a budget of a device is judged by all of it alone",
             next_step="measure on a GPU that is not cut into slices",

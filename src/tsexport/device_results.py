@@ -28,7 +28,7 @@ CLOCKS = ("nvpmodel.txt", "jetson_clocks.txt", "nvidia-smi.txt")
 KEYS = (
     "schema", "bundle", "target", "artifact", "precision", "quantization", "graph_sha256", "tensorrt",
     "tensorrt_source", "engine_sha256", "engine_bytes", "build_seconds", "batches", "cuda_device",
-    "compute_capability", "board", "power_mode", "driver", "kernel", "transfers", "cuda_graph", "spin_wait",
+    "compute_capability", "board", "power_mode", "driver", "mig", "kernel", "transfers", "cuda_graph", "spin_wait",
     "warm_up_ms", "duration_s", "iterations",
 )  # fmt: skip
 TIMES = (
@@ -53,7 +53,10 @@ AGAIN = "run measure.sh again, and copy its whole folder"
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """run.txt, with every value checked.  `tensorrt` has three parts, such as "10.3.0"."""
+    """run.txt, with every value checked.
+
+    `tensorrt` has three parts, such as "10.3.0"; `mig` is "Enabled" where the GPU is cut into slices.
+    """
 
     bundle: str
     target: str
@@ -70,6 +73,7 @@ class DeviceRun:
     board: str
     power_mode: str
     driver: str
+    mig: str
     kernel: str
     transfers: Transfers
     cuda_graph: bool
@@ -161,6 +165,7 @@ def parse_run(text: str) -> DeviceRun:
         board=values["board"],
         power_mode=values["power_mode"],
         driver=values["driver"],
+        mig=values["mig"],
         kernel=values["kernel"],
         transfers="included" if transfers == "included" else "excluded",
         cuda_graph=_yes(values, "cuda_graph"),

@@ -226,6 +226,12 @@ def test_layers_in_fp32_stay_so_before_strong_types(tmp_path, device_bundle, kit
         "--fp16", "--precisionConstraints=obey", "--layerPrecisions=power:fp32,a b:fp32",
         "--layerOutputTypes=power:fp32,a b:fp32",
     } <= set(saved)  # fmt: skip
+    kit = kit_of(device_bundle("a100-fp16", "@tensorrt-8.2", graph="fp16", name="before"))
+    settings = kit.root / "device" / "settings.sh"
+    settings.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=(power)", settings.read_text()))
+    ran = kit.run("build_engine.sh", "--output", tmp_path / "before", version="8.2.1")
+    assert ran.code == 0, ran.output  # the stand-in knows that 8.2 has no such flag
+    assert not [flag for flag in flags(tmp_path / "before") if "layer" in flag and "layers.json" not in flag]
 
 
 def test_a_changed_graph_is_refused(device_bundle, kit_of, tmp_path):
@@ -305,15 +311,13 @@ def test_what_the_device_says_of_itself(device_bundle, kit_of, add_tool, tmp_pat
     assert "board=NVIDIA Jetson Orin Nano Developer Kit\n" in run
     clocks = (results / "jetson_clocks.txt").read_text()
     assert clocks.endswith("MaxFreq=1020000000\n(jetson_clocks ended with an error)\n")
-    add_tool("nvidia-smi", 'case "$*" in *power.limit*) echo "400.00 W";; *driver*) echo 550.1;; *) echo all;; esac')
+    add_tool(
+        "nvidia-smi",
+        'case "$*" in *power.limit*) echo 400 W;; *driver*) echo 550.1;; *mig*) echo Disabled;; *) echo all;; esac',
+    )
     (tmp_path / "the device's tools" / "nvpmodel").unlink()
-    results = kit_of_a100(device_bundle, kit, tmp_path)
-    assert "power_mode=power limit 400.00 W\ndriver=550.1\n" in (results / "run.txt").read_text()
-
-
-def kit_of_a100(device_bundle, kit, tmp_path):
-    """Measure again on the same device, without nvpmodel."""
-    return kit.measure(tmp_path / "again", version="10.3.0")
+    results = kit.measure(tmp_path / "again", version="10.3.0")
+    assert "power_mode=power limit 400 W\ndriver=550.1\nmig=Disabled\n" in (results / "run.txt").read_text()
 
 
 def test_ranges_and_workspace():

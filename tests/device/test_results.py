@@ -23,7 +23,7 @@ RUN_TEXT = "".join(
         "quantization": "file", "graph_sha256": "a" * 64, "tensorrt": "10.3.0", "tensorrt_source": "trtexec",
         "engine_sha256": "b" * 64, "engine_bytes": 1000, "build_seconds": 0, "batches": "1 8",
         "cuda_device": "NVIDIA A100-SXM4-40GB", "compute_capability": "8.0", "board": "", "power_mode": "a=b",
-        "driver": "550.1", "kernel": "6.1", "transfers": "included", "cuda_graph": "no", "spin_wait": "no",
+        "driver": "550.1", "mig": "", "kernel": "6.1", "transfers": "included", "cuda_graph": "no", "spin_wait": "no",
         "warm_up_ms": 1000, "duration_s": 10, "iterations": 10,
     }.items()
 )  # fmt: skip

@@ -56,21 +56,27 @@ keep() {
     fi
 }
 rm -f -- "$OUTPUT/run.txt" "$OUTPUT/SHA256SUMS" "$OUTPUT"/times-b*.json "$OUTPUT"/profile-b*.json
+rm -f -- "$OUTPUT/nvpmodel.txt" "$OUTPUT/jetson_clocks.txt" "$OUTPUT/nvidia-smi.txt"
 keep nvpmodel.txt nvpmodel -q
 keep jetson_clocks.txt jetson_clocks --show
-keep nvidia-smi.txt nvidia-smi -q --id=0
-board='' power_mode='' driver=''
+# Not all of -q: it holds the GPU's serial number.
+keep nvidia-smi.txt nvidia-smi -q --id=0 -d CLOCK,POWER,PERFORMANCE
+
+# Print one fact of nvidia-smi, nothing where there is none.
+query() {
+    command -v nvidia-smi >/dev/null 2>&1 || return 0
+    nvidia-smi --query-gpu="$1" --format=csv,noheader --id=0 2>/dev/null || true
+}
+board='' power_mode=''
+# KIT_MODEL_FILE is for tests of this script, which run on no such board.
 if [[ -r ${KIT_MODEL_FILE:-/proc/device-tree/model} ]]; then
     board=$(tr -d '\000' <"${KIT_MODEL_FILE:-/proc/device-tree/model}")
 fi
 if [[ -s $OUTPUT/nvpmodel.txt ]]; then
     power_mode=$(logged "$OUTPUT/nvpmodel.txt" 'NV Power Mode')
-elif [[ -s $OUTPUT/nvidia-smi.txt ]]; then
-    power_mode=$(nvidia-smi --query-gpu=power.limit --format=csv,noheader --id=0 2>/dev/null) || power_mode=''
+else
+    power_mode=$(query power.limit)
     power_mode=${power_mode:+power limit $power_mode}
-fi
-if [[ -s $OUTPUT/nvidia-smi.txt ]]; then
-    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader --id=0 2>/dev/null) || driver=''
 fi
 
 # trtexec of TensorRT 11 leaves the copies out, spins and replays a CUDA graph by default; before, it does none of these.
@@ -102,7 +108,8 @@ record=$OUTPUT/run.txt.tmp
 cp -- "$OUTPUT/build.txt" "$record"
 put "$record" board "$board"
 put "$record" power_mode "$power_mode"
-put "$record" driver "$driver"
+put "$record" driver "$(query driver_version)"
+put "$record" mig "$(query mig.mode.current)"
 put "$record" kernel "$(uname -r)"
 put "$record" transfers "$transfers"
 put "$record" cuda_graph "$cuda_graph"
