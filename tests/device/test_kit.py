@@ -6,24 +6,30 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import onnx.parser
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from narrow_graphs import LAYER_NORM, graph, narrowed
 
 from tsexport.bundles import open_bundle
 from tsexport.checksums import check_sums
 from tsexport.device_kit import (
     SCRIPTS,
+    _settings,
     fp32_layers,
     frozen_batch,
     graph_of,
     tensorrt_range,
     workspace_mib,
+    write_kit,
 )
 from tsexport.errors import ExportError
+from tsexport.manifest import SelectedArtifact
 from tsexport.targets import parse_target
 from tsexport.types import TensorSpec
 
@@ -45,6 +51,18 @@ def test_it_stands_in_a_gpus_bundle_and_in_no_cpus(device_bundle, bundle_folder)
     assert not (bundle_folder / "device").exists()
     modes = {path.name: os.access(path, os.X_OK) for path in (root / "device").glob("*.sh")}
     assert modes == {"build_engine.sh": True, "measure.sh": True, "kit.sh": False, "settings.sh": False}
+
+
+def test_the_graph_is_the_onnx_file_of_the_selected_precision(torchscript_bundle):
+    manifest = replace(open_bundle(torchscript_bundle).manifest, target=parse_target("a100-fp32"))
+    selected = replace(manifest, selected=SelectedArtifact("fp32-torchscript", "torchscript", "the fastest"))
+    assert graph_of(selected) == manifest.artifact("fp32-onnx")
+    assert graph_of(manifest) == manifest.artifact("int8-onnx")
+    alone = replace(selected, artifacts=(manifest.artifact("fp32-torchscript"),))
+    assert graph_of(alone) is None
+    root = torchscript_bundle
+    write_kit(root, alone, (1,), "artifacts/calibration.cache")
+    assert not (root / "device").exists()
 
 
 def test_the_same_bundle_has_the_same_kit(device_bundle):
@@ -85,8 +103,8 @@ def test_flags_of_each_version(device_bundle, kit_of, tmp_path, version, precisi
     release = "8.2" if version < "9" and version[1] == "." else "10.3"
     kit = kit_of(device_bundle(f"a100-{precision}", f"@tensorrt-{release}", graph=precision, name="kit"))
     # fp16's layers in fp32 have a test of their own
-    settings = kit.root / "device" / "settings.sh"
-    settings.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=()", settings.read_text()))
+    settings_file = kit.root / "device" / "settings.sh"
+    settings_file.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=()", settings_file.read_text()))
     results = tmp_path / "the results of it"
     ran = kit.run("build_engine.sh", "--output", results, version=version)
     assert ran.code == 0, ran.output
@@ -174,6 +192,18 @@ def test_names_that_a_shell_would_read(device_bundle, kit_of, tmp_path):
     assert not list(tmp_path.rglob("x"))
 
 
+@given(name=st.text(st.characters(exclude_categories=("C", "Zl", "Zp"), exclude_characters=",'"), min_size=1))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_name_reaches_the_script_as_it_is(bundle, name):
+    if "@batch" in name or not name.isprintable():
+        return
+    entry = replace(bundle.manifest.artifacts[0], inputs=(TensorSpec(name, "float32", ("batch", 3)),), name=name)
+    manifest = replace(bundle.manifest, target=parse_target("a100-int8"))
+    script = _settings(manifest, entry, None, (8, 1), ()) + 'printf "%s\\n" "$KIT_ARTIFACT" "${KIT_INPUTS[@]}"'
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert ran.stdout.decode() == f"{name}\n{name}:@batchx3\n"
+
+
 @pytest.mark.parametrize("name", ["a,b", "it's", "line\nbreak"])
 def test_a_name_that_trtexec_cannot_be_given(device_bundle, name):
     with pytest.raises(ExportError, match="trtexec cannot be given the shape of the input") as raised:
@@ -217,8 +247,10 @@ def test_layers_in_fp32_stay_so_before_strong_types(tmp_path, device_bundle, kit
     onnx.save(model, tmp_path / "mixed.onnx")
     assert fp32_layers(tmp_path / "mixed.onnx") == ("power",)
     kit = kit_of(device_bundle("a100-fp16", "@tensorrt-8.4", graph="fp16"))
-    settings = kit.root / "device" / "settings.sh"
-    settings.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=(power 'a b')", settings.read_text()))
+    settings_file = kit.root / "device" / "settings.sh"
+    settings_file.write_text(
+        re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=(power 'a b')", settings_file.read_text())
+    )
     ran = kit.run("build_engine.sh", "--output", tmp_path / "results", version="8.4.1")
     assert ran.code == 0, ran.output
     saved = json.loads((tmp_path / "results" / "engine.plan").read_text().splitlines()[1])
@@ -227,8 +259,8 @@ def test_layers_in_fp32_stay_so_before_strong_types(tmp_path, device_bundle, kit
         "--layerOutputTypes=power:fp32,a b:fp32",
     } <= set(saved)  # fmt: skip
     kit = kit_of(device_bundle("a100-fp16", "@tensorrt-8.2", graph="fp16", name="before"))
-    settings = kit.root / "device" / "settings.sh"
-    settings.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=(power)", settings.read_text()))
+    settings_file = kit.root / "device" / "settings.sh"
+    settings_file.write_text(re.sub(r"(?m)^KIT_FP32_LAYERS=.*$", "KIT_FP32_LAYERS=(power)", settings_file.read_text()))
     ran = kit.run("build_engine.sh", "--output", tmp_path / "before", version="8.2.1")
     assert ran.code == 0, ran.output  # the stand-in knows that 8.2 has no such flag
     assert not [flag for flag in flags(tmp_path / "before") if "layer" in flag and "layers.json" not in flag]
