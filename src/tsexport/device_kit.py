@@ -223,7 +223,7 @@ def _readme(
     )
     frozen = frozen_batch(graph)
     return environment.get_template("device.md.j2").render(
-        manifest=manifest,
+        name=shlex.quote(manifest.name),
         target=manifest.target,
         graph=graph,
         implicit=implicit,
