@@ -31,6 +31,7 @@ from tsexport.device_results import DeviceResults, DeviceRun, read_results
 from tsexport.errors import DataError, UsageError
 from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
 from tsexport.reporting import render_report
+from tsexport.staging import locked
 from tsexport.targets import Target
 from tsexport.types import Budget, Measurement, Precision, Verdict
 
@@ -82,12 +83,13 @@ def attach_results(bundle: str | Path | Bundle, results: str | Path) -> Attached
             f"{bundle.name} is for {manifest.target.name}: it has no device kit, so nothing is attached to it",
             next_step="measure it on its CPU with `tsexport bench`",
         )
-    _remove_leftovers(bundle.path)
-    check_sums(bundle.path)
-    read = read_results(Path(results))
-    _check_not_there(bundle, read.sums_sha256)
-    record = _record(manifest, read)
-    _add(bundle.path, record)
+    with locked(bundle.path):  # two at once would each list the digests without the other's
+        _remove_leftovers(bundle.path)
+        check_sums(bundle.path)
+        read = read_results(Path(results))
+        _check_not_there(bundle, read.sums_sha256)
+        record = _record(manifest, read)
+        _add(bundle.path, record)
     return AttachedResults(bundle.name, f"{MEASUREMENTS}/{device_record_name(record)}", record)
 
 

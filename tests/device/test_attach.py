@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -182,6 +183,17 @@ def test_two_runs_stand_side_by_side(measured, tmp_path):
     assert len(files) == 2
     assert {one.device.power_mode for one in read_attached(open_bundle(root))} == {"", "15W"}
     check_sums(root)
+
+
+def test_two_at_once_wait_for_each_other(measured, tmp_path):
+    root, results = measured()
+    folders = [results, *(shutil.copytree(results, tmp_path / f"run {number}") for number in range(3))]
+    for number, folder in enumerate(folders):
+        rewrite(folder, "power_mode=", f"power_mode={number} W")
+    with ThreadPoolExecutor() as pool:
+        assert len({one.file for one in pool.map(lambda folder: tsexport.attach(root, folder), folders)}) == 4
+    check_sums(root)
+    assert len(read_attached(open_bundle(root))) == 4
 
 
 def rewrite(results, old, new, name="run.txt"):
