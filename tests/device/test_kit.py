@@ -34,7 +34,6 @@ from tsexport.targets import parse_target
 from tsexport.types import TensorSpec
 
 CACHE = "TRT-100300-EntropyCalibration2\nx: 3c010a14\nh: 3d010a14\n"
-VERSIONS = ("8.2.1", "8.4.1", "8.5.2", "8.6.1", "10.3.0", "11.0.0")
 
 
 def flags(folder, log="build.log"):
