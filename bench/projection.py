@@ -33,7 +33,6 @@ from typing import Literal
 from tsexport.codec import from_plain
 from tsexport.devices import Device, Peak, version_key
 from tsexport.errors import ConfigurationError, UnsupportedError
-from tsexport.types import Budget
 from tsexport.work import GraphWork, KernelWork
 
 Bound = Literal["launch", "memory", "compute"]
@@ -73,7 +72,7 @@ class AnchorError:
 
 @dataclass(frozen=True)
 class Fitted:
-    """bench/data/projection.toml: the efficiencies, and the error that they leave on the anchors they were fitted on."""
+    """projection.toml: the efficiencies, and the error that they leave on the anchors they were fitted on."""
 
     schema: int
     efficiency: Efficiency

@@ -1,8 +1,8 @@
 """Which nodes of an ONNX graph TensorRT computes in one kernel: the fusion rule that projections assume.
 
 What is computed once, when an engine is built, or on the host (constants, shapes) is no kernel.  Reshapes and
-DequantizeLinear cost nothing: whoever reads them reads what is stored before them.  Nor does a Transpose, Split or Slice
-that only products read, since they take strides.  Of the rest, in the order of the graph:
+DequantizeLinear cost nothing: whoever reads them reads what is stored before them.  Nor does a Transpose, Split or
+Slice that only products read, since they take strides.  Of the rest, in the order of the graph:
 
     product     MatMul, Gemm, Conv, ConvTranspose, Einsum, LSTM, GRU, RNN: begins a kernel
     pointwise   joins the last kernel that it reads from, if that is one of products, pointwise nodes or rows; so bias,
@@ -186,7 +186,7 @@ def fuse(wiring: Wiring, fusion: Fusion, products: dict[int, Product]) -> list[l
         kind = wiring.kind(at)
         if kind == "none":
             continue
-        wanted = attention[at] if at in attention else None
+        wanted = attention.get(at)
         home = kernel_of.get(wanted) if wanted is not None else _home(kind, wiring.makers(at), kernel_of, kinds, fusion)
         if home is None:
             home = len(kernels)
@@ -211,7 +211,7 @@ def _home(
 
 
 def _attention(wiring: Wiring, products: dict[int, Product]) -> dict[int, int]:
-    """Return, for the softmax and the second product of each attention that is fused, the node whose kernel it joins."""
+    """Return, for the softmax and the second product of each fused attention, the node whose kernel it joins."""
     joins: dict[int, int] = {}
     for at, node in enumerate(wiring.nodes):
         if node.op_type not in SOFTMAX or at in wiring.folded:

@@ -3,8 +3,8 @@
 Counted from shapes alone, with the batch fixed; nothing is run, and no weight is read.  Fused nodes are one kernel
 (`quantize.fusing` has the rule).  For a kernel:
 
-    macs            of its products (`quantize.operations` has the formulas), in the precision that they are computed in:
-                    int8 where both operands come from a DequantizeLinear, else that of the operands
+    macs            of its products (`quantize.operations` has the formulas), by the precision that they are computed
+                    in: int8 where both operands come from a DequantizeLinear, else that of the operands
     bytes_read      every tensor from outside once, as it is stored: int8 before a DequantizeLinear; what Gather, Slice
                     and Split leave out is not read
     bytes_written   what another kernel reads, and the graph's outputs
@@ -234,7 +234,7 @@ class _Counted:
         return found
 
     def _leaves(self, name: str, places: set[int]) -> bool:
-        """Return whether a kernel must write a tensor: another reads it, through views or not, or the graph gives it."""
+        """Return whether a kernel must write a tensor: another reads it, through views too, or the graph gives it."""
         if name in self.wiring.outputs:
             return True
         for reader in self.wiring.readers.get(name, ()):

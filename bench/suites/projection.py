@@ -1,6 +1,6 @@
 """How far projections are from public latencies: ResNets and BERTs on A100, T4, Jetson Nano, Xavier NX and AGX Orin.
 
-The models are written for this (`anchor_models.py`), the figures are the project's own copy (`bench/data/anchors.toml`).
+The models are written for this (`anchor_models.py`), the figures are the project's copy (`bench/data/anchors.toml`).
 Each anchor is projected as any bundle is; printed are projected / measured, and the median and worst of
 |projected / measured - 1|.  Goal: a median within 35 %.
 
@@ -106,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What the suite found.  `of_devices` are (device, anchors, median error, median error with the device left out)."""
+    """What the suite found.  `of_devices` are (device, anchors, median error, that with the device left out)."""
 
     suite: str
     efficiency: Efficiency
@@ -263,8 +263,8 @@ def report_text(report: Report) -> str:
             "",
             f"Projected, not measured: a roofline with {e.tensor_cores:.0%} of the dense peak on tensor cores, "
             f"{e.plain_cores:.0%} on plain cores, {e.bandwidth:.0%} of the bandwidth, and {e.launch_us:g} us a kernel. "
-            "The bandwidth's share was set, the other three fitted on these same anchors; the last column of the second "
-            "table is the error where a device's own anchors were left out of the fit.",
+            "The bandwidth's share was set, the other three fitted on these same anchors; the last column of the "
+            "second table is the error where a device's own anchors were left out of the fit.",
             "",
             table(["anchor", "measured ms", "projected ms", "ratio", "bound by", "at least ms"], rows),
             "",
@@ -291,8 +291,8 @@ def fitted_text(found: Fitted) -> str:
     e, error = found.efficiency, found.error
     return "\n".join(
         [
-            "# Written by `python bench/suites/projection.py --fit`: the efficiencies that projections assume, fitted on",
-            "# the public latencies of anchors.toml, and the error that they leave there.  The bandwidth's share was set.",
+            "# Written by `python bench/suites/projection.py --fit`: the efficiencies that projections assume, fitted",
+            "# on the public latencies of anchors.toml, and the error that they leave there.  The bandwidth's was set.",
             "",
             f"schema = {found.schema}",
             "",
