@@ -47,8 +47,8 @@ def project_selected(
         say(f"latency is not projected: {record.reason}")
     for one in _smallest(record.projections):
         say(
-            f"projected, not measured: {milliseconds(one.total_ms)} at batch {one.batch} on {device.title} ({one.mode}), "
-            f"bound by {one.bound}; at least {milliseconds(one.least_ms)} at peak"
+            f"projected, not measured: {milliseconds(one.total_ms)} at batch {one.batch} on {device.title} "
+            f"({one.mode}), bound by {one.bound}; at least {milliseconds(one.least_ms)} at peak"
         )
     return record
 
@@ -110,9 +110,9 @@ def _assumptions(
     known = fitted()
     e = known.efficiency
     found = [
-        f"every kernel reaches {e.tensor_cores:.0%} of the dense peak on tensor cores, {e.plain_cores:.0%} without them, "
-        f"and {e.bandwidth:.0%} of the bandwidth, and costs {e.launch_us:g} us to start; nothing else takes time, "
-        "transfers to and from the device included",
+        f"every kernel reaches {e.tensor_cores:.0%} of the dense peak on tensor cores, {e.plain_cores:.0%} without "
+        f"them, and {e.bandwidth:.0%} of the bandwidth, and costs {e.launch_us:g} us to start; nothing else takes "
+        "time, nor do transfers to and from the device",
         f"TensorRT {target.tensorrt} fuses bias, activations, residuals and Q/DQ into products"
         + (", and reductions with the pointwise nodes around them" if fusion.rows else "")
         + (", and attention into one kernel where its conditions hold" if fusion.attention else ", and no attention"),
@@ -136,8 +136,8 @@ def error_text(error: AnchorError) -> str:
     """Return how far projections were from public latencies, in a sentence."""
     return (
         f"on the {error.anchors} public latencies that the efficiencies were fitted on, the median error is "
-        f"{error.median:.0%} and the worst ratio {error.worst_ratio:.2f} ({error.worst_anchor}); for a device whose own "
-        f"latencies were left out of the fit, the median error is {error.left_out_median:.0%}"
+        f"{error.median:.0%} and the worst ratio {error.worst_ratio:.2f} ({error.worst_anchor}); for a device whose "
+        f"own latencies were left out of the fit, the median error is {error.left_out_median:.0%}"
     )
 
 

@@ -263,7 +263,7 @@ def _show_projection(bundle: "Bundle") -> None:
             print_table(
                 ("budget of", "device", "precision", "batch", "asked", "projected", "at least, at peak", "bound by",
                  "answer"),
-                map(outlook_row, record.outlooks),
+                [outlook_row(one) for one in record.outlooks],
                 title="what is projected of the published rows, which only a measurement judges",
             )  # fmt: skip
         say(f"projections: {error_text(record.error)}")
