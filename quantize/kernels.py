@@ -74,7 +74,7 @@ def _inferred(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
             dim.ClearField("dim_param")
     del copy.graph.value_info[:]
     try:
-        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        return onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ExportError(f"the graph's shapes contradict each other at batch {batch}: {error}") from error
 
