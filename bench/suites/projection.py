@@ -219,15 +219,14 @@ def median_error(ratios: Sequence[float]) -> float:
     return float(np.median(np.abs(np.array(ratios) - 1)))
 
 
-def run(efficiency: Efficiency | None = None) -> Report:
+def run(anchors: Sequence[Anchor], placed: Sequence[Placed], efficiency: Efficiency) -> Report:
     """Project every anchor.
 
     Args:
-        efficiency: by default that of bench/data/projection.toml.
+        anchors: all that are carried.
+        placed: those that are projected.
+        efficiency: what projections assume.
     """
-    anchors = load_anchors()
-    placed = place(anchors)
-    efficiency = fitted().efficiency if efficiency is None else efficiency
     rows = []
     for one in placed:
         projected = project(one.work, one.device, one.peak, efficiency)
@@ -319,7 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit", action="store_true", help="fit the efficiencies anew and write projection.toml")
     parser.add_argument("--output", type=Path, default=RESULTS / "projection.json", help="the .json to write")
     args = parser.parse_args(arguments)
-    report = run(fit(place(load_anchors())) if args.fit else None)
+    anchors = load_anchors()
+    placed = place(anchors)
+    report = run(anchors, placed, fit(placed) if args.fit else fitted().efficiency)
     if args.fit:
         text = fitted_text(Fitted(1, report.efficiency, report.error))
         (DATA / "projection.toml").write_text(text, encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Projections against public latencies: the anchors, their models, the fit, and what is committed of them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tsexport.bench.projection import Efficiency, Fitted, fitted
+from tsexport.bench.suites import projection
+from tsexport.bench.suites.anchor_models import anchor_model
+from tsexport.bench.suites.projection import GOAL, PLUGINS, fit, fitted_text, load_anchors, place, report_text, run
+from tsexport.bench.suites.report import RESULTS
+from tsexport.devices import list_devices
+from tsexport.errors import ConfigurationError
+from tsexport.quantize.kernels import count
+
+PUBLISHED_MACS = {
+    # torchvision's table of models gives 1.81, 3.66, 4.09, 7.80 and 11.51 GFLOPS, its word for MACs.
+    ("resnet18", 0): 1.81e9,
+    ("resnet34", 0): 3.66e9,
+    ("resnet50", 0): 4.09e9,
+    ("resnet101", 0): 7.80e9,
+    ("resnet152", 0): 11.51e9,
+    # 12 layers of 12 * tokens * width^2 and 2 * tokens^2 * width products
+    ("bert-base", 128): 11.2e9,
+}
+MACS_TOLERANCE = 0.01
+SAME = 1e-4
+
+
+@pytest.fixture(scope="module")
+def placed():
+    return place(load_anchors())
+
+
+@pytest.fixture(scope="module")
+def report(placed):
+    return run(load_anchors(), placed, fitted().efficiency)
+
+
+@pytest.mark.parametrize(("model", "tokens"), PUBLISHED_MACS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_models_do_the_operations_that_are_published(model, tokens, precision):
+    work = count(anchor_model(model, precision, tokens), 1, PLUGINS)
+    assert set(work.macs()) == {precision}
+    assert work.macs()[precision] == pytest.approx(PUBLISHED_MACS[model, tokens], rel=MACS_TOLERANCE)
+    assert work.unknown == ()
+
+
+def test_operations_grow_with_the_batch_and_weights_do_not():
+    model = anchor_model("resnet18", "fp16")
+    one, eight = count(model, 1, PLUGINS), count(model, 8, PLUGINS)
+    assert eight.macs()["fp16"] == 8 * one.macs()["fp16"]
+    assert eight.least_bytes < 1.6 * one.least_bytes
+
+
+def test_bert_has_seven_kernels_a_layer():
+    for precision in ("fp16", "int8"):
+        base, large = (
+            len(count(anchor_model(name, precision, 128), 1, PLUGINS).kernels) for name in ("bert-base", "bert-large")
+        )
+        assert large - base == 12 * 7
+
+
+def test_every_anchor_is_projected_or_says_why_not(report):
+    anchors = load_anchors()
+    assert len(report.rows) + len(report.left_out) == len(anchors)
+    assert all(one.left_out for one in report.left_out)
+    assert all(one.source and one.measured_ms > 0 for one in anchors)
+    devices = {device.name for device in list_devices()}
+    written = ("resnet", "bert-base", "bert-large")
+    for one in report.left_out:
+        if one.device in devices and one.model.startswith(written):
+            assert one.statistic == "throughput" or "lengths" in one.left_out
+
+
+def test_the_goal_is_judged_by_the_median_over_all_anchors(report):
+    ratios = [row.ratio for row in report.rows]
+    assert report.error.median == pytest.approx(np.median(np.abs(np.array(ratios) - 1)), abs=SAME)
+    assert report.error.worst_ratio == pytest.approx(max(ratios, key=lambda one: abs(np.log(one))), abs=SAME)
+    assert report.status == ("met" if report.error.median <= GOAL else "missed")
+    for row in report.rows:
+        assert row.ratio == pytest.approx(row.projected_ms / row.anchor.measured_ms, rel=SAME)
+
+
+def test_no_anchor_was_measured_below_its_lower_bound(report):
+    assert [str(row.anchor) for row in report.rows if row.least_ms > row.anchor.measured_ms] == []
+
+
+def test_poor_efficiencies_miss_the_goal(placed):
+    poor = run((), placed[::9], Efficiency(0.01, 0.01, 0.01, 100.0))
+    assert poor.status == "missed"
+    assert "missed" in report_text(poor)
+
+
+def test_the_committed_efficiencies_and_their_error_are_those_of_the_fit(placed, report):
+    known = fitted()
+    assert fit(placed) == known.efficiency
+    assert report.error == known.error
+
+
+def test_the_committed_results_are_those_of_the_suite(report):
+    assert (RESULTS / "projection.md").read_text(encoding="utf-8").rstrip() == report_text(report).rstrip()
+    committed = json.loads((RESULTS / "projection.json").read_text(encoding="utf-8"))
+    assert committed["error"]["median"] == report.error.median
+    assert committed["status"] == report.status
+
+
+def test_the_error_for_an_unknown_device_is_told_beside_that_of_the_fit(report):
+    text = report_text(report)
+    assert "not measured" in text
+    assert f"{100 * report.error.left_out_median:.0f} %" in text
+    assert {name for name, *_ in report.of_devices} == {row.anchor.device for row in report.rows}
+
+
+def test_a_fit_finds_the_efficiencies_that_made_the_figures(placed):
+    truth = Efficiency(0.5, 0.6, 0.7, 8.0)
+    made = [
+        dataclasses.replace(one, anchor=dataclasses.replace(one.anchor, measured_ms=one.anchor.measured_ms * ratio))
+        for one in placed
+        if (ratio := one.ratio(truth))
+    ]
+    assert fit(made) == truth
+
+
+def test_an_anchor_on_an_unknown_device_or_mode_is_an_error():
+    anchor = next(one for one in load_anchors() if not one.left_out)
+    with pytest.raises(ConfigurationError, match=r"devices\.toml has no 'abacus'"):
+        place([dataclasses.replace(anchor, device="abacus")])
+    with pytest.raises(ConfigurationError, match="in mode '1 W'"):
+        place([dataclasses.replace(anchor, mode="1 W")])
+
+
+def test_the_suite_writes_what_it_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(projection, "DATA", tmp_path)
+    assert projection.main(["--fit", "--output", str(tmp_path / "p.json")]) == 0
+    assert "median error" in capsys.readouterr().out
+    assert (tmp_path / "p.md").exists()
+    known = fitted()
+    assert (tmp_path / "projection.toml").read_text() == fitted_text(Fitted(1, known.efficiency, known.error))
