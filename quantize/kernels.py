@@ -50,7 +50,7 @@ def count(model: onnx.ModelProto, batch: int, fusion: Fusion, *, floats: str | N
 
     Args:
         model: not changed; weights may lie in another file, and need not exist.
-        batch: what every symbolic first dimension of an input becomes.
+        batch: what the inputs' first symbolic dimension becomes, wherever it stands; another one stays unknown.
         fusion: which nodes are one kernel.
         floats: "fp16" where the engine computes fp32 tensors in fp16 (--fp16 of trtexec), None for as they are.
 
@@ -65,10 +65,12 @@ def count(model: onnx.ModelProto, batch: int, fusion: Fusion, *, floats: str | N
 def _inferred(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(_light(model))
-    for value in copy.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = batch
+    open_dims = [dim for one in copy.graph.input for dim in one.type.tensor_type.shape.dim if dim.dim_param]
+    for dim in open_dims[1:]:
+        if dim.dim_param == open_dims[0].dim_param:
+            dim.dim_value = batch
+    if open_dims:
+        open_dims[0].dim_value = batch
     for value in copy.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             dim.ClearField("dim_param")
