@@ -1,4 +1,4 @@
-"""What a build projects for a device that is not here: labels, assumptions, published rows, and what it says instead."""
+"""What a build projects for a device that is not here: labels, assumptions, published rows, and why there is none."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,8 @@ PAIRS = f"""{HEAD} g (float[n, 2] x) => (float[n, 2] y)
 <float scale = {{0.1}}, int8 zero = {{0}}, int8[2, 2] w = {{1, 2, 3, 4}}, float[2, 2] u = {{1, 2, 3, 4}}>
 {{ q = QuantizeLinear(x, scale, zero) d = DequantizeLinear(q, scale, zero) v = DequantizeLinear(w, scale, zero)
 h = MatMul(d, v) y = MatMul(h, u) }}"""
-STEPS = f"""{HEAD} g (float[7, n, 3] x) => (float[7, 1, n, 5] y) <int64[3] ws = {{1, 20, 3}}, int64[3] rs = {{1, 20, 5}}>
+STEPS = f"""{HEAD} g (float[7, n, 3] x) => (float[7, 1, n, 5] y)
+<int64[3] ws = {{1, 20, 3}}, int64[3] rs = {{1, 20, 5}}>
 {{ w = ConstantOfShape (ws) r = ConstantOfShape (rs) y = LSTM <hidden_size = 5> (x, w, r) }}"""
 UNKNOWN = f"{HEAD} g (float[n, 4] x) => (float[2, m] y) {{ i = NonZero(x) y = Cast <to = 1> (i) }}"
 WRONG = f"""{HEAD} g (float[n, 2] x) => (float[n, 2] y) <float[3, 2] c = {{1, 2, 3, 4, 5, 6}}> {{ y = Add(x, c) }}"""
@@ -40,7 +41,17 @@ def artifact(tmp_path):
         path.write_bytes(model.SerializeToString())
         one = (TensorSpec("x", "float32", ("n", 2)),)
         return Artifact(
-            "a", path, format, precision, one, one, (path,), file_sha256(path), path.stat().st_size, 17, ("onnxruntime",)
+            "a",
+            path,
+            format,
+            precision,
+            one,
+            one,
+            (path,),
+            file_sha256(path),
+            path.stat().st_size,
+            17,
+            ("onnxruntime",),
         )
 
     return write
@@ -72,7 +83,14 @@ def test_every_mode_and_batch_is_projected_and_said_to_be(artifact):
 def test_the_assumptions_hold_peaks_efficiencies_fusion_and_error(artifact):
     record, _ = projected("jetson-fp16", artifact(SMALL), device="orin-nano@jetpack-6.2")
     text = "; ".join(record.assumptions)
-    for words in ("of the dense peak", "us to start", "TensorRT 10.3 fuses", "1024 cores", "median error", "worst ratio"):
+    for words in (
+        "of the dense peak",
+        "us to start",
+        "TensorRT 10.3 fuses",
+        "1024 cores",
+        "median error",
+        "worst ratio",
+    ):
         assert words in text
     assert "products in fp32 run as TF32" in text
     assert "left out of the fit" in text
