@@ -108,9 +108,9 @@ def test_options_that_are_refused(refused_before_any_work, options, message):
     refused_before_any_work(["linear", "--target", "cpu4-fp32", *options], message)
 
 
-def test_another_machine_is_refused(refused_before_any_work):
-    arguments = ["linear", "--target", "cpu4-fp32", "--device", "arm64"]
-    refused_before_any_work(arguments, "and --device asks for arm64", code=5)
+def test_a_device_without_the_targets_arithmetic_is_refused(refused_before_any_work):
+    arguments = ["linear", "--target", "jetson-int8", "--device", "jetson-nano"]
+    refused_before_any_work(arguments, "jetson-nano", code=5)
 
 
 def test_an_own_checkpoint_for_int8_says_what_to_give(build, tmp_path):
