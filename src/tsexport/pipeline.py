@@ -3,7 +3,7 @@
 Checkpoint -> source model and samples -> fp32 artifacts -> parity -> candidates, the worst layers of those that miss
 the budget in floating point -> accuracy -> races -> selection -> measurements -> verdicts -> bundle.  Data moves
 forward only; everything but measuring is cached by content.  Where the target is not this machine, candidates are
-judged by exact simulation, nothing is raced or measured, and latency is projected (`projecting.py`).
+judged by exact simulation, and nothing is raced or measured.
 """
 
 import contextlib

@@ -5,16 +5,17 @@ explains and decides nothing: a graph that cannot be counted ends no build, the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tsexport.bench.outlook import PROJECTED, ProjectionRecord, outlooks, read_projection, rows_of
+from tsexport.bench.outlook import PROJECTED, ProjectionRecord, outlook_row, outlooks, read_projection, rows_of
+from tsexport.bench.projected_rows import KernelRow, ProjectionRow, kernel_rows, projection_rows
 from tsexport.bench.projection import AnchorError, Projection, fitted, project
 from tsexport.bench.rows import milliseconds
 from tsexport.bench.tables import latency_budgets
 from tsexport.bundles import Bundle
 from tsexport.checksums import MEASUREMENTS
-from tsexport.devices import Device, list_devices, version_key
+from tsexport.devices import Device, Peak, list_devices
 from tsexport.targets import Target
 from tsexport.types import Artifact, ModelSpec, Verdict
 from tsexport.work import GraphWork
@@ -22,9 +23,17 @@ from tsexport.work import GraphWork
 if TYPE_CHECKING:
     from tsexport.quantize.fusing import Fusion
 
-STRONGLY_TYPED_FROM = "11.0"
-"""From here on an engine computes in the types of the graph; before, `--fp16` beside `--int8` lets the rest be fp16."""
 _NAMED_NODES = 3
+
+
+@dataclass(frozen=True)
+class ProjectionView:
+    """What was projected for one device, as text; `kernels` take longest, of the first of `projections`."""
+
+    record: ProjectionRecord
+    projections: tuple[ProjectionRow, ...]
+    kernels: tuple[KernelRow, ...]
+    outlooks: tuple[tuple[str, ...], ...]
 
 
 def project_selected(
@@ -60,7 +69,6 @@ def _project(
 
     assert target.tensorrt is not None
     fusion = Fusion.of(target.tensorrt, device.compute_capability)
-    floats = _floats(artifact, target.tensorrt)
     known = fitted()
     record = ProjectionRecord(
         device=device.name,
@@ -77,8 +85,9 @@ def _project(
     rows = rows_of(latency_budgets(spec.name, spec.family, spec.component), device.name)
     sizes = sorted({*batches, *(row.batch for row in rows if row.batch is not None)})
     try:
-        works = _count(artifact, sizes, fusion, floats)
-        found = [project(work, device, peak) for work in works for peak in device.peak]
+        works = _count(artifact, sizes, fusion)
+        peaks = [_as_built(peak, artifact) for peak in device.peak]
+        found = [project(work, device, peak) for work in works for peak in peaks]
     except (OSError, MemoryError):
         raise  # of the machine at this moment
     except Exception as error:
@@ -87,25 +96,25 @@ def _project(
     kept = tuple(one if one.batch == sizes[0] else replace(one, kernels=()) for one in found)
     return replace(
         record,
-        assumptions=_assumptions(device, target, fusion, floats, works[0]),
+        assumptions=_assumptions(device, target, fusion, artifact, works[0]),
         projections=kept,
         outlooks=outlooks(rows, kept, artifact.precision),
     )
 
 
-def _count(artifact: Artifact, sizes: Sequence[int], fusion: "Fusion", floats: str | None) -> list[GraphWork]:
+def _count(artifact: Artifact, sizes: Sequence[int], fusion: "Fusion") -> list[GraphWork]:
     from tsexport.quantize.kernels import count_file
 
-    return [count_file(artifact.path, size, fusion, floats=floats) for size in sizes]
+    return [count_file(artifact.path, size, fusion) for size in sizes]
 
 
-def _floats(artifact: Artifact, tensorrt: str) -> str | None:
-    mixed = artifact.precision == "int8" and version_key(tensorrt) < version_key(STRONGLY_TYPED_FROM)
-    return "fp16" if mixed else None
+def _as_built(peak: Peak, artifact: Artifact) -> Peak:
+    """Return the peak of an engine: fp32 is built with --noTF32, what an int8 or fp16 graph leaves in fp32 without."""
+    return replace(peak, tf32_tflops=None) if artifact.precision == "fp32" else peak
 
 
 def _assumptions(
-    device: Device, target: Target, fusion: "Fusion", floats: str | None, work: GraphWork
+    device: Device, target: Target, fusion: "Fusion", artifact: Artifact, work: GraphWork
 ) -> tuple[str, ...]:
     known = fitted()
     e = known.efficiency
@@ -120,10 +129,11 @@ def _assumptions(
         error_text(known.error),
         "the lower bound takes the full peaks, counts no launches, and leaves out whatever a cache could hold",
     ]
-    if floats is not None:
-        found.append(f"what is not in int8 is computed in {floats}, as trtexec does with --fp16 beside --int8")
     if "fp32" in work.macs() and any(peak.tf32_tflops is not None for peak in device.peak):
-        found.append("products in fp32 run as TF32, TensorRT's default")
+        if artifact.precision == "fp32":
+            found.append("products in fp32 run in full, since an fp32 engine is built with --noTF32")
+        else:
+            found.append("products that stay in fp32 run as TF32, TensorRT's default")
     if any(kernel.launches > 1 for kernel in work.kernels):
         found.append("a recurrence starts one kernel a step")
     if work.unknown:
@@ -161,3 +171,20 @@ def read_projections(bundle: Bundle) -> tuple[ProjectionRecord, ...]:
         BundleError: one of them cannot be read.
     """
     return tuple(map(read_projection, sorted((bundle.path / MEASUREMENTS / PROJECTED).glob("*.json"))))
+
+
+def projection_views(bundle: Bundle) -> tuple[ProjectionView, ...]:
+    """Return what was projected for a bundle as text.
+
+    Raises:
+        BundleError: as `read_projections`.
+    """
+    return tuple(
+        ProjectionView(
+            record=record,
+            projections=projection_rows(record.projections),
+            kernels=kernel_rows(record.projections[0]) if record.projections else (),
+            outlooks=tuple(map(outlook_row, record.outlooks)),
+        )
+        for record in read_projections(bundle)
+    )

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tsexport import plots
-from tsexport.bench.outlook import ProjectionRecord, outlook_row
-from tsexport.bench.projected_rows import KernelRow, ProjectionRow, kernel_rows, projection_rows
 from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord, read_record
 from tsexport.bench.rows import MeasurementRow, RaceRow, VerdictRow, measurement_rows, race_rows, verdict_rows
@@ -24,7 +22,7 @@ from tsexport.checksums import MEASUREMENTS
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
-from tsexport.projecting import read_projections
+from tsexport.projecting import ProjectionView, projection_views
 from tsexport.types import Accuracy, Candidate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,16 +77,6 @@ class MachineView:
     explanations: tuple[Explanation, ...]
     stages: tuple[Bar, ...]
     headline: MeasurementRow | None
-
-
-@dataclass(frozen=True)
-class ProjectionView:
-    """What was projected for one device; `kernels` are those that take longest, of the first of `projections`."""
-
-    record: ProjectionRecord
-    projections: tuple[ProjectionRow, ...]
-    kernels: tuple[KernelRow, ...]
-    outlooks: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -203,16 +191,7 @@ def _bundle_view(bundle: Bundle) -> BundleView:
         explanations=explanations(manifest, None),
         sizes=_bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
         selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
-        projected=tuple(map(_projection_view, read_projections(bundle))),
-    )
-
-
-def _projection_view(record: ProjectionRecord) -> ProjectionView:
-    return ProjectionView(
-        record=record,
-        projections=projection_rows(record.projections),
-        kernels=kernel_rows(record.projections[0]) if record.projections else (),
-        outlooks=tuple(map(outlook_row, record.outlooks)),
+        projected=projection_views(bundle),
     )
 
 

@@ -1,24 +1,15 @@
 """Builds for targets that are not this machine: simulated, never timed, the smallest error within the budget."""
 
 import hashlib
-import html
-import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import tsexport
-from tsexport.bench.outlook import outlooks, write_projection
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_sums
-from tsexport.cli.build import _show_bundle
 from tsexport.errors import AccuracyError, UsageError
-from tsexport.projecting import read_projections
 from tsexport.quantize.recipes import recipes_for
-from tsexport.reporting import read_measurements, render_report
+from tsexport.reporting import read_measurements
 from tsexport.targets import host_cpu, parse_target
-from tsexport.types import Budget
 
 SMALL = {"context_length": 32, "horizon": 8, "channels": 2}
 ELSEWHERE = "avx2" if host_cpu().instruction_set != "avx2" else "avx512-vnni"
@@ -192,61 +183,6 @@ def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
     manifest = bundle_for("jetson-fp16", "jetson-nano").manifest
     assert any("Jetson Nano, INT8: 200 ms" in caveat for caveat in manifest.caveats)
     assert manifest.target.tensorrt == "8.2"
-
-
-# --- projections -----------------------------------------------------------------------------------------------------
-
-
-def test_a_bundle_for_a_device_elsewhere_holds_its_projection_apart_from_what_was_measured(bundle_for):
-    bundle = bundle_for("jetson-int8")
-    (record,) = read_projections(bundle)
-    assert (record.kind, record.device, record.tensorrt) == ("projected", "orin-nano", "10.3")
-    assert record.artifact == bundle.manifest.selected.artifact
-    assert {one.batch for one in record.projections} == {1}
-    assert all(one.total_ms >= one.least_ms > 0 for one in record.projections)
-    (measured,) = read_measurements(bundle)
-    assert measured.measurements == ()
-    assert check_sums(bundle.path) > 0
-    assert "projected/orin-nano.json" in (bundle.path / "measurements" / "SHA256SUMS").read_text()
-
-
-def test_the_report_and_the_terminal_label_what_is_projected(bundle_for, capsys):
-    bundle = bundle_for("jetson-int8")
-    (record,) = read_projections(bundle)
-    page = (bundle.path / "report.html").read_text()
-    assert "<h2>Projected, not measured: Jetson Orin Nano 8 GB, TensorRT 10.3</h2>" in page
-    assert '<div class="name">projected latency, batch 1</div>' in page
-    for assumption in record.assumptions:
-        assert html.escape(assumption) in page
-    _show_bundle(bundle)
-    shown = capsys.readouterr()
-    assert f"projected, not measured: {record.artifact} on Jetson Orin Nano 8 GB" in " ".join(shown.out.split())
-    assert "median error" in shown.err
-
-
-def test_the_report_shows_published_rows_and_why_nothing_was_projected(bundle_for, tmp_path, capsys):
-    folder = shutil.copytree(bundle_for("jetson-int8").path, tmp_path / "copy")
-    measurements = folder / "measurements"
-    (record,) = read_projections(bundle_for("jetson-int8"))
-    budget = Budget("latency", "forecaster", "orin-nano", "int8", 1, max_ms=1e-9, source="a test")
-    answered = replace(record, outlooks=outlooks([budget], record.projections, "int8"))
-    write_projection(answered, measurements)
-    with open_bundle(folder) as bundle:
-        assert "<td>cannot be met even at peak</td>" in render_report([bundle])
-        _show_bundle(bundle)
-        assert "which only a measurement judges" in " ".join(capsys.readouterr().out.split())
-    write_projection(replace(record, projections=(), reason="a reason"), measurements)
-    with open_bundle(folder) as bundle:
-        assert "Nothing was projected: a reason." in render_report([bundle])
-        _show_bundle(bundle)
-        assert "projected, not measured" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("device", [ELSEWHERE, "arm64"])
-def test_a_bundle_for_another_cpu_holds_no_projection(bundle_for, device):
-    bundle = bundle_for("cpu4-int8", device)
-    assert read_projections(bundle) == ()
-    assert "Projected, not measured" not in (bundle.path / "report.html").read_text()
 
 
 # --- bf16 on this machine --------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ h = MatMul(d, v) y = MatMul(h, u) }}"""
 STEPS = f"""{HEAD} g (float[7, n, 3] x) => (float[7, 1, n, 5] y)
 <int64[3] ws = {{1, 20, 3}}, int64[3] rs = {{1, 20, 5}}>
 {{ w = ConstantOfShape (ws) r = ConstantOfShape (rs) y = LSTM <hidden_size = 5> (x, w, r) }}"""
+LARGE = f"""{HEAD} g (float[n, 4096, 4096] x) => (float[n, 4096, 4096] y) <int64[2] s = {{4096, 4096}}>
+{{ w = ConstantOfShape (s) y = MatMul(x, w) }}"""
 UNKNOWN = f"{HEAD} g (float[n, 4] x) => (float[2, m] y) {{ i = NonZero(x) y = Cast <to = 1> (i) }}"
 WRONG = f"""{HEAD} g (float[n, 2] x) => (float[n, 2] y) <float[3, 2] c = {{1, 2, 3, 4, 5, 6}}> {{ y = Add(x, c) }}"""
 
@@ -81,7 +83,7 @@ def test_every_mode_and_batch_is_projected_and_said_to_be(artifact):
 
 
 def test_the_assumptions_hold_peaks_efficiencies_fusion_and_error(artifact):
-    record, _ = projected("jetson-fp16", artifact(SMALL), device="orin-nano@jetpack-6.2")
+    record, _ = projected("jetson-fp16", artifact(SMALL, "fp16"), device="orin-nano@jetpack-6.2")
     text = "; ".join(record.assumptions)
     for words in (
         "of the dense peak",
@@ -92,7 +94,7 @@ def test_the_assumptions_hold_peaks_efficiencies_fusion_and_error(artifact):
         "worst ratio",
     ):
         assert words in text
-    assert "products in fp32 run as TF32" in text
+    assert "products that stay in fp32 run as TF32" in text
     assert "left out of the fit" in text
 
 
@@ -104,12 +106,18 @@ def test_an_older_version_fuses_no_attention(artifact):
     assert "TF32" not in "; ".join(old.assumptions)
 
 
-@pytest.mark.parametrize(("device", "mixed"), [("@tensorrt-10.3", True), ("@tensorrt-11.0", False)])
-def test_what_is_not_int8_runs_in_fp16_until_engines_are_strongly_typed(artifact, device, mixed):
-    record, _ = projected("a100-int8", artifact(PAIRS, "int8"), device=device)
+def test_what_is_left_in_fp32_beside_int8_runs_as_tf32(artifact):
+    record, _ = projected("a100-int8", artifact(PAIRS, "int8"))
     macs = [dict(one.macs) for one in record.projections[0].kernels if one.macs]
-    assert macs == [{"int8": 4}, {"fp16" if mixed else "fp32": 4}]
-    assert ("--fp16 beside --int8" in "; ".join(record.assumptions)) is mixed
+    assert macs == [{"int8": 4}, {"fp32": 4}]
+    assert "products that stay in fp32 run as TF32, TensorRT's default" in record.assumptions
+
+
+def test_an_fp32_engine_is_built_without_tf32(artifact):
+    plain, _ = projected("a100-fp32", artifact(LARGE))
+    assert "products in fp32 run in full, since an fp32 engine is built with --noTF32" in plain.assumptions
+    # 4096^3 products at 19.5 TFLOP/s
+    assert plain.projections[0].least_ms == pytest.approx(2 * 4096**3 / 19.5e9, rel=1e-6)
 
 
 def test_recurrences_and_what_cannot_be_counted_are_told(artifact):
