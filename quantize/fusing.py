@@ -112,8 +112,9 @@ class Wiring:
         folded: set[int] = set()
         for at, node in enumerate(self.nodes):
             known = all(not name or self.is_known(name, folded) for name in node.input)
-            random = not node.input and node.op_type.startswith("Random")
-            if node.op_type in _HOST or (known and not random):
+            random = node.op_type.startswith("Random")
+            body = any(one.type == onnx.AttributeProto.GRAPH for one in node.attribute)  # it may read anything
+            if node.op_type in _HOST or (known and not random and not body):
                 folded.add(at)
         return folded
 

@@ -15,6 +15,7 @@ _RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3,
 _BOTTLENECK_FROM = 50
 _BERT = {"bert-base": (12, 768, 12), "bert-large": (24, 1024, 16)}
 """Layers, width, heads."""
+ANCHOR_MODELS = (*(f"resnet{depth}" for depth in _RESNET_BLOCKS), *_BERT)
 _VOCABULARY = 30522
 _OPSET = 17
 BATCH = "batch"

@@ -12,8 +12,10 @@ other three are those of a grid with the least sum of squares of log(projected /
 How to run, from a checkout where tsexport is installed with its extra `build`; nothing is timed:
 
     python bench/suites/projection.py [--fit]
+    python bench/suites/projection.py --runs FILE.toml --output FILE.json
 
-Results go to bench/results/projection.json and .md.
+Results go to bench/results/projection.json and .md.  `--runs` judges other measurements by the efficiencies as they
+are: rows as those of anchors.toml, whose `model` may be the path of an ONNX file, relative to that of the rows.
 """
 
 import argparse
@@ -26,20 +28,23 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from tsexport.bench.projection import AnchorError, Efficiency, Fitted, fitted, peak_flops, project, share_of_peak
-from tsexport.bench.suites.anchor_models import anchor_model
+from tsexport.bench.suites.anchor_models import ANCHOR_MODELS, anchor_model
 from tsexport.bench.suites.goals import Status
 from tsexport.bench.suites.report import RESULTS, publish, table
 from tsexport.codec import from_plain
 from tsexport.devices import Device, Peak, list_devices
-from tsexport.errors import ConfigurationError
+from tsexport.errors import ConfigurationError, TsexportError
+from tsexport.exporters.onnx_external import open_model
 from tsexport.quantize.fusing import Fusion
 from tsexport.quantize.kernels import count
 from tsexport.work import GraphWork
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+ONNX = ".onnx"
 GOAL = 0.35
 PLUGINS = Fusion(rows=True, attention=True)
 WITHOUT_PLUGINS = Fusion(rows=False, attention=False)
@@ -48,6 +53,11 @@ _TENSOR_CORES = np.arange(0.2, 0.86, 0.02)
 _PLAIN_CORES = np.arange(0.3, 0.96, 0.02)
 _LAUNCH_US = np.arange(1.0, 15.1, 0.5)
 SCHEMA_VERSION = 1
+FITTED_ON_THESE = (
+    "The bandwidth's share was set, the other three fitted on these same anchors; the last column of the second table "
+    "is the error where a device's own anchors were left out of the fit."
+)
+FITTED_ELSEWHERE = "They were fitted on public latencies, and on none of these."
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class Report:
     error: AnchorError
     goal: float
     status: Status
+    fitted_on_these: bool = True
     schema_version: int = SCHEMA_VERSION
 
 
@@ -123,17 +134,23 @@ def load_anchors(path: Path = DATA / "anchors.toml") -> tuple[Anchor, ...]:
     """Return the published latencies.
 
     Raises:
-        ConfigurationError: an unknown or missing key, or a value of another type.
+        ConfigurationError: no TOML, an unknown or missing key, or a value of another type.
     """
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path.name} cannot be read as TOML: {error}") from None
     return from_plain(Anchors, document, what=path.name, error=ConfigurationError, defaults=True).anchor
 
 
-def place(anchors: Sequence[Anchor]) -> tuple[Placed, ...]:
+def place(anchors: Sequence[Anchor], folder: Path = DATA) -> tuple[Placed, ...]:
     """Return the anchors that are projected, each with its counted graph.
 
+    Args:
+        folder: where a `model` that is the path of an ONNX file begins.
+
     Raises:
-        ConfigurationError: an anchor names a device or a mode that is not in devices.toml.
+        ConfigurationError: an anchor names a device or a mode that is not in devices.toml, or a model that is not here.
     """
     devices = {device.name: device for device in list_devices()}
     models = {}
@@ -147,12 +164,24 @@ def place(anchors: Sequence[Anchor]) -> tuple[Placed, ...]:
             raise ConfigurationError(f"{one}: devices.toml has no {one.device!r} in mode {one.mode!r}")
         key = (one.model, one.precision, one.tokens)
         if key not in models:
-            models[key] = anchor_model(*key)
+            models[key] = _model(one, folder)
         fusion = PLUGINS if one.plugins else WITHOUT_PLUGINS
-        # The INT8 engines of the sources compute the rest in fp16.
-        work = count(models[key], one.batch, fusion, floats="fp16")
+        # The INT8 engines of the public sources compute the rest in fp16.
+        floats = None if one.model.endswith(ONNX) else "fp16"
+        work = count(models[key], one.batch, fusion, floats=floats)
         placed.append(Placed(one, work, devices[one.device], peak))
     return tuple(placed)
+
+
+def _model(anchor: Anchor, folder: Path) -> onnx.ModelProto:
+    if anchor.model.endswith(ONNX):
+        path = folder / anchor.model
+        if not path.is_file():
+            raise ConfigurationError(f"{anchor}: there is no file {path}")
+        return open_model(path)
+    if anchor.model not in ANCHOR_MODELS:
+        raise ConfigurationError(f"{anchor}: models are {', '.join(ANCHOR_MODELS)}, or the path of an {ONNX} file")
+    return anchor_model(anchor.model, anchor.precision, anchor.tokens)
 
 
 def fit(placed: Sequence[Placed]) -> Efficiency:
@@ -201,6 +230,12 @@ def without_each_device(placed: Sequence[Placed]) -> dict[str, list[float]]:
     return found
 
 
+def by_device(placed: Sequence[Placed], efficiency: Efficiency) -> dict[str, list[float]]:
+    """Return the ratios of each device."""
+    devices = dict.fromkeys(one.anchor.device for one in placed)
+    return {name: [one.ratio(efficiency) for one in placed if one.anchor.device == name] for name in devices}
+
+
 def error_of(placed: Sequence[Placed], efficiency: Efficiency, left_out: dict[str, list[float]]) -> AnchorError:
     """Return how far projections with these efficiencies are from the anchors."""
     ratios = [one.ratio(efficiency) for one in placed]
@@ -219,19 +254,22 @@ def median_error(ratios: Sequence[float]) -> float:
     return float(np.median(np.abs(np.array(ratios) - 1)))
 
 
-def run(anchors: Sequence[Anchor], placed: Sequence[Placed], efficiency: Efficiency) -> Report:
+def run(
+    anchors: Sequence[Anchor], placed: Sequence[Placed], efficiency: Efficiency, fitted_on_these: bool = True
+) -> Report:
     """Project every anchor.
 
     Args:
         anchors: all that are carried.
         placed: those that are projected.
         efficiency: what projections assume.
+        fitted_on_these: whether the efficiencies come from these anchors, so that leaving some out is a question.
     """
     rows = []
     for one in placed:
         projected = project(one.work, one.device, one.peak, efficiency)
         rows.append(Row(one.anchor, projected.total_ms, projected.least_ms, one.ratio(efficiency), projected.bound))
-    left_out = without_each_device(placed)
+    left_out = without_each_device(placed) if fitted_on_these else by_device(placed, efficiency)
     of_devices = tuple(
         (device, len(ratios), median_error([row.ratio for row in rows if row.anchor.device == device]),
          median_error(ratios))
@@ -240,7 +278,9 @@ def run(anchors: Sequence[Anchor], placed: Sequence[Placed], efficiency: Efficie
     error = error_of(placed, efficiency, left_out)
     status: Status = "met" if error.median <= GOAL else "missed"
     not_projected = tuple(one for one in anchors if one.left_out)
-    return Report("projection", efficiency, tuple(rows), not_projected, of_devices, error, GOAL, status)
+    return Report(
+        "projection", efficiency, tuple(rows), not_projected, of_devices, error, GOAL, status, fitted_on_these
+    )
 
 
 def report_text(report: Report) -> str:
@@ -258,12 +298,11 @@ def report_text(report: Report) -> str:
     median = f"{100 * error.median:.0f} %"
     return "\n".join(
         [
-            "# Projected against public latencies",
+            f"# Projected against {'public' if report.fitted_on_these else 'other'} latencies",
             "",
             f"Projected, not measured: a roofline with {e.tensor_cores:.0%} of the dense peak on tensor cores, "
             f"{e.plain_cores:.0%} on plain cores, {e.bandwidth:.0%} of the bandwidth, and {e.launch_us:g} us a kernel. "
-            "The bandwidth's share was set, the other three fitted on these same anchors; the last column of the "
-            "second table is the error where a device's own anchors were left out of the fit.",
+            + (FITTED_ON_THESE if report.fitted_on_these else FITTED_ELSEWHERE),
             "",
             table(["anchor", "measured ms", "projected ms", "ratio", "bound by", "at least ms"], rows),
             "",
@@ -316,11 +355,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return the exit code.  A missed goal is no error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="fit the efficiencies anew and write projection.toml")
+    parser.add_argument("--runs", type=Path, help="a .toml of other measurements, to judge instead of the anchors")
     parser.add_argument("--output", type=Path, default=RESULTS / "projection.json", help="the .json to write")
     args = parser.parse_args(arguments)
-    anchors = load_anchors()
-    placed = place(anchors)
-    report = run(anchors, placed, fit(placed) if args.fit else fitted().efficiency)
+    if args.runs is not None and (args.fit or args.output == RESULTS / "projection.json"):
+        parser.error("--runs judges and fits nothing, and needs an --output of its own")
+    path = args.runs or DATA / "anchors.toml"
+    try:
+        anchors = load_anchors(path)
+        placed = place(anchors, path.parent)
+    except TsexportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    efficiency = fit(placed) if args.fit else fitted().efficiency
+    report = run(anchors, placed, efficiency, fitted_on_these=args.runs is None)
     if args.fit:
         text = fitted_text(Fitted(1, report.efficiency, report.error))
         (DATA / "projection.toml").write_text(text, encoding="utf-8")

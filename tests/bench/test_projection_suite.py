@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -133,9 +134,70 @@ def test_an_anchor_on_an_unknown_device_or_mode_is_an_error():
 
 
 def test_the_suite_writes_what_it_found(tmp_path, capsys, monkeypatch):
+    shutil.copyfile(projection.DATA / "anchors.toml", tmp_path / "anchors.toml")
     monkeypatch.setattr(projection, "DATA", tmp_path)
     assert projection.main(["--fit", "--output", str(tmp_path / "p.json")]) == 0
     assert "median error" in capsys.readouterr().out
     assert (tmp_path / "p.md").exists()
     known = fitted()
     assert (tmp_path / "projection.toml").read_text() == fitted_text(Fitted(1, known.efficiency, known.error))
+
+
+RUN = """schema = 1
+[[anchor]]
+model = "chain.onnx"
+device = "h100"
+mode = "SXM, 700 W"
+precision = "fp32"
+batch = 1
+measured_ms = 0.01
+statistic = "mean"
+source = "a run of this test"
+"""
+
+
+def test_other_measurements_are_judged_by_the_efficiencies_as_they_are(short_chain, tmp_path, capsys):
+    (tmp_path / "chain.onnx").write_bytes(short_chain.path.read_bytes())
+    (tmp_path / "runs.toml").write_text(RUN)
+    output = tmp_path / "judged.json"
+    assert projection.main(["--runs", str(tmp_path / "runs.toml"), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "chain.onnx on h100, fp32, batch 1 (a run of this test)" in shown
+    assert "fitted on public latencies, and on none of these" in shown
+    (row,) = json.loads(output.read_text())["rows"]
+    # one kernel of a few bytes: a launch
+    assert row["projected_ms"] == pytest.approx(fitted().efficiency.launch_us / 1e3, rel=0.01)
+    assert row["bound"] == "launch"
+
+
+WRONG = {
+    "chain.onnx": ("chain.onnx", "there is no file"),
+    "another model": ("alexnet", "models are resnet18, resnet34"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_model_that_is_not_here_is_an_error(case, tmp_path, capsys):
+    model, message = WRONG[case]
+    (tmp_path / "runs.toml").write_text(RUN.replace("chain.onnx", model))
+    arguments = ["--runs", str(tmp_path / "runs.toml"), "--output", str(tmp_path / "judged.json")]
+    assert projection.main(arguments) == ConfigurationError.exit_code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "judged.json").exists()
+
+
+def test_rows_that_cannot_be_read_are_an_error(tmp_path, capsys):
+    path = tmp_path / "runs.toml"
+    for text in (None, "[", "schema = 1\nanchr = []"):
+        if text is not None:
+            path.write_text(text)
+        code = projection.main(["--runs", str(path), "--output", str(tmp_path / "judged.json")])
+        assert code == ConfigurationError.exit_code
+        assert "runs.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--fit", "--output", "o.json"]])
+def test_other_measurements_never_become_the_committed_results_or_the_fit(more, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        projection.main(["--runs", str(tmp_path / "runs.toml"), *more])
+    assert "needs an --output of its own" in capsys.readouterr().err

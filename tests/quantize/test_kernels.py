@@ -245,6 +245,14 @@ def test_what_cannot_be_counted_is_named():
     assert sum(one.bytes_written for one in work.kernels) == 0
 
 
+def test_a_body_counts_as_nothing_and_is_named():
+    body = """y = If (c) <then_branch = one () => (float[n, 4] a) { a = Relu(x) },
+    else_branch = other () => (float[n, 4] b) { b = Neg(x) }>"""
+    work = count(graph("(float[n, 4] x) => (float[n, 4] y)", body, "bool c = {1}"), 1, NEW)
+    assert work.unknown == ("y",)
+    assert work.macs() == {}
+
+
 def test_shapes_that_contradict_each_other_at_a_batch_are_an_error():
     body = "y = Add(x, c)"
     model = graph("(float[n, 2] x) => (float[n, 2] y)", body, "float[3, 2] c = {1, 2, 3, 4, 5, 6}")
