@@ -82,6 +82,8 @@ def _project(
     )
     if artifact.format != "onnx":
         return replace(record, reason=f"{artifact.name} is {artifact.format}, and TensorRT takes ONNX")
+    if not device.peak:
+        return replace(record, reason=f"nothing is known of what a {device.title} reaches at peak")
     rows = rows_of(latency_budgets(spec.name, spec.family, spec.component), device.name)
     sizes = sorted({*batches, *(row.batch for row in rows if row.batch is not None)})
     try:

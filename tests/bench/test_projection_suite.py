@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tsexport.bench.projection import Efficiency, Fitted, fitted
+from tsexport.bench.projection import Efficiency, Fitted, fitted, project
 from tsexport.bench.suites import projection
 from tsexport.bench.suites.anchor_models import anchor_model
 from tsexport.bench.suites.projection import GOAL, PLUGINS, fit, fitted_text, load_anchors, place, report_text, run
@@ -54,6 +56,17 @@ def test_operations_grow_with_the_batch_and_weights_do_not():
     one, eight = count(model, 1, PLUGINS), count(model, 8, PLUGINS)
     assert eight.macs()["fp16"] == 8 * one.macs()["fp16"]
     assert eight.least_bytes < 1.6 * one.least_bytes
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.sampled_from([("resnet18", 0), ("bert-base", 32)]))
+@settings(deadline=None, max_examples=15)
+def test_a_larger_batch_is_never_faster_in_total(first, second, which):
+    name, tokens = which
+    device = next(one for one in list_devices() if one.name == "a100")
+    model = anchor_model(name, "int8", tokens)
+    small, large = (project(count(model, batch, PLUGINS), device, device.peak[0]) for batch in sorted((first, second)))
+    assert small.total_ms <= large.total_ms
+    assert small.least_ms <= large.least_ms
 
 
 def test_bert_has_seven_kernels_a_layer():
