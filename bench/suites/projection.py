@@ -17,8 +17,9 @@ How to run, from a checkout where tsexport is installed with its extra `build`; 
 Results go to bench/results/projection.json and .md.  `--runs` judges other measurements by the efficiencies as they
 are: rows as those of anchors.toml, whose `model` may be the path of an ONNX file, relative to that of the rows.
 
-What it does not say: how GPU runs of one's own compare (none are recorded here; `--runs` judges them), nor what holds for
-devices without anchors, the Orin Nano, H100 and H200 among them: the error with a device left out is the better guess.
+What it does not say: how GPU runs of one's own compare (none are recorded here; `--runs` judges them), nor what holds
+for devices without anchors, the Orin Nano, H100 and H200 among them: the error with a device left out is the better
+guess.
 """
 
 import argparse
