@@ -15,6 +15,7 @@ from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
 from tsexport.covering import coverage_of
+from tsexport.device_kit import write_kit
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
@@ -266,6 +267,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         manifest = _manifest(context, samples, packed, entries, tried, tables)
         selection = replace(_selection(context, samples, packed, tried), tables=of_recipes)
         write_golden(root, *samples.golden)
+        write_kit(root, manifest, context.options.batches, TENSORRT_CACHE)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")
