@@ -112,6 +112,7 @@ def test_the_committed_efficiencies_and_their_error_are_those_of_the_fit(placed,
     known = fitted()
     assert fit(placed) == known.efficiency
     assert report.error == known.error
+    assert (projection.DATA / "projection.toml").read_text(encoding="utf-8") == fitted_text(known)
 
 
 def test_the_committed_results_are_those_of_the_suite(report):
