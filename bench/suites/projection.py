@@ -334,7 +334,7 @@ def fitted_text(found: Fitted) -> str:
     return "\n".join(
         [
             "# Written by `python bench/suites/projection.py --fit`: the efficiencies that projections assume, fitted",
-            "# on the public latencies of anchors.toml, and the error they leave there.  The bandwidth's share was set.",
+            "# on the public latencies of anchors.toml, and the error left there.  The bandwidth's share was set.",
             "",
             f"schema = {found.schema}",
             "",
