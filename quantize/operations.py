@@ -164,14 +164,15 @@ def _operation(
     return Operation(
         name=name,
         operator=node.op_type,
-        macs=_macs(node, [tensor(one) for one in node.input], tensors.get(node.output[0])),
+        macs=macs_of(node, [tensor(one) for one in node.input], tensors.get(node.output[0])),
         integer=weight is not None and weight.dtype in _INTEGER,
         weight_bytes=sum(constants[one].size_bytes for one in inputs if one in constants),
         activation_bytes=sum(tensors[one].size_bytes for one in (*inputs, *node.output) if one in tensors),
     )
 
 
-def _macs(node: onnx.NodeProto, inputs: list[Tensor | None], output: Tensor | None) -> int:
+def macs_of(node: onnx.NodeProto, inputs: list[Tensor | None], output: Tensor | None) -> int:
+    """Return the multiply-accumulates of a node by the table above, 0 where a shape that it takes is not known."""
     kind = node.op_type
     if kind == "Einsum":
         return _einsum(node, inputs)

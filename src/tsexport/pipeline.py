@@ -37,6 +37,7 @@ from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
+from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
@@ -218,7 +219,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
     measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
-    verdicts = judge_all(samples, measurements, machine)
+    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say)
+    verdicts = with_outlook(judge_all(samples, measurements, machine), projected)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
     packed = Packed(
@@ -246,6 +248,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         notes=samples.record.notes,
         pruning=pruning,
         buildups=buildups,
+        projected=projected,
     )
 
     def record() -> MachineRecord:

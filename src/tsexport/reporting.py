@@ -33,6 +33,7 @@ from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
+from tsexport.projecting import ProjectionView, projection_views
 from tsexport.types import Accuracy, Candidate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -111,6 +112,7 @@ class BundleView:
     explanations: tuple[Explanation, ...]
     sizes: tuple[Bar, ...]
     selected_accuracy: Accuracy | None
+    projected: tuple[ProjectionView, ...]
 
 
 def render_report(bundles: Sequence[Bundle]) -> str:
@@ -223,6 +225,7 @@ def _bundle_view(bundle: Bundle) -> BundleView:
         explanations=explanations(manifest, None),
         sizes=_bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
         selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
+        projected=projection_views(bundle),
     )
 
 
