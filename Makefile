@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning
+.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ bench-models: $(BIN)/tsexport
 
 bench-pruning: $(BIN)/tsexport
 	$(BIN)/python bench/suites/pruning.py $(BENCH_ARGS)
+
+# Nothing is timed: projections against public latencies.
+bench-projection: $(BIN)/tsexport
+	$(BIN)/python bench/suites/projection.py $(BENCH_ARGS)
 
 # INT8 against the other tools' defaults; with Olive where BENCH_ARGS names its --olive-python.
 bench-int8: $(BIN)/tsexport

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tsexport.bench.device_records import DeviceRecord
 from tsexport.bench.race import RaceResult
 from tsexport.bench.statistics import Ratio, summarize, throughput_per_s
 from tsexport.types import Budget, Measurement, Verdict
@@ -53,6 +54,22 @@ class MeasurementRow:
 
 
 @dataclass(frozen=True)
+class DeviceRow:
+    """One batch size that the device kit measured; `transfers` says whether latencies hold the copies."""
+
+    artifact: str
+    precision: str
+    batch: str
+    samples: str
+    p50: str
+    p90: str
+    p99: str
+    mean: str
+    computing: str
+    transfers: str
+
+
+@dataclass(frozen=True)
 class RaceRow:
     """One contestant, with its speed-up over the race's baseline and the 95 % interval of that."""
 
@@ -94,6 +111,27 @@ def measurement_rows(measurements: Sequence[Measurement]) -> tuple[MeasurementRo
             )
         )
     return tuple(rows)
+
+
+def device_rows(record: DeviceRecord) -> tuple[DeviceRow, ...]:
+    """Return one row for each batch size that was measured on a device, in their order."""
+    summaries = [(one, summarize(one.samples_ms)) for one in record.measurements]
+    label = " (implicit)" if record.quantization == "implicit" else ""
+    return tuple(
+        DeviceRow(
+            artifact=record.artifact,
+            precision=record.precision + label,
+            batch=str(one.batch),
+            samples=str(summary.samples),
+            p50=milliseconds(summary.p50_ms),
+            p90=milliseconds(summary.p90_ms),
+            p99=milliseconds(summary.p99_ms),
+            mean=milliseconds(summary.mean_ms),
+            computing=milliseconds(one.compute_ms),
+            transfers=record.transfers,
+        )
+        for one, summary in summaries
+    )
 
 
 def race_rows(result: RaceResult) -> tuple[RaceRow, ...]:

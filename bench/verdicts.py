@@ -8,10 +8,13 @@ budget that is met on fewer cores is met; missed on fewer cores it is inconclusi
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tsexport.bench.device_records import MeasuredDevice
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.statistics import P90_SAMPLES, percentile, summarize, throughput_per_s
 from tsexport.types import Budget, Measurement, Verdict, VerdictStatus
 
+Place = Machine | MeasuredDevice
+"""Where something was measured: a machine that ran Python, or a device that ran the device kit."""
 CPU4 = "cpu4"
 CPU4_CORES = 4
 _INCLUDES = {"cpu": frozenset({CPU4}), "any": frozenset({CPU4})}
@@ -21,14 +24,18 @@ _MB = 10**6
 
 
 def judge(
-    budgets: Sequence[Budget], measurements: Sequence[Measurement], *, machine: Machine, device: str = CPU4
+    budgets: Sequence[Budget],
+    measurements: Sequence[Measurement],
+    *,
+    machine: Place,
+    device: str = CPU4,
 ) -> tuple[Verdict, ...]:
     """Return one verdict for each budget, in their order.
 
     Args:
         budgets: of the model that was measured (`tables.latency_budgets`).
         measurements: of this model's artifacts, all made on `machine`; others are ignored.
-        machine: where they were made; its usable cores decide what "fewer cores" is.
+        machine: where they were made; the usable cores of a machine decide what "fewer cores" is.
         device: what the machine stands for in the tables.
     """
     here = tuple(m for m in measurements if m.machine == machine.machine_id)
@@ -52,7 +59,7 @@ class _Judged:
     text: str
 
 
-def _judge_one(budget: Budget, measurements: tuple[Measurement, ...], machine: Machine, device: str) -> Verdict:
+def _judge_one(budget: Budget, measurements: tuple[Measurement, ...], machine: Place, device: str) -> Verdict:
     if _CANNOT_BE_MET in budget.caveat:
         return Verdict("not possible", budget, f"no artifact can meet this on {budget.device}")
     if budget.via is not None:
@@ -91,7 +98,7 @@ def _why_nothing(budget: Budget, measurements: tuple[Measurement, ...], device: 
     return f"no {budget.precision or 'artifact'} measurement{batch} on this machine"
 
 
-def _judge_latency(budget: Budget, measurements: tuple[Measurement, ...], machine: Machine) -> Verdict:
+def _judge_latency(budget: Budget, measurements: tuple[Measurement, ...], machine: Place) -> Verdict:
     fastest = min(measurements, key=lambda m: summarize(m.samples_ms).median_ms)
     needed = P90_SAMPLES if budget.statistic == "p90" else (budget.samples or 1)
     if len(fastest.samples_ms) < needed:
@@ -114,7 +121,7 @@ def _judge_claim(budget: Budget, judged: _Judged) -> Verdict:
     return _verdict("inconclusive", budget, f"{judged.text}; {claim}, and not refuted here", judged.measurement)
 
 
-def _judge_throughput(budget: Budget, measurements: tuple[Measurement, ...], machine: Machine) -> Verdict:
+def _judge_throughput(budget: Budget, measurements: tuple[Measurement, ...], machine: Place) -> Verdict:
     best = max(measurements, key=lambda m: throughput_per_s(m.samples_ms, m.batch))
     if budget.min_samples_per_s is not None:
         value, limit = throughput_per_s(best.samples_ms, best.batch), budget.min_samples_per_s
@@ -129,7 +136,7 @@ def _judge_throughput(budget: Budget, measurements: tuple[Measurement, ...], mac
     return replace(verdict, value_per_s=value)
 
 
-def _judge_memory(budget: Budget, measurements: tuple[Measurement, ...], machine: Machine) -> Verdict:
+def _judge_memory(budget: Budget, measurements: tuple[Measurement, ...], machine: Place) -> Verdict:
     if budget.max_memory_mb is None:
         return _not_measured(budget, "the row names no figure")
     fastest = min(measurements, key=lambda m: (m.batch, summarize(m.samples_ms).median_ms))
@@ -146,7 +153,7 @@ def _judge_memory(budget: Budget, measurements: tuple[Measurement, ...], machine
     return replace(verdict, value_mb=value)
 
 
-def _decide(budget: Budget, judged: _Judged, met: bool, limit: str, machine: Machine) -> Verdict:
+def _decide(budget: Budget, judged: _Judged, met: bool, limit: str, machine: Place) -> Verdict:
     if met:
         return _verdict("met", budget, f"{judged.text}; {limit}", judged.measurement)
     cores = _cores(judged.measurement, machine)
@@ -162,11 +169,16 @@ def _p90(measurement: Measurement) -> float:
     return value
 
 
-def _cores(measurement: Measurement, machine: Machine) -> int:
-    return min(measurement.threads, machine.usable_cores)
+def _cores(measurement: Measurement, machine: Place) -> int:
+    return min(measurement.threads, machine.usable_cores) if isinstance(machine, Machine) else measurement.threads
 
 
-def _how(measurement: Measurement, machine: Machine) -> str:
+def _how(measurement: Measurement, machine: Place) -> str:
+    if isinstance(machine, MeasuredDevice):
+        return (
+            f"measured with {measurement.artifact} on {measurement.runtime}, batch {measurement.batch}, "
+            f"{len(measurement.samples_ms)} samples, on {machine}"
+        )
     threads, cores = measurement.threads, machine.usable_cores
     return (
         f"measured with {measurement.artifact} on {measurement.runtime}, {threads} thread{'s' if threads > 1 else ''}, "

@@ -7,7 +7,7 @@ whose importer was not read rests on the last one that was, and the report says 
 Limits: values known only at run time, memory, and whether a kernel exists for a shape are not judged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -295,6 +295,13 @@ def check_onnx(
         found.add(finding)
     findings = tuple(sorted(found.findings, key=lambda one: one.level))  # errors first, else as found
     return DeviceReport(path.name, target, device, tensorrt, len(nodes), findings, _notes(table, tensorrt, version))
+
+
+def refused_by(tensorrt: str) -> Callable[[ir.Node], bool]:
+    """Return the question whether a TensorRT version refuses a node, or computes something else."""
+    table = tensorrt_table()
+    judge = _Judge(table, table.closest(tensorrt))
+    return lambda node: any(level == "error" for _, level, _, _ in judge.findings(node))
 
 
 def _judge_node(node: ir.Node, judge: _Judge, found: _Collected) -> None:

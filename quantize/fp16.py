@@ -1,7 +1,7 @@
 """fp16 for TensorRT: the graph in fp16 with fp32 where fp16 is too short (see `quantize.narrowing`).
 
 From TensorRT 8.6 on LayerNormalization stays one operator, which computes in fp32 by itself; for earlier versions the
-recipe writes it out (`decompose_layer_norm`), and its parts stay in fp32.
+graph has it written out (see `exporters.device_rewrites`), and its parts stay in fp32.
 """
 
 from pathlib import Path

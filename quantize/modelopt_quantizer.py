@@ -26,7 +26,6 @@ from onnx_ir.passes import common
 
 from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ExportError, MissingDependencyError
-from tsexport.exporters.layer_norm import decompose_layer_norms
 from tsexport.exporters.onnx_external import open_model
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.onnx_lowering import lower_to_opset17
@@ -88,7 +87,7 @@ def quantize_modelopt(source: Path, recipe: Recipe, calibration: Dataset) -> tup
     method = METHODS[recipe.observer.method if recipe.observer is not None else "entropy"]
     with tempfile.TemporaryDirectory(prefix="tsexport-modelopt-") as name:
         folder = Path(name)
-        named = _with_names(_prepared(source, recipe))
+        named = _with_names(open_model(source))
         onnx.save(named, folder / "source.onnx")
         for number, batch in enumerate(calibration.batches(calibration_batch(calibration))):
             write_arrays(folder / f"batch-{number:06}.npz", dict(batch.feeds))
@@ -111,18 +110,6 @@ def _run(folder: Path, order: str) -> None:
         raise ExportError(
             f"nvidia-modelopt ended with exit code {done.returncode}: {(lines or ['it says nothing'])[-1][:300]}"
         )
-
-
-def _prepared(source: Path, recipe: Recipe) -> onnx.ModelProto:
-    """Return the fp32 model, with LayerNormalization written out where the recipe says so."""
-    model = open_model(source)
-    if not recipe.decompose_layer_norm:
-        return model
-    graph_model = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
-    decompose_layer_norms(graph_model)
-    written: onnx.ModelProto = ir.to_proto(graph_model)
-    del written.graph.value_info[:]
-    return written
 
 
 def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:

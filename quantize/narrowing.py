@@ -14,7 +14,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from tsexport.exporters.layer_norm import decompose_layer_norms
 from tsexport.exporters.onnx_cleanup import strip_traces
 from tsexport.exporters.onnx_external import open_model
 from tsexport.exporters.onnx_file import OPSET, describe_onnx, validate_onnx, validate_runs, write_onnx
@@ -60,7 +59,6 @@ def narrow_graph(
     layers: Sequence[str] = (),
     nodes: Sequence[str] = (),
     far: dict[str, float] | None = None,
-    decompose: bool = False,
 ) -> Narrowed:
     """Return a graph cast to fp16 or bf16, with the islands in fp32 that `quantize.islands` names.
 
@@ -70,21 +68,18 @@ def narrow_graph(
         layers: scopes of layers that stay in fp32.
         nodes: names of nodes that stay in fp32.
         far: tensors that are out of the type's range, with their largest magnitude.
-        decompose: write LayerNormalization out, for TensorRT below 8.6.
 
     Raises:
         NothingNarrowedError: no product may carry the type at opset 17.
     """
     narrow = NARROW[precision]
     opened = open_graph(model)
-    written_out = decompose_layer_norms(opened) if decompose else 0
     islands = find_islands(opened, narrow, layers=layers, nodes=nodes, out_of_range=far)
     products = [node for node in opened.graph if node.op_type in PRODUCTS]
     cast = [node for node in products if node.name not in islands.reasons and any(narrow_places(node, narrow))]
     if not cast:
         raise NothingNarrowedError(_why_nothing(products, precision))
     notes = [f"{len(cast)} of {len(products)} products in {precision}", *_kept_notes(islands, far or {})]
-    notes += [f"{written_out} LayerNormalization written out"] if written_out else []
     notes += _illegal(products, precision)
     lost = sum(vanishing(array, narrow) for node in cast for array in _weights(node))
     notes += [f"{lost} weights vanish in {precision}: each is below its smallest number"] if lost else []
@@ -111,7 +106,6 @@ def build_narrow(order: Order, folder: Path, precision: NarrowName) -> Artifact:
         layers=order.spec.fp32_layers,
         nodes=order.recipe.float_layers,
         far=far,
-        decompose=order.recipe.decompose_layer_norm,
     )
     model = narrowed.model
     strip_traces(model)

@@ -162,7 +162,7 @@ def _operation(
     operands = OPERANDS.get(node.op_type)
     weight = tensor(node.input[operands[1]]) if operands and len(node.input) > operands[1] else None
     operand = [tensor(one) for one in node.input]
-    macs = _macs(node, operand, tensors.get(node.output[0]))
+    macs = macs_of(node, operand, tensors.get(node.output[0]))
     in_float = _attended(operand[0]) if node.op_type in _ATTENTIONS else 0
     return Operation(
         name=name,
@@ -174,7 +174,8 @@ def _operation(
     )
 
 
-def _macs(node: onnx.NodeProto, inputs: list[Tensor | None], output: Tensor | None) -> int:
+def macs_of(node: onnx.NodeProto, inputs: list[Tensor | None], output: Tensor | None) -> int:
+    """Return the multiply-accumulates of a node by the table above, 0 where a shape that it takes is not known."""
     kind = node.op_type
     if kind == "Einsum":
         return _einsum(node, inputs)

@@ -17,7 +17,7 @@ class Recipe:
     `tool` is a key of `candidates.TOOLS`.  `activation_type` is that of static activations.  `domains` are the operator
     domains beside ONNX's own that its graph may use.  `float_layers` name the nodes of the fp32 graph that stay in
     floating point.  `observer` takes the ranges of activations where the recipe is static and its tool calibrates by
-    table; None for the tool's own way.  `decompose_layer_norm` writes LayerNormalization out, with its parts in fp32.
+    table; None for the tool's own way.
     For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
     compute capability 8.0, which lack some INT8 kernels.
     `preset` is the tool's own choice among its ways (NNCF's, see `nncf_quantizer`; "autotune" of INC; "simulated" of
@@ -39,7 +39,6 @@ class Recipe:
     activation_type: Literal["u8", "s8"] = "u8"
     float_layers: tuple[str, ...] = ()
     observer: Observer | None = None
-    decompose_layer_norm: bool = False
     attention_products: bool = False
     every_kernel: bool = True
     preset: Literal["", "mixed", "products", "autotune", "simulated"] = ""

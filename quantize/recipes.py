@@ -23,7 +23,6 @@ adds its rows all the same: where it is missing, the candidate is listed with th
 
 from collections.abc import Mapping
 
-from tsexport.devices import version_key
 from tsexport.quantize.cpu_recipes import (
     ARM64,
     CPU_BF16,
@@ -37,16 +36,10 @@ from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.tensorrt_recipes import (
     TENSORRT_BF16,
     TENSORRT_FP16,
-    TENSORRT_FP16_BEFORE_8_6,
     TENSORRT_INT8,
-    TENSORRT_INT8_BEFORE_8_6,
     TENSORRT_INT8_BEFORE_AMPERE,
-    TENSORRT_INT8_BEFORE_AMPERE_AND_8_6,
 )
 from tsexport.targets import CpuFeatures, InstructionSet, Target
-
-LAYER_NORM_FROM = (8, 6)
-"""The first TensorRT that knows LayerNormalization."""
 
 INT8: Mapping[InstructionSet, tuple[Recipe, ...]] = {
     "generic": WITHOUT_VNNI,
@@ -69,7 +62,7 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     """
     gpu = target.instruction_set == "gpu"
     if target.precision == "fp16":
-        return (TENSORRT_FP16_BEFORE_8_6 if _is_before_8_6(target) else TENSORRT_FP16) if gpu else ()
+        return TENSORRT_FP16 if gpu else ()
     if target.precision == "bf16":
         elsewhere = () if target.here else (OPENVINO_BF16_ELSEWHERE,)
         return TENSORRT_BF16 if gpu else elsewhere or CPU_BF16
@@ -87,13 +80,6 @@ def _is_before_ampere(target: Target) -> bool:
     return target.compute_capability is not None and float(target.compute_capability) < 8.0
 
 
-def _is_before_8_6(target: Target) -> bool:
-    """Return whether a target's TensorRT does not know LayerNormalization."""
-    return target.tensorrt is not None and version_key(target.tensorrt) < LAYER_NORM_FROM
-
-
 def _tensorrt_int8(target: Target) -> tuple[Recipe, ...]:
-    """Return the INT8 recipes by what a GPU and its TensorRT lack."""
-    if _is_before_ampere(target):
-        return TENSORRT_INT8_BEFORE_AMPERE_AND_8_6 if _is_before_8_6(target) else TENSORRT_INT8_BEFORE_AMPERE
-    return TENSORRT_INT8_BEFORE_8_6 if _is_before_8_6(target) else INT8["gpu"]
+    """Return the INT8 recipes by what a GPU lacks."""
+    return TENSORRT_INT8_BEFORE_AMPERE if _is_before_ampere(target) else INT8["gpu"]

@@ -26,7 +26,6 @@ import onnx_ir as ir
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.errors import DataError
-from tsexport.exporters.layer_norm import decompose_layer_norms
 from tsexport.exporters.onnx_external import open_model
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.qdq_regions import (
@@ -283,8 +282,6 @@ def quantize_tensorrt(
     unknown = sorted({*recipe.float_layers} - {str(node.name) for node in model.graph})
     if unknown:
         raise ValueError(f"float_layers names {unknown[0]!r}, and the graph has no such node")
-    if recipe.decompose_layer_norm:
-        decompose_layer_norms(model)  # keeps the names of what is calibrated
     placement = place_pairs(
         model.graph,
         float_layers=recipe.float_layers,

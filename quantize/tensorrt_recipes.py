@@ -1,4 +1,8 @@
-"""The candidates for TensorRT, by precision and by what a version or a GPU lacks."""
+"""The candidates for TensorRT, by precision and by what a GPU lacks.
+
+What a version of TensorRT lacks is written otherwise in the fp32 graph that they are made from (see
+`exporters.device_rewrites`).
+"""
 
 from dataclasses import replace
 
@@ -16,12 +20,6 @@ TENSORRT_IN_FP16 = Recipe(
     runtimes=("onnxruntime",),
     summary="fp16, with sums, softmax, powers and named layers in fp32",
     precision="fp16",
-)
-TENSORRT_IN_FP16_BEFORE_8_6 = replace(
-    TENSORRT_IN_FP16,
-    name="tensorrt-fp16-layernorm",
-    summary=f"{TENSORRT_IN_FP16.summary}, and LayerNormalization written out in fp32, which TensorRT below 8.6 needs",
-    decompose_layer_norm=True,
 )
 TENSORRT_IN_BF16 = replace(
     TENSORRT_IN_FP16,
@@ -106,22 +104,5 @@ TENSORRT_INT8_BEFORE_AMPERE = tuple(
 """For TensorRT on T4 and Xavier."""
 
 
-def _layer_norm_written_out(recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-    return tuple(
-        replace(
-            recipe,
-            name=f"{recipe.name}-layernorm",
-            summary=f"{recipe.summary}; LayerNormalization written out, which TensorRT below 8.6 needs",
-            decompose_layer_norm=True,
-        )
-        for recipe in recipes
-    )
-
-
-TENSORRT_INT8_BEFORE_8_6 = _layer_norm_written_out(TENSORRT_INT8)
-TENSORRT_INT8_BEFORE_AMPERE_AND_8_6 = _layer_norm_written_out(TENSORRT_INT8_BEFORE_AMPERE)
-
 TENSORRT_FP16: tuple[Recipe, ...] = (TENSORRT_IN_FP16,)
-TENSORRT_FP16_BEFORE_8_6: tuple[Recipe, ...] = (TENSORRT_IN_FP16_BEFORE_8_6,)
-"""For versions that do not know LayerNormalization."""
 TENSORRT_BF16: tuple[Recipe, ...] = (TENSORRT_IN_BF16,)

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Session": "tsexport.types",
     "TensorSpec": "tsexport.types",
     "TsexportError": "tsexport.errors",
+    "attach": "tsexport.api",
     "benchmark": "tsexport.api",
     "build": "tsexport.api",
     "check": "tsexport.api",
@@ -29,7 +30,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import benchmark, build, check, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -41,6 +42,7 @@ __all__ = [
     "TensorSpec",
     "TsexportError",
     "__version__",
+    "attach",
     "benchmark",
     "build",
     "check",

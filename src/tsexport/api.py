@@ -10,6 +10,7 @@ from tsexport.types import Session, TensorSpec
 from tsexport.verification import VerificationReport, verify_bundle
 
 if TYPE_CHECKING:
+    from tsexport.attaching import AttachedResults
     from tsexport.exporters.device_check import DeviceReport
 
 StrPath = str | Path
@@ -191,6 +192,24 @@ def benchmark(
     from tsexport.bench.measure import BATCHES
 
     return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
+
+
+def attach(bundle: StrPath | Bundle, results: StrPath) -> "AttachedResults":
+    """Bring what the device kit measured on a device into its bundle; see the record's measurements and verdicts.
+
+    Args:
+        bundle: a bundle's folder.
+        results: the folder that the kit's measure.sh wrote.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        DataError: the results are damaged, or belong to another bundle, device or version.
+        UsageError: the bundle is an archive or for a CPU, cannot be written to, or holds these results already.
+        MissingDependencyError: jinja2 is not installed; names the pip command.
+    """
+    from tsexport.attaching import attach_results
+
+    return attach_results(bundle, results)
 
 
 def report(*bundles: StrPath | Bundle, output: StrPath) -> Path:

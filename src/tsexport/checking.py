@@ -43,15 +43,24 @@ def check_file(path: Path, target: str, device: str | None = None) -> "DeviceRep
     )
 
 
-def raise_unless_accepted(report: "DeviceReport") -> None:
-    """Raise UnsupportedError, with what stands in the way, where a node is refused or computed wrongly."""
-    if report.accepted:
-        return
+def explain(report: "DeviceReport", what: str) -> str:
+    """Return why TensorRT does not run `what`: the first node that stands in the way, and how many more do."""
     first, more = report.errors[0], len(report.errors) - 1
     others = f" (and {more} more)" if more else ""
     where = f"{first.node!r}: " if first.node else ""
+    return f"TensorRT {report.tensorrt} does not run {what} as it is: {where}{first.reason}{others}"
+
+
+def next_step_of(report: "DeviceReport") -> str:
+    """Return what helps against the first node that stands in the way, "" where nothing is known."""
+    first = report.errors[0]
     later = f"TensorRT {first.first_version} takes it" if first.first_version else ""
-    raise UnsupportedError(
-        f"TensorRT {report.tensorrt} does not run {report.file} as it is: {where}{first.reason}{others}",
-        next_step="; ".join(part for part in (first.rewrite, later) if part) or "See the report for each node.",
-    )
+    return "; ".join(part for part in (first.rewrite, later) if part)
+
+
+def raise_unless_accepted(report: "DeviceReport") -> None:
+    """Raise UnsupportedError, with what stands in the way, where a node is refused or computed wrongly."""
+    if not report.accepted:
+        raise UnsupportedError(
+            explain(report, report.file), next_step=next_step_of(report) or "See the report for each node."
+        )

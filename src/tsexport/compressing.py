@@ -11,6 +11,7 @@ from tsexport.buildup import check_buildup
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.exporting import Exports
+from tsexport.fitting import refusal_by_device
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.samples import Samples
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
@@ -39,7 +40,10 @@ class AccuracyResult:
 
 @dataclass(frozen=True)
 class Tried:
-    """One recipe on one runtime: what was built, how accurate it is, and why it is out of the race if it is."""
+    """One recipe on one runtime: what was built, how accurate it is, and why it is out of the race if it is.
+
+    `refused` says that the target's TensorRT does not run it (see `fitting`).
+    """
 
     recipe: "Recipe"
     runtime: str
@@ -49,6 +53,7 @@ class Tried:
     out: Literal["", "failed", "rejected"]
     reason: str
     coverage: Coverage | None = None
+    refused: bool = False
 
     @property
     def name(self) -> str:
@@ -180,13 +185,16 @@ def try_recipe(
     budget: AccuracyBudget,
     here: Sequence[str],
 ) -> tuple[Tried, ...]:
-    """Judge the accuracy of a built recipe on each of its runtimes that is here."""
+    """Judge the accuracy of a built recipe on each of its runtimes that is here, unless the target refuses it."""
     from tsexport.quantize.evaluation import budget_miss
 
     tried = []
+    refusal = refusal_by_device(context, artifact) if artifact is not None else ""
     for runtime in recipe.runtimes:
         if artifact is None:
             tried.append(Tried(recipe, runtime, None, None, 0.0, "failed", why))
+        elif refusal:
+            tried.append(Tried(recipe, runtime, None, None, 0.0, "failed", refusal, refused=True))
         elif runtime not in here:
             tried.append(Tried(recipe, runtime, artifact, None, 0.0, "failed", f"{runtime} is not installed here"))
         else:

@@ -26,7 +26,7 @@ class Peak:
     """What a device reaches at most in one of its power modes or sizes, dense; None where it has no such arithmetic.
 
     `basis` says which figures are published and how the others were calculated.  bf16 runs at the speed of fp16 where
-    there is any.
+    there is any, and fp32 at that of TF32, which TensorRT allows itself unless told otherwise.
     """
 
     mode: str
@@ -35,6 +35,7 @@ class Peak:
     fp16_tflops: float
     basis: str
     int8_tops: float | None = None
+    tf32_tflops: float | None = None
 
 
 @dataclass(frozen=True)

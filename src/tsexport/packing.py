@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsexport.bench.outlook import ProjectionRecord, write_projection
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.buildup import BuildUp
 from tsexport.bundles import Bundle, open_bundle
@@ -14,6 +15,7 @@ from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.compressing import AccuracyResult, Tried, build_recipe
 from tsexport.context import Context
 from tsexport.covering import coverage_of
+from tsexport.device_kit import write_kit
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
@@ -75,6 +77,7 @@ class Packed:
     notes: tuple[str, ...]
     pruning: PruningRecord | None = None
     buildups: tuple[BuildUp, ...] = ()
+    projected: ProjectionRecord | None = None
 
 
 def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResult) -> GoldenTolerance:
@@ -264,10 +267,13 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         manifest = _manifest(context, samples, packed, entries, tried, tables)
         selection = replace(_selection(context, samples, packed, tried), tables=of_recipes)
         write_golden(root, *samples.golden)
+        write_kit(root, manifest, context.options.batches, TENSORRT_CACHE)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")
         write_record(record(), root / MEASUREMENTS)
+        if packed.projected is not None:
+            write_projection(packed.projected, root / MEASUREMENTS)
         seal(root)  # the report is rendered from the bundle as a reader will find it
         with open_bundle(root) as bundle:
             page = render_report([bundle])

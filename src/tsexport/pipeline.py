@@ -1,9 +1,9 @@
 """The build path, from top to bottom.
 
-Checkpoint -> source model and samples -> fp32 artifacts -> parity -> candidates, the worst layers of those that miss
-the budget in floating point -> accuracy -> races -> selection -> measurements -> verdicts -> bundle.  Data moves
-forward only; everything but measuring is cached by content.  Where the target is not this machine, candidates are
-judged by exact simulation, and nothing is raced or measured.
+Checkpoint -> source model and samples -> fp32 artifacts, fit to TensorRT where the target has it -> parity ->
+candidates, the worst layers of those that miss the budget in floating point -> accuracy -> races -> selection ->
+measurements -> verdicts -> bundle.  Data moves forward only; everything but measuring is cached by content.  Where the
+target is not this machine, candidates are judged by exact simulation, and nothing is raced or measured.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
+from tsexport.fitting import fit_to_device
 from tsexport.loading import cores_here
 from tsexport.measuring import (
     Placed,
@@ -36,6 +37,7 @@ from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
 from tsexport.progress import Progress
+from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
@@ -43,15 +45,17 @@ from tsexport.runtimes.registry import list_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
-from tsexport.targets import caveats_of, formats_of, host_cpu, parse_target
+from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.types import Accuracy, Format, Parity, RuntimeStatus
 
+FIT = "fit to TensorRT"
 STEPS = {
     "prune": 60.0,
     "model and data": 8.0,
     "export ONNX": 8.0,
     "export TorchScript": 3.0,
     "export OpenVINO": 1.0,
+    FIT: 3.0,
     "parity": 4.0,
     "compare with the unpruned model": 15.0,
     CANDIDATES: 15.0,
@@ -135,7 +139,7 @@ def plan_build(options: BuildOptions) -> Plan:
         recipes=recipes,
         runtimes=here,
         missing=tuple(status.pip_command for status in statuses if not status.available),
-        steps=_steps(options, bool(recipes), target.here),
+        steps=_steps(options, bool(recipes), target),
     )
 
 
@@ -151,7 +155,7 @@ def _require_runtime(name: str, statuses: tuple[RuntimeStatus, ...]) -> None:
         )
 
 
-def _steps(options: BuildOptions, int8: bool, here: bool) -> tuple[tuple[str, float], ...]:
+def _steps(options: BuildOptions, int8: bool, target: Target) -> tuple[tuple[str, float], ...]:
     """Return the steps of a build with their expected seconds.
 
     A repeated selection is not raced for, and nothing is measured for a target that is not this machine.
@@ -160,7 +164,8 @@ def _steps(options: BuildOptions, int8: bool, here: bool) -> tuple[tuple[str, fl
     left_out = {step for name, step in EXPORT_STEPS.items() if name not in exported}
     left_out |= PRUNING_STEPS if options.prune is None else frozenset()
     left_out |= (INT8_STEPS if not int8 else frozenset()) | (RACES | {SEARCH} if options.selection else frozenset())
-    left_out |= frozenset() if here else MEASURING
+    left_out |= frozenset() if target.here else MEASURING
+    left_out |= frozenset() if target.tensorrt and "onnx" in exported else {FIT}
     return tuple(
         (step, expected * (options.seconds / DEFAULT_SECONDS if step in MEASURING else 1.0))
         for step, expected in STEPS.items()
@@ -190,7 +195,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
             step.reused = prune_stage(context).reused
     samples = _samples(context, progress, say)
     require_feedback(context, samples)
-    exports = _export(context, samples, progress)
+    exports = _fit(context, samples, _export(context, samples, progress), progress)
     fp32, parity, refused = _check(context, samples, exports, plan, progress)
     pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
     tried = search(context, samples, exports, plan, progress)
@@ -214,7 +219,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
     measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
-    verdicts = judge_all(samples, measurements, machine)
+    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say)
+    verdicts = with_outlook(judge_all(samples, measurements, machine), projected)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
     packed = Packed(
@@ -242,6 +248,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         notes=samples.record.notes,
         pruning=pruning,
         buildups=buildups,
+        projected=projected,
     )
 
     def record() -> MachineRecord:
@@ -281,6 +288,15 @@ def _export(context: Context, samples: Samples, progress: Progress) -> Exports:
             results[name] = export_format(context, samples, name, onnx)
             step.reused = results[name].reused
     return gather(context, results)
+
+
+def _fit(context: Context, samples: Samples, exports: Exports, progress: Progress) -> Exports:
+    """Return the exports with ONNX as the target's TensorRT takes it, where it has one."""
+    if context.target.tensorrt is None or exports.of("onnx") is None:
+        return exports
+    with progress.step(FIT) as step:
+        exports, step.reused = fit_to_device(context, samples, exports)
+    return exports
 
 
 def _check(

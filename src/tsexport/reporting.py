@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from tsexport import plots
+from tsexport.bench.device_records import PREFIX, DeviceRecord, read_device_record
 from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord, read_record
-from tsexport.bench.rows import MeasurementRow, RaceRow, VerdictRow, measurement_rows, race_rows, verdict_rows
+from tsexport.bench.rows import (
+    DeviceRow,
+    MeasurementRow,
+    RaceRow,
+    VerdictRow,
+    device_rows,
+    measurement_rows,
+    race_rows,
+    verdict_rows,
+)
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENTS
+from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
+from tsexport.projecting import ProjectionView, projection_views
 from tsexport.types import Accuracy, Candidate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,16 +91,28 @@ class MachineView:
 
 
 @dataclass(frozen=True)
+class DeviceView:
+    """What the device kit measured on one device."""
+
+    record: DeviceRecord
+    judged: tuple[VerdictRow, ...]
+    not_judged: tuple[VerdictRow, ...]
+    measurements: tuple[DeviceRow, ...]
+
+
+@dataclass(frozen=True)
 class BundleView:
     """One bundle on the page."""
 
     manifest: Manifest
     selection: Selection
     machines: tuple[MachineView, ...]
+    devices: tuple[DeviceView, ...]
     candidates: tuple[CandidateRow, ...]
     explanations: tuple[Explanation, ...]
     sizes: tuple[Bar, ...]
     selected_accuracy: Accuracy | None
+    projected: tuple[ProjectionView, ...]
 
 
 def render_report(bundles: Sequence[Bundle]) -> str:
@@ -131,7 +155,8 @@ def render_readme(manifest: Manifest, selection: Selection) -> str:
     Raises:
         MissingDependencyError: jinja2 is not installed.
     """
-    return _render("README.md.j2", {"manifest": manifest, "selection": selection}, autoescape=False)
+    values = {"manifest": manifest, "selection": selection, "kit": graph_of(manifest) is not None}
+    return _render("README.md.j2", values, autoescape=False)
 
 
 def read_measurements(bundle: Bundle) -> tuple[MachineRecord, ...]:
@@ -140,7 +165,8 @@ def read_measurements(bundle: Bundle) -> tuple[MachineRecord, ...]:
     Raises:
         BundleError: one of them cannot be read.
     """
-    records = tuple(read_record(path) for path in sorted((bundle.path / MEASUREMENTS).glob("*.json")))
+    paths = sorted((bundle.path / MEASUREMENTS).glob("*.json"))
+    records = tuple(read_record(path) for path in paths if not path.name.startswith(PREFIX))
     for record in records:
         for measurement in record.measurements:
             if not measurement.samples_ms or min(measurement.samples_ms) <= 0:
@@ -148,6 +174,15 @@ def read_measurements(bundle: Bundle) -> tuple[MachineRecord, ...]:
                     f"{MEASUREMENTS}: {measurement.artifact} on {measurement.runtime} has no valid samples"
                 )
     return records
+
+
+def read_attached(bundle: Bundle) -> tuple[DeviceRecord, ...]:
+    """Return the record of every attached run of the device kit, by file name.
+
+    Raises:
+        BundleError: one of them cannot be read.
+    """
+    return tuple(read_device_record(path) for path in sorted((bundle.path / MEASUREMENTS).glob(f"{PREFIX}*.json")))
 
 
 def _render(template: str, values: Mapping[str, Any], *, autoescape: bool) -> str:
@@ -185,10 +220,22 @@ def _bundle_view(bundle: Bundle) -> BundleView:
         manifest=manifest,
         selection=selection,
         machines=tuple(_machine_view(record, manifest) for record in read_measurements(bundle)),
+        devices=tuple(_device_view(record) for record in read_attached(bundle)),
         candidates=candidate_rows(manifest.candidates, ()),
         explanations=explanations(manifest, None),
         sizes=_bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
         selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
+        projected=projection_views(bundle),
+    )
+
+
+def _device_view(record: DeviceRecord) -> DeviceView:
+    rows = verdict_rows(record.verdicts)
+    return DeviceView(
+        record,
+        tuple(row for row in rows if row.status in _JUDGED),
+        tuple(row for row in rows if row.status not in _JUDGED),
+        device_rows(record),
     )
 
 

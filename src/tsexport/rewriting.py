@@ -187,7 +187,7 @@ def rewrite_records(
         made: what is shipped.
     """
     why = {one.rewrite: one.why for one in choice.verdicts}
-    done = [_record(artifact, one, why.get(one.name, "")) for one in made.rewrites]
+    done = [record_of(artifact, one, why.get(one.name, "")) for one in made.rewrites]
     names = {one.name for one in made.rewrites}
     for one in whole.rewrites:
         if one.name not in names and one.kept:
@@ -196,7 +196,8 @@ def rewrite_records(
     return tuple(done)
 
 
-def _record(artifact: str, one: "Applied", why: str) -> RewriteRecord:
+def record_of(artifact: str, one: "Applied", why: str) -> RewriteRecord:
+    """Return the manifest's record of a rewrite of an artifact; `why` says why it was kept."""
     return RewriteRecord(
         artifact=artifact,
         name=one.name,

@@ -17,6 +17,7 @@ from tsexport.compressing import Tried, build_recipe, try_recipe
 from tsexport.context import Context
 from tsexport.covering import with_coverage
 from tsexport.exporting import Exports
+from tsexport.fitting import require_one_accepted
 from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
@@ -88,6 +89,7 @@ def _build_all(
             found, reused = _try(context, samples, exports, recipe, plan)
             step.reused &= reused
             tried += found
+    require_one_accepted(context, tried)
     return tuple(tried)
 
 

@@ -60,7 +60,7 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
             seal(staging)
             _set_permissions(staging)
             _sync_tree(staging)
-            with _locked(destination.parent):
+            with locked(destination.parent):
                 check_destination(destination, force)
                 _publish(staging, destination)
     finally:
@@ -75,7 +75,7 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
     A bundle that was caught between two renames is put back instead.
     """
     handled = []
-    with _locked(folder):
+    with locked(folder):
         for path in sorted(folder.iterdir()):
             match = _HIDDEN.fullmatch(path.name)
             if match is None or path.is_symlink() or not path.is_dir() or _is_in_use(path):
@@ -130,7 +130,7 @@ def check_folder(folder: Path) -> None:
 def _make_staging(destination: Path) -> tuple[Path, int]:
     """Return the hidden folder and the descriptor that holds its lock."""
     staging = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}.building")
-    with _locked(destination.parent):  # so that nobody takes it for a leftover before it is locked
+    with locked(destination.parent):  # so that nobody takes it for a leftover before it is locked
         staging.mkdir()
         lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it either
@@ -139,7 +139,7 @@ def _make_staging(destination: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock for a moment; without locks on this file system, go on."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

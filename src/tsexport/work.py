@@ -1,5 +1,6 @@
-"""What an artifact computes, counted: a record of the core, filled by `tsexport.quantize.coverage`."""
+"""What an artifact computes, counted: records of the core, filled by `tsexport.quantize.coverage` and `.kernels`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -41,3 +42,41 @@ class Coverage:
     def macs_per_byte(self) -> float:
         """Arithmetic intensity: multiply-accumulates for each byte that is read or written once."""
         return self.macs / max(self.weight_bytes + self.activation_bytes, 1)
+
+
+@dataclass(frozen=True)
+class KernelWork:
+    """What one kernel of an engine does for one call: nodes of a graph that are fused.
+
+    `macs` are multiply-accumulates by the precision that they are computed in.  `launches` is how many times a kernel
+    is started, more than 1 where a recurrence takes its steps one after another.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    macs: Mapping[str, int]
+    bytes_read: int
+    bytes_written: int
+    launches: int = 1
+
+
+@dataclass(frozen=True)
+class GraphWork:
+    """What a graph does for one call at a batch size, kernel by kernel.
+
+    `least_bytes` are every weight once, the inputs and the outputs: what any fusion has to move.  `unknown` names the
+    nodes whose shapes are not known; they count as nothing.
+    """
+
+    batch: int
+    kernels: tuple[KernelWork, ...]
+    least_bytes: int
+    unknown: tuple[str, ...] = ()
+
+    def macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of all kernels by precision."""
+        found: dict[str, int] = {}
+        for kernel in self.kernels:
+            for precision, count in kernel.macs.items():
+                found[precision] = found.get(precision, 0) + count
+        return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,30 @@ from tsexport.types import Artifact, Feeds, Format
 
 @dataclass(frozen=True)
 class Exported:
-    """A case with its source model and its artifact in every format."""
+    """A case with its source model; each format is converted when it is first asked for."""
 
     case: Case
     source: OpenedSource
-    converted: dict[Format, Converted]
     real: Feeds
     folder: Path
 
+    @cached_property
+    def converted(self) -> Callable[[Format], Converted]:
+        """Return a function from a format to what it was converted to."""
+
+        @cache
+        def convert(artifact_format: Format) -> Converted:
+            path = self.folder / file_name(artifact_format)
+            if artifact_format == "onnx":
+                return convert_to_onnx(self.source.module, None, self.source.spec, self.real, path)
+            if artifact_format == "torchscript":
+                return convert_to_torchscript(self.source.module, self.source.spec, self.real, path)
+            return convert_to_openvino(self.artifact("onnx"), path)
+
+        return convert
+
     def artifact(self, artifact_format: Format) -> Artifact:
-        return self.converted[artifact_format].artifact
+        return self.converted(artifact_format).artifact
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,14 +71,7 @@ def exported(tmp_path_factory) -> Callable[[str], Exported]:
         source = open_source(
             identify(case.model, checkpoint=case.checkpoint_path, settings=case.settings, component=case.component)
         )
-        real = case.real()
-        onnx = convert_to_onnx(source.module, None, source.spec, real, folder / file_name("onnx"))
-        converted: dict[Format, Converted] = {
-            "onnx": onnx,
-            "torchscript": convert_to_torchscript(source.module, source.spec, real, folder / file_name("torchscript")),
-            "openvino": convert_to_openvino(onnx.artifact, folder / file_name("openvino")),
-        }
-        return Exported(case, source, converted, real, folder)
+        return Exported(case, source, case.real(), folder)
 
     return export
 

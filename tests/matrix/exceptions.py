@@ -58,3 +58,28 @@ def reason_against(precision: str, runtime: str, case: str) -> str:
     """Return why a case cannot run there, or ""."""
     found = (one for one in EXCEPTIONS if (one.precision, one.runtime) == (precision, runtime))
     return next((one.reason for one in found if one.case in (case, EVERY)), "")
+
+
+@dataclass(frozen=True)
+class NotOnDevice:
+    """A case that a target cannot hold; `reason` names the node that forbids it."""
+
+    target: str
+    case: str
+    reason: str
+
+
+DEVICE_EXCEPTIONS: tuple[NotOnDevice, ...] = (
+    NotOnDevice(
+        target="a100-bf16",
+        case="unet-small",
+        reason="/down.0/down.0.0/Conv and every other product is a convolution, for which ONNX has no bf16 before "
+        "opset 22; a100-fp16 is what it gets",
+    ),
+)
+
+
+def reason_against_device(target: str, case: str) -> str:
+    """Return why a case cannot be built for a target, or ""."""
+    found = (one for one in DEVICE_EXCEPTIONS if one.target == target)
+    return next((one.reason for one in found if one.case in (case, EVERY)), "")

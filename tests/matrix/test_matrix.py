@@ -74,7 +74,7 @@ def test_the_ir_has_a_dynamic_batch_and_full_weights(exported, name):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_rewrite_proved_itself(exported, name):
-    for applied in exported(name).converted["onnx"].rewrites:
+    for applied in exported(name).converted("onnx").rewrites:
         assert applied.kept, str(applied)
 
 

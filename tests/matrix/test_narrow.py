@@ -17,19 +17,16 @@ from onnx_ir.passes import common
 
 from tsexport.models.registry import list_entries
 from tsexport.quantize.cpu_recipes import OPENVINO_BF16
-from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
+from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 from tsexport.targets import host_cpu
 
 FIRST_CASE = {case.model: case.name for case in reversed(CASES)}
-RECIPES = (TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6, TENSORRT_IN_BF16, OPENVINO_BF16)
+RECIPES = (TENSORRT_IN_FP16, TENSORRT_IN_BF16, OPENVINO_BF16)
 SLOW = frozenset({"sfno-hybrid", "sfno-edge"})
 """Over five seconds to export and to run through."""
-NORMALISED = ("patchtst-cpu", "hrm-27m", "migt-tvdt", "itransformer", "tft", "weather-gnn", *sorted(SLOW))
-"""The models with LayerNormalization, which TensorRT before 8.6 gets written out; the first two stand for the quick
-tests."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +49,8 @@ LIMITS = {
 def parameters():
     for entry in list_entries():
         for recipe in RECIPES:
-            written_out = recipe is TENSORRT_IN_FP16_BEFORE_8_6
-            if written_out and entry.name not in NORMALISED:
-                continue
-            slow = entry.name in SLOW or (written_out and entry.name not in NORMALISED[:2])
-            marks = [pytest.mark.slow] if slow else []
+            marks = [pytest.mark.slow] if entry.name in SLOW else []
             yield pytest.param(entry.name, recipe, marks=marks, id=f"{entry.name}-{recipe.name}")
-
-
-def test_the_models_with_layer_norm_are_named(exported):
-    """The quick ones; those that are slow to export are named as well."""
-    found = {
-        model
-        for model, name in FIRST_CASE.items()
-        if model in {entry.name for entry in list_entries()} - SLOW
-        and any(
-            node.op_type == "LayerNormalization" for node in onnx.load(exported(name).artifact("onnx").path).graph.node
-        )
-    }
-    assert found == {*NORMALISED} - SLOW
 
 
 def answers_of(artifact, feeds):

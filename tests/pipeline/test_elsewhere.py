@@ -106,6 +106,25 @@ def test_the_accuracy_of_what_is_selected_is_shown(bundle_for):
 
 
 @pytest.mark.parametrize(("target", "device"), TARGETS, ids=IDS)
+def test_gpus_and_boards_get_a_device_kit(bundle_for, target, device):
+    bundle = bundle_for(target, device)
+    readme = (bundle.path / "README.md").read_text()
+    if target.startswith("cpu4"):
+        assert not (bundle.path / "device").exists()
+        assert "device/" not in readme
+        return
+    assert "`device/README.md`" in readme
+    entry = bundle.manifest.artifact(bundle.manifest.selected.artifact)
+    settings = (bundle.path / "device" / "settings.sh").read_text()
+    assert f"KIT_GRAPH={entry.path}\n" in settings
+    assert "KIT_PRECISION=int8\n" in settings
+    assert "KIT_INPUTS=(series:@batchx32x2)\n" in settings
+    assert f"{entry.files[0].sha256}  {entry.path}\n" in (bundle.path / "device" / "graph.sha256").read_text()
+    cache = bundle.path / "artifacts" / "calibration.cache"
+    assert cache.read_bytes() == (bundle.path / "device" / "calibration.cache").read_bytes()
+
+
+@pytest.mark.parametrize(("target", "device"), TARGETS, ids=IDS)
 def test_it_verifies_and_runs_here(bundle_for, target, device):
     bundle = bundle_for(target, device)
     if device == "arm64" and not host_cpu().vnni:

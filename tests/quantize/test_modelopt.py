@@ -187,15 +187,6 @@ def test_it_builds_an_artifact_that_holds_the_rules(fp32, windows, tmp_path, rec
 
 
 @needs_modelopt
-def test_a_normalization_is_written_out_where_the_recipe_says_so(fp32, windows, tmp_path):
-    built = build_candidate(replace(MODELOPT_MINMAX, decompose_layer_norm=True), fp32, SPEC, windows, tmp_path / "out")
-    assert built.reason == ""
-    model = onnx.load(built.artifact.path)
-    assert not any(node.op_type == "LayerNormalization" for node in model.graph.node)
-    assert check_rules(model) == ()
-
-
-@needs_modelopt
 def test_named_layers_stay_in_floating_point(fp32, windows, tmp_path):
     """The first product, whose input is quantized all the same: the residual Add reads it."""
     recipe = replace(MODELOPT_MINMAX, float_layers=("node_0",))  # the text names no node: they get their places

@@ -11,7 +11,7 @@ from tsexport.exporters.rewrites.proofs import answer
 from tsexport.quantize.candidates import build_candidate
 from tsexport.quantize.islands import RANGE
 from tsexport.quantize.sources import Fp32Sources
-from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6
+from tsexport.quantize.tensorrt_recipes import TENSORRT_IN_BF16, TENSORRT_IN_FP16
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.types import ModelSpec, TensorSpec
 
@@ -36,9 +36,7 @@ def build(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(
-    "recipe", [TENSORRT_IN_FP16, TENSORRT_IN_FP16_BEFORE_8_6, TENSORRT_IN_BF16], ids=lambda one: one.name
-)
+@pytest.mark.parametrize("recipe", [TENSORRT_IN_FP16, TENSORRT_IN_BF16], ids=lambda one: one.name)
 def test_a_candidate_is_described(build, recipe):
     built = build(recipe, graph(LAYER_NORM))
     artifact = built.artifact

@@ -107,23 +107,6 @@ def test_bf16_for_a_cpu_and_for_a_gpu():
     assert recipes_for(replace(here, instruction_set="amx", here=False), cpu) == (OPENVINO_BF16_ELSEWHERE,)
 
 
-@pytest.mark.parametrize(
-    ("device", "decomposed"),
-    [
-        ("t4@tensorrt-8.5", True),
-        ("t4@tensorrt-8.6", False),
-        ("t4@tensorrt-10.3", False),
-    ],
-)
-def test_layer_norm_is_written_out_in_fp16_for_tensorrt_before_8_6(device, decomposed):
-    found = recipes_for(parse_target("t4-fp16", device), host_cpu())
-    assert {(one.precision, one.decompose_layer_norm) for one in found} == {("fp16", decomposed)}
-
-
-def test_the_original_nano_is_before_8_6():
-    assert all(one.decompose_layer_norm for one in recipes_for(parse_target("jetson-fp16", "jetson-nano"), host_cpu()))
-
-
 def test_tensorrt_gets_nothing_that_only_x86_can_use():
     others = {one for key, recipes in INT8.items() if key != "gpu" for one in recipes}
     assert not others & set(INT8["gpu"])

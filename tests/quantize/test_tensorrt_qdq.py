@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.calibration.table import CalibrationTable, Observer, TensorRange, calibrate
 from tsexport.errors import DataError
+from tsexport.exporters.device_rewrites import rewrite_for_device
 from tsexport.exporters.onnx_file import describe_onnx
 from tsexport.exporters.qdq_rules import check_rules
 from tsexport.quantize import tensorrt_qdq
@@ -503,34 +504,33 @@ def test_one_table_serves_every_choice_of_layers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "device", "every_kernel", "written_out", "attention"),
+    ("target", "device", "every_kernel", "attention"),
     [
-        ("jetson-int8", "@jetpack-6.2", True, False, True),
-        ("jetson-int8", "agx-orin@jetpack-5.1.1", True, True, True),
-        ("jetson-int8", "xavier-nx@jetpack-5.1", False, True, False),
-        ("t4-int8", "host", False, False, False),
-        ("a100-int8", "@tensorrt-8.5", True, True, True),
-        ("h100-int8", "host", True, False, True),
+        ("jetson-int8", "@jetpack-6.2", True, True),
+        ("jetson-int8", "agx-orin@jetpack-5.1.1", True, True),
+        ("jetson-int8", "xavier-nx@jetpack-5.1", False, False),
+        ("t4-int8", "host", False, False),
+        ("a100-int8", "@tensorrt-8.5", True, True),
+        ("h100-int8", "host", True, True),
     ],
 )
-def test_the_recipes_of_a_target(target, device, every_kernel, written_out, attention):
-    """GPUs before 8.0 lack kernels, TensorRT before 8.6 lacks LayerNormalization."""
+def test_the_recipes_of_a_target(target, device, every_kernel, attention):
+    """GPUs before compute capability 8.0 lack kernels."""
     recipes = recipes_for(parse_target(target, device), host_cpu())
     assert {recipe.every_kernel for recipe in recipes} == {every_kernel}
-    assert {recipe.decompose_layer_norm for recipe in recipes} == {written_out}
     assert {recipe.attention_products for recipe in recipes} == ({True, False} if attention else {False})
     assert {recipe.observer.method for recipe in recipes} == {"minmax", "entropy", "percentile", "mse"}
     assert {recipe.tool for recipe in recipes} == {"tensorrt-qdq", "modelopt"}
     assert len({recipe.name for recipe in recipes}) == len(recipes)
 
 
-def test_a_normalization_is_written_out_for_a_tensorrt_without_it(tmp_path):
+def test_a_normalization_that_is_written_out_stays_in_floating_point(tmp_path):
     """The constants of the normalization stay in floating point, and its input has no pair."""
     body = "n = LayerNormalization<axis=-1>(x, bias, bias)  h = MatMul(n, w)  y = Add(h, n)"
     model = parse(ROWS, body)
     feeds = windows_of(model)
     plain = quantized(model, tmp_path, TENSORRT_MINMAX, feeds)
-    written = quantized(model, tmp_path, replace(TENSORRT_MINMAX, decompose_layer_norm=True), feeds)
+    written = quantized(rewrite_for_device(model, (feeds,), "8.5")[0], tmp_path, TENSORRT_MINMAX, feeds)
     assert not any(node.op_type == "LayerNormalization" for node in written.graph.node)
     assert check_rules(written) == ()
     pairs = [[n.input[0] for n in one.graph.node if n.op_type == "QuantizeLinear"] for one in (plain, written)]

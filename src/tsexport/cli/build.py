@@ -239,10 +239,37 @@ def _show_bundle(bundle: "Bundle") -> None:
                 ],
                 title="against the published tables",
             )
+    _show_projection(bundle)
     _show_pruning(manifest)
     _show_buildup(manifest)
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
     click.echo(str(bundle.path))
+
+
+def _show_projection(bundle: "Bundle") -> None:
+    from tsexport.bench.outlook import outlook_row
+    from tsexport.bench.projected_rows import projection_rows
+    from tsexport.projecting import error_text, read_projections
+
+    for record in read_projections(bundle):
+        if not record.projections:
+            continue
+        print_table(
+            ("batch", "mode", "projected", "at least, at peak", "bound by", "launch", "memory", "compute", "kernels"),
+            [
+                (p.batch, p.mode, p.total, p.least, p.bound, p.launch, p.memory, p.compute, p.kernels)
+                for p in projection_rows(record.projections)
+            ],
+            title=f"projected, not measured: {record.artifact} on {record.title}, TensorRT {record.tensorrt}",
+        )
+        if record.outlooks:
+            print_table(
+                ("budget of", "device", "precision", "batch", "asked", "projected", "at least, at peak", "bound by",
+                 "answer"),
+                [outlook_row(one) for one in record.outlooks],
+                title="what is projected of the published rows, which only a measurement judges",
+            )  # fmt: skip
+        say(f"projections: {error_text(record.error)}")
 
 
 def _show_pruning(manifest: "Manifest") -> None:

@@ -1,0 +1,130 @@
+"""What the device kit measured on a GPU or board, from and to `measurements/device-<id>.json` of a bundle."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tsexport.codec import encode, from_plain, parse_json
+from tsexport.errors import BundleError
+from tsexport.types import Precision, Verdict
+
+SCHEMA_VERSION = 1
+PREFIX = "device-"
+"""How the file names begin: those of machines that run Python are their hexadecimal ids."""
+
+Transfers = Literal["included", "excluded"]
+"""Whether a latency holds the copies to and from the device; such with and such without do not compare."""
+Quantization = Literal["file", "implicit"]
+"""Whether precisions are those of the ONNX file, or TensorRT chose them by a calibration cache."""
+
+
+@dataclass(frozen=True)
+class MeasuredDevice:
+    """A GPU or board as it named itself.
+
+    `machine_id` is that of the results; `name` is the board's, or the GPU's where there is no board; `power_mode` is
+    nvpmodel's or the power limit; "" stands for what the device did not tell.
+    """
+
+    machine_id: str
+    name: str
+    cuda_device: str
+    compute_capability: str
+    power_mode: str
+    tensorrt: str
+    driver: str
+    kernel: str
+
+    def __str__(self) -> str:
+        return ", ".join((self.name, *filter(None, (self.power_mode,)), f"TensorRT {self.tensorrt}"))
+
+
+@dataclass(frozen=True)
+class DeviceMeasurement:
+    """Latency at one batch size, by trtexec, after warm-up.
+
+    `samples_ms` are trtexec's latencyMs: the copy to the device, computing, and the copy back (without the copies where
+    the record says that transfers are excluded).  `compute_ms` is the median of the computing alone.
+    """
+
+    batch: int
+    samples_ms: tuple[float, ...]
+    compute_ms: float
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """Everything that one run of the kit measured.
+
+    `sums_sha256` is the digest of the results' own SHA256SUMS, by which the same results are known again.
+    `cuda_graph` and `spin_wait` say how trtexec ran the engine.  `clocks` are the texts of nvpmodel, jetson_clocks and
+    nvidia-smi, by file name.
+    """
+
+    device: MeasuredDevice
+    target: str
+    artifact: str
+    precision: Precision
+    quantization: Quantization
+    graph_sha256: str
+    engine_sha256: str
+    engine_bytes: int
+    transfers: Transfers
+    cuda_graph: bool
+    spin_wait: bool
+    warm_up_ms: int
+    duration_s: int
+    iterations: int
+    sums_sha256: str
+    measurements: tuple[DeviceMeasurement, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    clocks: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+def device_record_name(record: DeviceRecord) -> str:
+    """Return the name of a record's file."""
+    return f"{PREFIX}{record.device.machine_id}.json"
+
+
+def write_device_record(record: DeviceRecord, folder: Path) -> Path:
+    """Write a record into `folder` (made where absent) and return its path; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / device_record_name(record)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_device_record(path: Path) -> DeviceRecord:
+    """Return the record of a file.
+
+    Raises:
+        BundleError: it cannot be read, is no JSON, has another schema version, unknown or missing keys, or values of
+            another type.
+    """
+    again = "attach the results again, or use the tsexport version that wrote it"
+    try:
+        document = parse_json(path.read_text(encoding="utf-8"), what=path.name, next_step=again)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path.name} cannot be read: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path.name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}",
+            next_step=again,
+        )
+    return from_plain(DeviceRecord, document, what=path.name, next_step=again)
