@@ -182,6 +182,9 @@ def _imported_names(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _is_installed(path: Path) -> bool:
+    # Packages of another environment, which a .pth file or PYTHONPATH lends to this one, are installed ones too.
+    if {"site-packages", "dist-packages"} & {*path.parts}:
+        return True
     paths = sysconfig.get_paths()
     known = {*site.getsitepackages(), site.getusersitepackages()}
     known |= {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}

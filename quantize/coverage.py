@@ -6,17 +6,33 @@ Counted in the graph that the runtime makes of the artifact for one sample, wher
 - conversions: operators that only change how numbers are stored (quantize, dequantize, cast, reorder);
 - bytes of constants, and of all that operators read and write otherwise.
 
-In ONNX Runtime that is the optimized graph, run once (see `quantize.operations`).  In OpenVINO it is the compiled
-model, whose operators name the operators of the IR that they stand for and the precision that they compute in; the
-multiply-accumulates are counted in the IR.  An OpenVINO operator that holds several products (a "Subgraph") counts as
-integers where one of its constants is.
+In ONNX Runtime that is the optimized graph, run once (see `quantize.operations`).
+
+In OpenVINO it is the compiled model.  The products of a fully connected layer, a product and a convolution follow from
+the shapes there, [..., m, k] x [..., k, n] with
+
+    k^2 = (m k) (k n) / (m n)        whichever of the two is transposed,
+
+since names are lost where operators are fused.  Other operators (recurrent layers, a "Subgraph" that holds several
+products) name the operators of the IR that they stand for, and their products are counted there.  What is in integers
+is read from the operands, not from `runtimePrecision`, which is that of the weights where they are merely stored in
+int8:
+
+- both operands in 8 bits: integers;
+- a fully connected layer of floating-point activations and 8-bit weights: OpenVINO may quantize the activations at run
+  time, in groups, and shows nowhere whether it does.  Not known, but where the groups are switched off;
+- a Subgraph: integers where all that it reads is in 8 bits, and what goes from one product to the next is quantized;
+  floating point where nothing is; otherwise not known, as is what no operator of the compiled model stands for.
+
+Source: openvino, src/plugins/intel_cpu/src/graph_dumper.cpp and src/nodes/fullyconnected.cpp, version 2026.4, and the
+compiled models of patchtst-cpu by every recipe.
 """
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import onnxruntime
@@ -34,6 +50,13 @@ _INTEGER = frozenset({"i8", "u8"})
 _NO_WORK = frozenset({"Const", "Input", "Output"})
 _OPENVINO_CONVERSIONS = frozenset({"Reorder", "Convert", "FakeQuantize"})
 _RECURRENT = frozenset({"LSTMSequence", "GRUSequence", "RNNSequence"})
+_BY_SHAPE = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
+_REWRITTEN = ("/DequantizationMultiply", "/DequantizationSubtract")
+"""What OpenVINO's low-precision passes add to the name of an operator that they move a scale behind."""
+GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_NOT_SHOWN = "OpenVINO does not show which products it computes in integers"
+
+Arithmetic = Literal["integer", "float", "unknown"]
 
 
 def cover(artifact: Artifact, runtime: str, feeds: Feeds) -> Coverage:
@@ -60,7 +83,7 @@ def _in_onnxruntime(artifact: Artifact, feeds: Feeds) -> Coverage:
     done = operations(model, feeds, session_options(artifact, threads=1, batch=batch))
     return Coverage(
         macs=sum(one.macs for one in done),
-        int8_macs=sum(one.macs for one in done if one.integer),
+        int8_macs=sum(one.int8_macs for one in done),
         operators=len(done),
         conversions=sum(one.operator in CONVERSIONS for one in done),
         weight_bytes=_constant_bytes(model),
@@ -87,34 +110,81 @@ def _in_openvino(artifact: Artifact) -> Coverage:
     model = core.read_model(artifact.path)
     model.reshape({spec.name: list(spec.with_batch(1)) for spec in artifact.inputs})
     macs = {operation.get_friendly_name(): _openvino_macs(operation) for operation in model.get_ops()}
+    total = sum(macs.values())
     kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ops()}
     compiled = core.compile_model(model, "CPU", properties(artifact, threads=1))
-    total = integer = operators = conversions = weights = activations = 0
+    grouped = str(compiled.get_property(GROUPS)) != "0"
+    done = {"integer": 0, "float": 0, "unknown": 0}
+    operators = conversions = weights = activations = 0
     for operation in compiled.get_runtime_model().get_ordered_ops():
         kind = _info(operation, "layerType")
         if kind == "Const":
             weights += _bytes(operation)
         if kind in _NO_WORK:
             continue
-        names = [name for name in _info(operation, "originalLayersNames").split(",") if name]
+        names = _names(operation)
         sources = [value.get_node() for value in operation.input_values()]
-        work = sum(macs.pop(name, 0) for name in names)  # each product once, where two operators name it
-        total += work
-        integer += work if _is_integer(operation, sources, kind) else 0
+        named = sum(
+            macs.pop(name, 0) for name in dict.fromkeys(names)
+        )  # each product once, where two operators name it
+        work = _macs_by_shape(operation, kind) if kind in _BY_SHAPE else named
+        quantized = any(kinds.get(name) == "FakeQuantize" for name in names)
+        done[_arithmetic(operation, kind, sources, quantized, grouped)] += work
         operators += 1
         only_stored = not work and bool(names) and all(kinds.get(name) in _OPENVINO_CONVERSIONS for name in names)
         conversions += kind in _OPENVINO_CONVERSIONS or only_stored
         moved = (one for one in sources if _info(one, "layerType") != "Const")
         activations += _bytes(operation) + sum(map(_bytes, moved))
-    # What no operator of the compiled model names was computed all the same; nothing says that it was in integers.
-    return Coverage(total + sum(macs.values()), integer, operators, conversions, weights, activations)
+    # What no operator of the compiled model stands for was computed all the same, nobody knows how.
+    unknown = done["unknown"] + max(total - sum(done.values()), 0)
+    return Coverage(
+        macs=max(total, sum(done.values())),
+        int8_macs=done["integer"],
+        operators=operators,
+        conversions=conversions,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        unknown_macs=unknown,
+        unknown=_NOT_SHOWN if unknown else "",
+    )
 
 
-def _is_integer(operation: Any, sources: Iterable[Any], kind: str) -> bool:
-    if _info(operation, "runtimePrecision") in _INTEGER:
-        return True
-    constants = (one for one in sources if kind == "Subgraph" and _info(one, "layerType") == "Const")
-    return any(_info(one, "outputPrecisions") in _INTEGER for one in constants)
+def _names(operation: Any) -> list[str]:
+    """Return the operators of the IR that an operator of the compiled model stands for."""
+    names = [name for name in _info(operation, "originalLayersNames").split(",") if name]
+    for suffix in _REWRITTEN:
+        names += [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    return names
+
+
+def _macs_by_shape(operation: Any, kind: str) -> int:
+    """Return the multiply-accumulates of an operator of the compiled model of a kind of _BY_SHAPE."""
+    left, right, result = _shape(operation.input(0)), _shape(operation.input(1)), _shape(operation.output(0))
+    if kind in ("FullyConnected", "MatMul"):
+        # the two innermost dimensions of each; a vector is all of its own
+        shared = math.prod(left[-2:]) * math.prod(right[-2:]) / max(math.prod(result[-2:]), 1)
+        return math.prod(result) * round(math.sqrt(shared))
+    kernel = right[1:] if len(right) == len(left) else right[2:]  # a grouped one is [groups, outputs, inputs, ...]
+    return math.prod(result if kind == "Convolution" else left) * math.prod(kernel)
+
+
+def _arithmetic(operation: Any, kind: str, sources: Sequence[Any], quantized: bool, grouped: bool) -> Arithmetic:
+    """Return what an operator of the compiled model computes its products in.
+
+    Args:
+        quantized: it stands for a FakeQuantize too.
+        grouped: OpenVINO may quantize activations at run time, in groups.
+    """
+    integers = [_info(one, "outputPrecisions").split(",")[0] in _INTEGER for one in sources]
+    if kind in _BY_SHAPE:
+        if all(integers[:2]):
+            return "integer"
+        return "unknown" if kind == "FullyConnected" and integers[1] and grouped else "float"
+    if kind == "Subgraph":
+        if not any(integers):
+            return "unknown" if quantized else "float"
+        return "integer" if all(integers) and quantized else "unknown"
+    return "integer" if _info(operation, "runtimePrecision") in _INTEGER else "float"
 
 
 def _info(operation: Any, key: str) -> str:

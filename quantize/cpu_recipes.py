@@ -99,6 +99,7 @@ OPENVINO_BF16 = Recipe(
     summary="OpenVINO computing in bf16, where the CPU has it",
     precision="bf16",
 )
+OPENVINO_BF16_ELSEWHERE = replace(OPENVINO_BF16, preset="simulated")
 STATIC_S8S8 = Recipe(
     name="static-s8s8",
     tool="onnxruntime",

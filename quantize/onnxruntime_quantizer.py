@@ -4,9 +4,9 @@ Only products with constant weights are quantized: quantizing the products of tw
 error of 0.8 where it was tried.  The graph must hold no Identity and no Gemm (see `exporters.rewrites.cleaning`).
 
 Static recipes take the ranges of activations from our calibration tables; where Q/DQ pairs stand is the quantizer's
-choice.  The observer is the one with the least error in this comparison: relative RMS of the output on 1024 windows,
-256 windows of calibration drawn by regime, reference checkpoints where there are any, S8 weights of full range per
-channel, in ONNX Runtime 1.31 on AVX512-VNNI (errors do not depend on how busy a machine is):
+choice.  The observer is the one with the least error in this comparison: relative RMS of the output on up to 1024
+windows, 256 windows of calibration drawn by regime, reference checkpoints where there are any, S8 weights of full range
+per channel, in ONNX Runtime 1.31 on AVX512-VNNI (errors do not depend on how busy a machine is):
 
     model            min-max   p99.9    p99.99   p99.999  mse      entropy
     patchtst-cpu     0.0117    0.0111   0.0119   0.0120   0.0116   0.0112

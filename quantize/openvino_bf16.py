@@ -8,6 +8,10 @@ written as a 1x1 convolution, which computes the same sums:
 
     y[b, j] = sum_i x[b, i] w[i, j]     =     Convolution(x[b, i, 1, 1], w'[j, i, 1, 1]),  w' the transposed w
 
+For a target that is not this machine (preset "simulated") an ONNX graph goes beside the artifact that rounds to bf16 at
+every operator (`runtimes.bf16_rounding`), and is judged in its place: OpenVINO's arithmetic depends on the CPU, and
+where a CPU has no bf16 it computes in fp32.
+
 What was computed in which precision can be read from the compiled model (`runtimePrecision`), which tests do on
 machines with bf16.
 
@@ -19,25 +23,42 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino
 import openvino.opset13 as ops
 
+from tsexport.errors import UnsupportedError
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.openvino import write_ir
 from tsexport.quantize.islands import in_layer
 from tsexport.quantize.sources import Order
+from tsexport.runtimes.bf16_rounding import compute_in_bf16
+from tsexport.runtimes.simulation import EXTERNAL_FROM_BYTES, stand_in_beside
 from tsexport.types import Artifact
 
 _MARKABLE = frozenset(("Convolution", "Add", "Multiply", "Subtract", "Divide"))
+_MARKABLE_IN_ONNX = frozenset(("Conv", "Gemm", "MatMul", "Add", "Mul", "Sub", "Div"))
+STANDS_IN = (
+    "caveat: the accuracy in bf16 is that of a graph that rounds at every operator, not of OpenVINO's own kernels, "
+    "which round less often where they fuse operators, and more often within a recurrent layer"
+)
 
 
 def build(order: Order, folder: Path) -> Artifact:
-    """Write the artifact of a recipe of tool "openvino"."""
+    """Write the artifact of a recipe of tool "openvino".
+
+    Raises:
+        UnsupportedError: it is to be simulated, and the model has no fp32 ONNX that could stand in for it.
+    """
+    simulated = order.recipe.preset == "simulated"
     model = openvino.Core().read_model(order.source.path)
     kept = keep_in_fp32(model, order.spec.fp32_layers, order.recipe.float_layers)
     names = ", ".join(operation.get_friendly_name() for operation in kept)  # writing renames those that are new
     files = write_ir(model, folder / f"{order.artifact_name}.xml", order.source, precise=kept)
-    steps = (order.recipe.summary, *((f"in fp32 by name: {names}",) if kept else ()))
+    if simulated:
+        _write_stand_in(order, folder)
+    steps = [order.recipe.summary, *([f"in fp32 by name: {names}"] if kept else [])]
+    steps += [STANDS_IN] if simulated else []
     return describe(
         files,
         "openvino",
@@ -48,6 +69,22 @@ def build(order: Order, folder: Path) -> Artifact:
         runtimes=order.recipe.runtimes,
         options=(("INFERENCE_PRECISION_HINT", "bf16"),),
     )
+
+
+def _write_stand_in(order: Order, folder: Path) -> None:
+    if order.sources.onnx is None:
+        raise UnsupportedError("bf16 is judged by an ONNX graph where the target is not here, and the model has none")
+    model = onnx.load(order.sources.onnx.path)
+    kept = {
+        node.name
+        for node in model.graph.node
+        if (node.name in order.recipe.float_layers or in_layer(node.name, order.spec.fp32_layers))
+        and node.op_type in _MARKABLE_IN_ONNX
+    }
+    rounded = compute_in_bf16(model, kept)
+    path = stand_in_beside(folder / f"{order.artifact_name}.xml")
+    large = rounded.ByteSize() > EXTERNAL_FROM_BYTES
+    onnx.save(rounded, path, save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
 def keep_in_fp32(model: openvino.Model, layers: Collection[str], nodes: Collection[str]) -> tuple[openvino.Node, ...]:

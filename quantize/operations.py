@@ -84,14 +84,14 @@ class Tensor:
 class Operation:
     """One operator of a graph in one run.
 
-    `integer` says whether its products are those of 8-bit integers.  `weight_bytes` are its constant operands',
-    `activation_bytes` what it reads and writes otherwise.
+    `int8_macs` are those of 8-bit integers: none or all, but for QAttention, which projects in integers and attends in
+    floating point.  `weight_bytes` are its constant operands', `activation_bytes` what it reads and writes otherwise.
     """
 
     name: str
     operator: str
     macs: int
-    integer: bool
+    int8_macs: int
     weight_bytes: int
     activation_bytes: int
 
@@ -161,11 +161,14 @@ def _operation(
     inputs = [name for name in node.input if name]
     operands = OPERANDS.get(node.op_type)
     weight = tensor(node.input[operands[1]]) if operands and len(node.input) > operands[1] else None
+    operand = [tensor(one) for one in node.input]
+    macs = macs_of(node, operand, tensors.get(node.output[0]))
+    in_float = _attended(operand[0]) if node.op_type in _ATTENTIONS else 0
     return Operation(
         name=name,
         operator=node.op_type,
-        macs=macs_of(node, [tensor(one) for one in node.input], tensors.get(node.output[0])),
-        integer=weight is not None and weight.dtype in _INTEGER,
+        macs=macs,
+        int8_macs=max(macs - in_float, 0) if weight is not None and weight.dtype in _INTEGER else 0,
         weight_bytes=sum(constants[one].size_bytes for one in inputs if one in constants),
         activation_bytes=sum(tensors[one].size_bytes for one in (*inputs, *node.output) if one in tensors),
     )
@@ -193,8 +196,16 @@ def macs_of(node: onnx.NodeProto, inputs: list[Tensor | None], output: Tensor | 
     if kind in _RECURRENT:
         recurrent = inputs[2]
         return math.prod(activation.shape[:2]) * (weight.count + (recurrent.count if recurrent else 0))
+    batch, tokens, _ = activation.shape
+    return batch * tokens * weight.count + _attended(activation)
+
+
+def _attended(activation: Tensor | None) -> int:
+    """Return the products of an attention that are not its projection: scores, and their mean of the values."""
+    if activation is None or len(activation.shape) != 3:
+        return 0
     batch, tokens, width = activation.shape
-    return batch * tokens * weight.count + 2 * batch * tokens**2 * width
+    return 2 * batch * tokens**2 * width
 
 
 def _einsum(node: onnx.NodeProto, inputs: list[Tensor | None]) -> int:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from tsexport.quantize.layer_order import order_of
 from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
+from tsexport.quantize.pruning_costs import flops_of_layers
 from tsexport.quantize.pruning_groups import ROOTS, Group, Inputs, NotProven, check_group, graph_of, group_of
 from tsexport.quantize.pruning_heads import attentions, head_importance, remove_heads, silence_heads, slimmed
 from tsexport.quantize.pruning_importance import Reader, reader_of, removal_order
@@ -188,7 +189,8 @@ def _prune_channels(work: _Work, inputs: Inputs, fraction: float, grams: Grams, 
     names = {one: name for name, one in work.pruned.module.named_modules()}
     layers = [names[one] for one in graph.module2node if isinstance(one, ROOTS) and one in names]
     of_heads = _of_heads(work.pruned.module)
-    plan = _plan(graph, work, layers, of_heads, grams, fraction)
+    flops = flops_of_layers(work.pruned.module, inputs) if grams else {}
+    plan = _plan(graph, work, layers, of_heads, grams, fraction, flops)
     seen = set(of_heads)
     for layer in layers:
         if layer in seen:
@@ -270,7 +272,13 @@ def _readers(work: _Work, group: Group, grams: Grams) -> list[Reader]:
 
 
 def _plan(
-    graph: Any, work: _Work, layers: list[str], of_heads: dict[str, str], grams: Grams, fraction: float
+    graph: Any,
+    work: _Work,
+    layers: list[str],
+    of_heads: dict[str, str],
+    grams: Grams,
+    fraction: float,
+    flops: Mapping[str, int],
 ) -> dict[str, tuple[int, ...]]:
     """Return how many channels of each segment every group gives, where calibration says what they are worth."""
     offers: dict[str, Offer] = {}
@@ -284,8 +292,24 @@ def _plan(
             check_group(group, of_heads)
             readers = _readers(work, group, grams)
             if readers:
-                offers[layer] = offer_of(readers, segments(group.count, group.places), fraction)
+                carried = _carried(work.pruned.module, group, flops)
+                offers[layer] = offer_of(readers, segments(group.count, group.places), fraction, carried)
     return allocate(offers, fraction)
+
+
+def _carried(model: nn.Module, group: Group, flops: Mapping[str, int]) -> float:
+    """Return the floating-point operations that one channel of a group carries, where it is made and where it is read.
+
+    Args:
+        flops: of each layer of the model, for any number of samples.
+    """
+    made = sum(
+        flops[name] * len(channels) / _width(model.get_submodule(name)) for name, channels in group.outputs.items()
+    )
+    read = sum(
+        flops[name] * len(channels) / _inputs(model.get_submodule(name)) for name, channels in group.inputs.items()
+    )
+    return (made + read) / group.count
 
 
 def _choose(
@@ -341,6 +365,10 @@ def _width(layer: Any) -> int:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return int(layer.num_features)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _inputs(layer: Any) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def _prove(work: _Work, inputs: Inputs) -> None:

@@ -20,7 +20,8 @@ class Recipe:
     table; None for the tool's own way.
     For TensorRT's INT8: `attention_products` are quantized too, or not, and `every_kernel` is False for GPUs before
     compute capability 8.0, which lack some INT8 kernels.
-    `preset` is the tool's own choice among its ways (NNCF's, see `nncf_quantizer`; "autotune" of INC).  `options` are
+    `preset` is the tool's own choice among its ways (NNCF's, see `nncf_quantizer`; "autotune" of INC; "simulated" of
+    OpenVINO's bf16 where the target is not here).  `options` are
     runtime options that the artifact is loaded with.
     """
 
@@ -40,7 +41,7 @@ class Recipe:
     observer: Observer | None = None
     attention_products: bool = False
     every_kernel: bool = True
-    preset: Literal["", "mixed", "products", "autotune"] = ""
+    preset: Literal["", "mixed", "products", "autotune", "simulated"] = ""
     options: tuple[tuple[str, str], ...] = ()
 
 

@@ -23,7 +23,15 @@ adds its rows all the same: where it is missing, the candidate is listed with th
 
 from collections.abc import Mapping
 
-from tsexport.quantize.cpu_recipes import ARM64, CPU_BF16, INT8_WITH_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.cpu_recipes import (
+    ARM64,
+    CPU_BF16,
+    INT8_WITH_BF16,
+    OPENVINO_BF16_ELSEWHERE,
+    WITH_AMX,
+    WITH_VNNI,
+    WITHOUT_VNNI,
+)
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.tensorrt_recipes import (
     TENSORRT_BF16,
@@ -56,7 +64,8 @@ def recipes_for(target: Target, cpu: CpuFeatures) -> tuple[Recipe, ...]:
     if target.precision == "fp16":
         return TENSORRT_FP16 if gpu else ()
     if target.precision == "bf16":
-        return TENSORRT_BF16 if gpu else CPU_BF16
+        elsewhere = () if target.here else (OPENVINO_BF16_ELSEWHERE,)
+        return TENSORRT_BF16 if gpu else elsewhere or CPU_BF16
     if target.precision == "int8":
         int8 = _tensorrt_int8(target) if gpu else INT8[target.instruction_set]
         if not (target.here and cpu.bf16):

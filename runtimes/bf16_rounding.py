@@ -8,7 +8,13 @@ computed:
 
 which is what a device does that accumulates in fp32, as tensor cores and AVX512_BF16 do.  One that accumulates in fp16
 loses more.  Values beyond a type's largest become infinite, as there.
+
+`compute_in_bf16` does the same to a graph in fp32, for a runtime that is told at load to compute it in bf16 (OpenVINO):
+what every operator reads and gives is rounded.  Such a runtime rounds less often where it fuses operators, and more
+often within a recurrent layer, whose state it rounds at every step.
 """
+
+from collections.abc import Collection
 
 import onnx
 import onnx_ir as ir
@@ -50,6 +56,44 @@ def simulate_bf16(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in constants:
         _let_read(value, _cast_behind(graph, None, value, ir.DataType.FLOAT))
     return ir.to_proto(simulated)
+
+
+def compute_in_bf16(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a model in fp32 that rounds what its nodes read and give to bf16.
+
+    Args:
+        model: a checked fp32 graph without subgraphs; what it gives as its outputs is not rounded.
+        kept: names of nodes that compute in fp32: what they give is not rounded, nor are constants that they read.
+
+    Raises:
+        ValueError: a node has a subgraph.
+    """
+    computed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    graph = computed.graph
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(computed)
+    for node in list(graph):
+        if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in _attributes(node)):
+            raise ValueError(f"{node.op_type} {node.name} has a subgraph")
+        for output in node.outputs if node.name not in kept else ():
+            rounds = output.dtype == ir.DataType.FLOAT and node.op_type not in _EXACT
+            if rounds and not output.is_graph_output():
+                output.dtype = ir.DataType.BFLOAT16
+                _round(graph, node, output)
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value.dtype == ir.DataType.FLOAT:
+            _round_reads(graph, value, kept)
+    return ir.to_proto(computed)
+
+
+def _round_reads(graph: ir.Graph, value: ir.Value, kept: Collection[str]) -> None:
+    """Let the nodes that are not kept read an input or a constant rounded to bf16."""
+    readers = [use for use in value.uses() if use.node.name not in kept]
+    if not readers:
+        return
+    rounded = _cast_behind(graph, None, value, ir.DataType.BFLOAT16)
+    widened = _cast_behind(graph, rounded, rounded.outputs[0], ir.DataType.FLOAT)
+    for use in readers:
+        use.node.replace_input_with(use.idx, widened.outputs[0])
 
 
 def _attributes(node: ir.Node) -> list[ir.Attr]:

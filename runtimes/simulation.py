@@ -7,9 +7,11 @@ Integer kernels differ from CPU to CPU (those without VNNI saturate), so none of
     OpenVINO's FakeQuantize   LP_TRANSFORMS_MODE = NO and DYNAMIC_QUANTIZATION_GROUP_SIZE = 0: no low-precision kernels;
                               inference in f32
     bf16 and fp16 in ONNX     computed in fp32, and every narrow tensor rounded to its type, see `bf16_rounding`
+    bf16 in OpenVINO          an ONNX graph that rounds at every operator stands in for it, where the artifact was built
+                              with one beside it; that is no exact simulation, and the artifact's caveat says so
 
-What OpenVINO decides by itself at run time (activations quantized in groups, bf16 for the rest of an int8 graph) cannot
-be simulated and is refused.  What is in fp32 runs as it is.
+What else OpenVINO decides by itself at run time (activations quantized in groups, bf16 for the rest of an int8 graph)
+cannot be simulated and is refused.  What is in fp32 runs as it is.
 
 A device that computes as the file says answers the same but for the rounding of float32 sums; one that fuses Q/DQ pairs
 away may answer closer to the source model.
@@ -62,6 +64,10 @@ def simulate(artifact: Artifact, runtime: str, threads: int) -> Session:
             f"allowed are {', '.join(AS_WRITTEN)}"
         )
     if artifact.precision != "int8" and artifact.format == "openvino":
+        stand_in = stand_in_beside(artifact.path)
+        if stand_in.exists():
+            rounded = replace(artifact, path=stand_in, files=(stand_in,), format="onnx", options=())
+            return load(rounded, "onnxruntime", threads)
         raise UsageError(
             f"artifact {artifact.name} is {artifact.precision} in OpenVINO, which cannot be simulated",
             next_step=f"build on a machine that has {artifact.precision}",
@@ -80,6 +86,11 @@ def simulate(artifact: Artifact, runtime: str, threads: int) -> Session:
     options = {**asked, **dict(AS_WRITTEN[computes])}
     plain = replace(artifact, options=tuple(options.items()))
     return load(plain, computes, threads) if computes == "openvino" else _rewritten(plain, threads)
+
+
+def stand_in_beside(artifact: Path) -> Path:
+    """Return where the ONNX graph stands that answers in place of an OpenVINO artifact in bf16; none in a bundle."""
+    return artifact.with_name(f"{artifact.stem}.simulated.onnx")
 
 
 def load_for(target: Target, artifact: Artifact, runtime: str, threads: int) -> Session:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.context import Context
+from tsexport.context import Context, portable
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.preparing import quantile_levels
 from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
@@ -24,11 +24,15 @@ QUANTILE_BATCH = 32
 
 @dataclass(frozen=True)
 class BuildUp:
-    """What was found for one artifact on one runtime, as far as it applies, and why it is out, "" where it is not."""
+    """What was found for one artifact on one runtime, as far as it applies, and why it is out, "" where it is not.
+
+    `failed` says why nothing could be found.
+    """
 
     rollout: RolloutRecord | None = None
     quantiles: QuantileRecord | None = None
     miss: str = ""
+    failed: str = ""
 
 
 def require_feedback(context: Context, samples: Samples) -> None:
@@ -51,8 +55,12 @@ def require_feedback(context: Context, samples: Samples) -> None:
 
 
 def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtime: str) -> BuildUp:
-    """Return what an artifact's errors build up to on a runtime; from the cache where it is known."""
+    """Return what an artifact's errors build up to on a runtime; from the cache where it is known.
+
+    Where the target is not this machine, what is not fp32 is simulated, as for its accuracy.
+    """
     levels = _levels(samples)
+    simulated = not context.target.here and artifact.precision != "fp32"
     if context.options.rollout is None and not levels:
         return BuildUp()
     inputs = {
@@ -63,14 +71,24 @@ def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtim
         "threads": context.threads,
         "rollout": context.options.rollout,
         "allowed": context.options.max_output_error,
+        "simulated": simulated,
     }
 
     def produce(folder: Path) -> BuildUp:
         from tsexport.runtimes.registry import load
+        from tsexport.runtimes.simulation import simulate
 
-        with load(artifact, runtime, threads=context.threads) as session:
-            rollout = _rollout(context, samples, session) if context.options.rollout is not None else None
-            quantiles = _quantiles(samples, session, levels) if levels else None
+        opened = simulate if simulated else load
+        try:
+            with opened(artifact, runtime, threads=context.threads) as session:
+                rollout = _rollout(context, samples, session) if context.options.rollout is not None else None
+                quantiles = _quantiles(samples, session, levels) if levels else None
+        except (OSError, MemoryError):
+            raise  # of the machine at this moment, and no answer to keep
+        except Exception as failure:
+            # A runtime that dies on an artifact does so in its own words; the artifact is out with them.
+            words = portable((str(failure).splitlines() or [""])[0], context.cache)
+            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words[:200]}")
         return BuildUp(rollout, quantiles)
 
     found = context.cache.stage("buildup", inputs, BuildUp, produce).result
@@ -113,7 +131,8 @@ def _judged(found: BuildUp, artifact: str, runtime: str) -> BuildUp:
     quantiles = replace(found.quantiles, artifact=artifact, runtime=runtime) if found.quantiles else None
     misses = [rollout_miss(rollout.errors, rollout.allowed)] if rollout else []
     misses += [crossing_miss(Order(quantiles.crossed, quantiles.source_crossed, quantiles.new))] if quantiles else []
-    return BuildUp(rollout, quantiles, "; ".join(miss for miss in misses if miss))
+    misses += [found.failed]
+    return BuildUp(rollout, quantiles, "; ".join(miss for miss in misses if miss), found.failed)
 
 
 def _levels(samples: Samples) -> tuple[float, ...]:

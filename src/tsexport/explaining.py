@@ -85,21 +85,31 @@ def _explain(
         artifact=artifact,
         runtime=runtime,
         macs=_count(coverage.macs),
-        int8_share=f"{coverage.int8_share:.0%}",
+        int8_share=coverage.int8_text,
         conversions=f"{coverage.conversions} of {coverage.operators}",
         moved=f"{_count(moved)}B",
         intensity=f"{coverage.macs_per_byte:.3g}",
         projected=NOT_MEASURED if balance is None else milliseconds(max(least_ms(coverage, balance))),
         measured=NOT_MEASURED if median_ms is None else milliseconds(median_ms),
-        bound=NOT_MEASURED if balance is None else bound_of(coverage, balance, median_ms),
+        bound=_bound(coverage, balance, median_ms),
         float_layers=", ".join(float_layers),
     )
 
 
+def _bound(coverage: Coverage, balance: Balance | None, median_ms: float | None) -> str:
+    """Return what holds an artifact up, and why its share of integers is not known where it is not."""
+    bound = NOT_MEASURED if balance is None else bound_of(coverage, balance, median_ms)
+    return f"{bound}; share in int8 not known: {coverage.unknown}" if coverage.unknown_macs else bound
+
+
 def least_ms(coverage: Coverage, balance: Balance) -> tuple[float, float]:
-    """Return the least milliseconds that the products take, and those that the memory takes."""
-    in_fp32 = (coverage.macs - coverage.int8_macs) / balance.fp32_gmacs_per_s
-    in_int8 = coverage.int8_macs / balance.int8_gmacs_per_s
+    """Return the least milliseconds that the products take, and those that the memory takes.
+
+    Products that may be of integers are taken for such: it is a bound from below.
+    """
+    integer = coverage.int8_macs + coverage.unknown_macs
+    in_fp32 = (coverage.macs - integer) / balance.fp32_gmacs_per_s
+    in_int8 = integer / balance.int8_gmacs_per_s
     moved = coverage.weight_bytes + coverage.activation_bytes
     return (in_fp32 + in_int8) / 1e6, moved / _copy_gb_per_s(coverage, balance) / 1e6
 

@@ -7,7 +7,7 @@ target is not this machine, candidates are judged by exact simulation, and nothi
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
-from tsexport.types import Format, Parity, RuntimeStatus
+from tsexport.types import Accuracy, Format, Parity, RuntimeStatus
 
 FIT = "fit to TensorRT"
 STEPS = {
@@ -233,7 +233,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         order=chosen.order,
         threads=chosen.threads,
         parity=parity,
-        accuracy=tuple(accuracy for one in fp32 if (accuracy := judged[one.key][0].accuracy)),
+        accuracy=_accuracies(selected_accuracy, [judged[one.key][0] for one in fp32]),
         selected_accuracy=selected_accuracy,
         budget=accuracy_budget(context, samples),
         caveats=(
@@ -325,6 +325,12 @@ def _check(
             next_step="see `tsexport runtimes` for what can be installed",
         )
     return tuple(placed), tuple(parity), tuple(refused)
+
+
+def _accuracies(selected: AccuracyResult, fp32: Sequence[AccuracyResult]) -> tuple[Accuracy, ...]:
+    """Return the accuracy of every artifact that the bundle holds, on its runtimes; that of the selected one first."""
+    found = (one.accuracy for one in (selected, *fp32))
+    return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def _accuracy_result(

@@ -34,7 +34,8 @@ SENSITIVITY_SHARE = 0.4
 """How much of the time for the search may go into measuring layers; candidates of an order not fully measured count
 for more than a full order without candidates."""
 BY_NAME = frozenset({"onnxruntime", "fused-attention", "nncf", "tensorrt-qdq", "modelopt"})
-"""Tools that leave layers in floating point by name; Intel Neural Compressor and OpenVINO's dynamic INT8 do not."""
+"""Tools of INT8 that leave layers in floating point by name; Intel Neural Compressor and OpenVINO's dynamic INT8 do
+not."""
 TRIALS_EXPECTED = 4
 """Candidates that a search builds on average, for the estimate of the time left."""
 SCREEN_WINDOWS = 128
@@ -150,14 +151,22 @@ class FloatSearch:
     started: float = field(default_factory=lambda: time.monotonic())
 
     def extend(self, tried: tuple[Tried, ...]) -> tuple[Tried, ...]:
-        """Return the candidates with what was found behind each; best-so-far where time ended it."""
-        deserving = [one for one in tried if self._deserves(one)]
+        """Return the candidates with what was found behind each; best-so-far where time ended it.
+
+        One that missed the budget and is not searched says why.
+        """
+        missed = [one for one in tried if self._missed(one)]
+        deserving = [one for one in missed if not _not_searched(one.recipe)]
         deserving.sort(key=lambda one: _error(one) or 0.0)
-        if not deserving or not self.context.options.search_seconds:
+        if not self.context.options.search_seconds:
             return tried
         kinds = dict.fromkeys(one.recipe.per_channel for one in deserving)
         orders = {kind: self._order(kind, number / len(kinds)) for number, kind in enumerate(kinds, 1)}
-        results: dict[tuple[str, str], tuple[Tried, ...]] = {}
+        results: dict[tuple[str, str], tuple[Tried, ...]] = {
+            (one.recipe.name, one.runtime): (replace(one, reason=f"{one.reason}; {why}"),)
+            for one in missed
+            if (why := _not_searched(one.recipe))
+        }
         for index, one in enumerate(deserving):
             self.step.say(one.name, index / len(deserving))
             results[one.recipe.name, one.runtime] = self._search(
@@ -169,14 +178,12 @@ class FloatSearch:
     def budget(self) -> AccuracyBudget:
         return accuracy_budget(self.context, self.samples)
 
-    def _deserves(self, one: Tried) -> bool:
+    def _missed(self, one: Tried) -> bool:
         """Return whether a candidate missed the budget and nothing else."""
         from tsexport.quantize.evaluation import budget_miss
 
         judged = one.out == "rejected" and one.accuracy is not None and one.artifact is not None
-        return (
-            judged and one.recipe.precision == "int8" and bool(one.accuracy and budget_miss(one.accuracy, self.budget))
-        )
+        return judged and bool(one.accuracy and budget_miss(one.accuracy, self.budget))
 
     def _left_s(self) -> float:
         return max(0.0, self.context.options.search_seconds - (time.monotonic() - self.started))
@@ -303,6 +310,15 @@ class FloatSearch:
         if plain.accuracy.degradation is not None:  # a metric grows with the squared error
             return self.budget.max_degradation / plain.accuracy.degradation
         return (self.budget.max_output_error / plain.accuracy.output_error) ** 2
+
+
+def _not_searched(recipe: Recipe) -> str:
+    """Return why no layers are left in floating point for a recipe that misses the budget; "" where they are."""
+    if recipe.precision != "int8":
+        return f"no more layers were left in fp32: that is searched for INT8, not for {recipe.precision}"
+    if recipe.tool not in BY_NAME:
+        return f"no layers were left in floating point: its tool, {recipe.tool}, takes no names of layers"
+    return ""
 
 
 def _operators(recipe: Recipe) -> tuple[str, ...] | None:

@@ -168,9 +168,10 @@ def caveats_of(target: Target) -> tuple[str, ...]:
     """Return what a bundle's reader has to know about its target: the device's caveats, and what was not measured."""
     if target.here:
         return target.caveats
+    exact = target.instruction_set == "gpu" or target.precision != "bf16"  # OpenVINO's bf16 is told at load alone
     unmeasured = (
-        f"latency was not measured, since the build ran on no {target.device_name}; accuracy is that of an exact "
-        "simulation, without the kernels of this or that CPU"
+        f"latency was not measured, since the build ran on no {target.device_name}; accuracy is that of "
+        f"{'an exact' if exact else 'a'} simulation, without the kernels of this or that CPU"
     )
     return (*target.caveats, unmeasured)
 

@@ -10,7 +10,8 @@ class Coverage:
 
     `macs` are multiply-accumulates, `int8_macs` those of 8-bit integers.  `operators` are the runtime's, `conversions`
     those of them that only change how numbers are stored.  `weight_bytes` are constants, `activation_bytes` all that
-    operators read and write otherwise.
+    operators read and write otherwise.  `unknown_macs` are those that the runtime does not show the arithmetic of, for
+    the reason `unknown`; they are none of `int8_macs`, and may be integers all the same.
     """
 
     macs: int
@@ -19,11 +20,23 @@ class Coverage:
     conversions: int
     weight_bytes: int
     activation_bytes: int
+    unknown_macs: int = 0
+    unknown: str = ""
 
     @property
-    def int8_share(self) -> float:
-        """The share of multiply-accumulates in 8-bit integers, 0 to 1."""
+    def int8_share(self) -> float | None:
+        """The share of multiply-accumulates in 8-bit integers, 0 to 1; None where it is not known."""
+        if self.unknown_macs:
+            return None
         return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def int8_text(self) -> str:
+        """The share as a person reads it: "32%", or its bounds where it is not known."""
+        if self.int8_share is not None:
+            return f"{self.int8_share:.0%}"
+        least, most = self.int8_macs / self.macs, (self.int8_macs + self.unknown_macs) / self.macs
+        return f"not known, {least:.0%} to {most:.0%}"
 
     @property
     def macs_per_byte(self) -> float:

@@ -56,6 +56,19 @@ def test_what_is_small_moves_at_the_rate_of_a_cache():
     assert least_ms(replace(small, weight_bytes=3_200_000), BALANCE)[1] == pytest.approx(4.1e6 / 20e9 * 1e3)
 
 
+def test_what_may_be_integers_is_not_known_and_counts_for_the_bound_from_below(manifest, record):
+    hidden = replace(HALF, int8_macs=0, unknown_macs=300_000_000, unknown="the runtime does not show it")
+    assert hidden.int8_share is None
+    assert hidden.int8_text == "not known, 0% to 50%"
+    assert least_ms(hidden, BALANCE) == least_ms(HALF, BALANCE)
+    selected, *others = manifest.candidates
+    (row,) = explanations(replace(manifest, candidates=(replace(selected, coverage=hidden), *others)), record)
+    assert row.int8_share == "not known, 0% to 50%"
+    assert row.bound.endswith("; share in int8 not known: the runtime does not show it")
+    (row,) = explanations(replace(manifest, candidates=(replace(selected, coverage=hidden), *others)), None)
+    assert row.bound == "not measured; share in int8 not known: the runtime does not show it"
+
+
 @given(st.integers(0, 10**12), st.floats(0, 1), st.integers(0, 10**9), st.integers(0, 10**9), st.floats(1e-3, 1e4))
 def test_any_artifact_has_a_bound(macs, share, weights, activations, median_ms):
     coverage = Coverage(macs, int(share * macs), 3, 1, weights, activations)

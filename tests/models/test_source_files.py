@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 
 from tsexport.models import inception_time, lstm
+from tsexport.models.factory import user_sources
 from tsexport.models.registry import ModelEntry
 from tsexport.models.source_files import source_files
 from tsexport.models.sources import identify
@@ -55,3 +56,14 @@ def test_an_edit_of_a_shared_file_changes_the_digest(package, monkeypatch, edite
     with (package / f"{edited}.py").open("a") as file:
         file.write("# edited\n")
     assert (identify("acme-net").digest != before) is changes
+
+
+def test_packages_that_another_environment_lends_are_no_sources_of_the_user(tmp_path, monkeypatch):
+    """A .pth file or PYTHONPATH lends them; following all imports of torch there took 17 s."""
+    lent = tmp_path / "venv" / "lib" / "site-packages"
+    lent.mkdir(parents=True)
+    (lent / "lent_to_us.py").write_text("import json\n")
+    (tmp_path / "of_the_user.py").write_text("import lent_to_us\n")
+    monkeypatch.syspath_prepend(lent)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert user_sources(import_module("of_the_user")) == {(tmp_path / "of_the_user.py").resolve()}

@@ -7,9 +7,11 @@ import pytest
 
 import tsexport
 from tsexport.errors import AccuracyError, UsageError
+from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.recipes import recipes_for
 from tsexport.reporting import read_measurements
 from tsexport.targets import host_cpu, parse_target
+from tsexport.wording import percent_text
 
 SMALL = {"context_length": 32, "horizon": 8, "channels": 2}
 ELSEWHERE = "avx2" if host_cpu().instruction_set != "avx2" else "avx512-vnni"
@@ -88,6 +90,20 @@ def test_nothing_is_timed_and_the_bundle_says_so(bundle_for, target, device):
     report = (bundle.path / "report.html").read_text()
     assert f'<div class="figure">not measured</div><div class="how">the build ran on no {name}</div>' in report
     assert "<h2>Measured on" not in report
+
+
+def test_the_accuracy_of_what_is_selected_is_shown(bundle_for):
+    """In the manifest, in the bundle's README and on the report's card."""
+    bundle = bundle_for(*TARGETS[0])
+    (selected,) = (one for one in bundle.manifest.candidates if one.status == "selected")
+    assert bundle.manifest.accuracy[0] == selected.accuracy
+    error = percent_text(selected.accuracy.output_error)
+    assert (
+        f"| {selected.artifact} | {selected.runtime} | {selected.accuracy.windows} | {error} |"
+        in (bundle.path / "README.md").read_text()
+    )
+    report = (bundle.path / "report.html").read_text()
+    assert f'<div class="name">accuracy</div>\n<div class="figure">{error} output error</div>' in report
 
 
 @pytest.mark.parametrize(("target", "device"), TARGETS, ids=IDS)
@@ -205,6 +221,19 @@ def test_the_caveat_of_the_original_nano_stands_in_its_bundle(bundle_for):
 
 
 # --- bf16 on this machine --------------------------------------------------------------------------------------------
+
+
+def test_bf16_of_another_cpu_is_judged_by_a_simulation_that_is_not_exact(bundle_for):
+    if host_cpu().instruction_set == "amx":
+        pytest.skip("this machine is the one with AMX")
+    bundle = bundle_for("cpu4-bf16", "amx")
+    (selected,) = bundle.manifest.candidates
+    assert (selected.status, selected.artifact, selected.runtime) == ("selected", "openvino-bf16", "openvino")
+    assert 0 < selected.accuracy.output_error < 0.02
+    assert STANDS_IN.removeprefix("caveat: ") in bundle.manifest.caveats
+    assert any("accuracy is that of a simulation, without" in one for one in bundle.manifest.caveats)
+    assert not list(bundle.path.glob("artifacts/*simulated*"))
+    assert bundle.verify().passed
 
 
 @pytest.mark.slow

@@ -13,13 +13,23 @@ import pytest
 
 import tsexport.quantize.candidates
 import tsexport.quantize.sensitivity
+import tsexport.searching
 from tsexport.exporting import export_format, gather
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress
-from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED, OPENVINO_BF16, STATIC_U8S8
+from tsexport.quantize.cpu_recipes import (
+    DYNAMIC_U8,
+    INT8_WITH_BF16,
+    NNCF_MIXED,
+    OPENVINO_BF16,
+    STATIC_U8S8,
+    WITH_VNNI,
+)
+from tsexport.quantize.tensorrt_recipes import TENSORRT_INT8
 from tsexport.samples import take_samples
 from tsexport.searching import search
+from tsexport.targets import host_cpu
 
 WIDTH = 16
 BODY = (
@@ -170,6 +180,34 @@ def test_what_did_not_miss_the_budget_is_not_searched(searched, built):
     assert all(name in ("static-u8s8", "openvino-bf16") for name, _ in tried)
 
 
+def test_a_tool_that_takes_no_names_is_not_searched_and_says_why(searched, built, monkeypatch):
+    """The same artifact would be built under eight names, and claim layers in floating point that it has not."""
+    monkeypatch.setattr(tsexport.searching, "BY_NAME", frozenset({"nncf"}))
+    tried = searched(DYNAMIC_U8)
+    assert built == ["dynamic-u8"]
+    (one,) = tried.values()
+    assert one.out == "rejected"
+    assert one.reason.endswith(
+        "; no layers were left in floating point: its tool, onnxruntime, takes no names of layers"
+    )
+
+
+def test_the_tools_that_take_names_are_known():
+    """Each tool of INT8 is searched or not, by what it does with `float_layers`."""
+    int8 = {one.tool for one in (*WITH_VNNI, *INT8_WITH_BF16, *TENSORRT_INT8) if one.precision == "int8"}
+    assert int8 - tsexport.searching.BY_NAME == {"inc", "openvino-dynamic"}
+
+
+def test_a_narrow_float_that_misses_the_budget_says_why_no_layers_were_left(searched, built):
+    if not host_cpu().bf16:
+        pytest.skip("this machine computes nothing in bf16")
+    tried = searched(OPENVINO_BF16, max_output_error=1e-5)
+    assert built == ["openvino-bf16"]
+    (one,) = tried.values()
+    assert one.out == "rejected"
+    assert one.reason.endswith("; no more layers were left in fp32: that is searched for INT8, not for bf16")
+
+
 def test_no_time_no_search(searched, built):
     tried = searched(STATIC_U8S8, search_seconds=0)
     assert built == ["static-u8s8"]
@@ -193,7 +231,6 @@ def test_a_budget_that_no_layer_helps_is_said_with_the_nearest(searched, built):
 
 
 def test_layers_that_time_does_not_reach_are_ordered_by_their_work(searched, monkeypatch):
-    import tsexport.searching
 
     monkeypatch.setattr(tsexport.searching, "SENSITIVITY_SHARE", 0.0)
     tried = searched(STATIC_U8S8)
@@ -204,7 +241,6 @@ def test_layers_that_time_does_not_reach_are_ordered_by_their_work(searched, mon
 
 def test_both_granularities_of_weights_get_their_time(searched, monkeypatch):
     """Half of the time for measuring each: the clock goes on by 60 of 300 seconds with every layer."""
-    import tsexport.searching
 
     real, measured, clock = tsexport.quantize.sensitivity.Probe.error, [], [0.0]
 

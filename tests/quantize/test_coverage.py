@@ -3,15 +3,19 @@
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.openvino import export_openvino
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.coverage import cover
-from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED, STATIC_U8S8
+from tsexport.quantize.coverage import GROUPS, cover
+from tsexport.quantize.cpu_recipes import DYNAMIC_U8, NNCF_MIXED, NNCF_PRODUCTS, STATIC_U8S8
+from tsexport.quantize.openvino_dynamic import compress
+from tsexport.quantize.operations import operations
 from tsexport.quantize.sources import Fp32Sources
+from tsexport.targets import host_cpu
 from tsexport.types import ModelSpec, TensorSpec
 
 WIDTH = 32
@@ -142,3 +146,97 @@ def test_a_large_model_is_counted_as_it_stands(sources, bodies, one, tmp_path):
     coverage = cover(large, "onnxruntime", one)
     assert (coverage.macs, coverage.int8_macs, coverage.operators) == (2 * PRODUCT, 0, 3)
     assert coverage.weight_bytes == 2 * PRODUCT * 4
+
+
+WIDE = 256
+"""Wide enough for OpenVINO to keep weights in int8."""
+_HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
+
+
+def artifact_of(body, weights, shape, folder):
+    """Return a graph from x to y, both [batch, *shape], as an IR and its spec; w, v, b, c are drawn."""
+    sizes = ", ".join(map(str, shape))
+    model = onnx.parser.parse_model(f"{_HEAD}(float[batch, {sizes}] x) => (float[batch, {sizes}] y) {body}")
+    draw = np.random.default_rng(1)
+    for name, size in weights.items():
+        array = (draw.standard_normal(size) / 16).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    tensors = [(TensorSpec(name, "float32", ("batch", *shape)),) for name in "xy"]
+    spec = ModelSpec("m", "test", "unknown", *tensors)
+    made = finish_onnx(model, spec, folder / "m.onnx", ())
+    return Fp32Sources(made, export_openvino(made, folder / "m.xml")), spec
+
+
+BIASED = "{ a = MatMul(x, w)  d = Add(a, b)  h = Relu(d)  e = MatMul(h, v)  y = Add(e, c) }"
+BIASED_WEIGHTS = {"w": (WIDE, WIDE), "v": (WIDE, WIDE), "b": (WIDE,), "c": (WIDE,)}
+BIASED_MACS = 2 * 8 * WIDE * WIDE
+
+
+def test_products_whose_names_openvino_drops_are_counted(tmp_path):
+    """A product that is fused with its bias bears the bias's name, and by name it would be no product of integers."""
+    sources, spec = artifact_of(BIASED, BIASED_WEIGHTS, (8, WIDE), tmp_path)
+    windows = np.random.default_rng(2).standard_normal((16, 8, WIDE)).astype(np.float32)
+    artifact = candidate(NNCF_PRODUCTS, sources, spec, windows, tmp_path / "out")
+    coverage = cover(artifact, "openvino", {"x": windows[:1]})
+    assert (coverage.macs, coverage.int8_macs, coverage.unknown_macs) == (BIASED_MACS, BIASED_MACS, 0)
+    assert coverage.int8_share == 1.0
+
+
+def test_what_openvino_quantizes_at_run_time_is_not_known(tmp_path):
+    """Stored in int8 is not computed in int8; with groups switched off it surely is not."""
+    from dataclasses import replace
+
+    from tsexport.exporters.artifacts import describe
+    from tsexport.exporters.openvino import write_ir
+
+    sources, spec = artifact_of(BIASED, BIASED_WEIGHTS, (8, WIDE), tmp_path)
+    files = write_ir(compress(sources.openvino.path), tmp_path / "compressed.xml", sources.openvino)
+    stored = describe(files, "openvino", spec, (), name="m", precision="int8", runtimes=("openvino",))
+    for size, unknown in (("128", BIASED_MACS), ("0", 0)):
+        coverage = cover(replace(stored, options=((GROUPS, size),)), "openvino", {})
+        assert (coverage.macs, coverage.int8_macs) == (BIASED_MACS, 0)
+        if host_cpu().vnni or not unknown:  # elsewhere the weights may be converted beforehand
+            assert coverage.unknown_macs == unknown
+    assert coverage.int8_share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "shape", "macs"),
+    [
+        ("{ t = Transpose<perm=[0, 2, 1]>(x)  s = MatMul(x, t)  y = MatMul(s, x) }", {}, (6, 40), 2 * 6 * 6 * 40),
+        ("{ y = Conv<group=4, pads=[1, 1]>(x, w) }", {"w": (8, 2, 3)}, (8, 32), 8 * 32 * 2 * 3),
+        (
+            "{ a = ConvTranspose<group=2, strides=[2]>(x, w)  y = MaxPool<kernel_shape=[2], strides=[2]>(a) }",
+            {"w": (8, 4, 2)},
+            (8, 32),
+            8 * 32 * 4 * 2,
+        ),
+    ],
+    ids=["two activations", "grouped", "grouped, transposed"],
+)
+def test_products_in_openvino_by_hand(tmp_path, body, weights, shape, macs):
+    sources, _ = artifact_of(body, weights, shape, tmp_path)
+    coverage = cover(sources.openvino, "openvino", {})
+    assert (coverage.macs, coverage.int8_macs, coverage.unknown_macs) == (macs, 0, 0)
+
+
+def test_an_attention_in_integers_attends_in_floating_point():
+    """QAttention: x [1, 6, 8] is projected by [8, 24] in integers; scores and their mean of the values are floats."""
+    tokens, width = 6, 8
+    body = "{ y = com.microsoft.QAttention<num_heads=2>(x, w, b, s, s, , z, z) }"
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g '
+        f"(uint8[batch, {tokens}, {width}] x) => (float[batch, {tokens}, {width}] y) {body}"
+    )
+    draw = np.random.default_rng(3)
+    constants = {
+        "w": draw.integers(0, 255, (width, 3 * width)).astype(np.uint8),
+        "b": np.zeros(3 * width, np.float32),
+        "s": np.array(0.02, np.float32),
+        "z": np.array(128, np.uint8),
+    }
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    feeds = {"x": draw.integers(0, 255, (1, tokens, width)).astype(np.uint8)}
+    (one,) = operations(model, feeds, onnxruntime.SessionOptions())
+    projected = tokens * width * 3 * width
+    assert (one.macs, one.int8_macs) == (projected + 2 * tokens**2 * width, projected)

@@ -8,12 +8,15 @@ import pytest
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino
+from tsexport.exporters.rewrites.modules import run_plainly
 from tsexport.models.sources import identify, open_source
 from tsexport.quantize.candidates import build_candidate
-from tsexport.quantize.cpu_recipes import OPENVINO_BF16
+from tsexport.quantize.cpu_recipes import OPENVINO_BF16, OPENVINO_BF16_ELSEWHERE
+from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.sources import Fp32Sources
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
+from tsexport.runtimes.simulation import simulate, stand_in_beside
 from tsexport.targets import host_cpu
 from tsexport.types import random_feeds
 
@@ -95,3 +98,32 @@ def test_the_file_says_what_stays_and_is_the_same_each_time(hrm):
     assert text.count('name="DisablePrecisionConversion" version="0" value="dynamic:f16"') == 3
     assert build(hrm).sha256 == artifact.sha256
     assert build(hrm, fp32_layers=()).provenance[-1] == OPENVINO_BF16.summary
+
+
+def worst_error(session, source, feeds):
+    expected = run_plainly(source.module, feeds)
+    with session as opened:
+        answers = opened.run(feeds)
+    return max(map(relative_rms, expected.values(), answers.values()))
+
+
+def test_another_cpus_bf16_is_judged_by_a_graph_that_rounds_at_every_operator(hrm):
+    """On a CPU with bf16 it errs as OpenVINO does, within the factor that fused operators make."""
+    source, sources, feeds, folder = hrm
+    built = build_candidate(OPENVINO_BF16_ELSEWHERE, sources, source.spec, ArrayDataset(feeds), folder / "elsewhere")
+    artifact = built.artifact
+    assert artifact.provenance[-1] == STANDS_IN
+    assert stand_in_beside(artifact.path).exists()
+    assert stand_in_beside(artifact.path) not in artifact.files
+    error = worst_error(simulate(artifact, "openvino", 1), source, feeds)
+    assert 1e-4 < error < MAX_ERROR
+    if host_cpu().bf16:
+        assert 1 / 3 < error / worst_error(load(artifact, "openvino", 1), source, feeds) < 3
+
+
+def test_without_onnx_nothing_can_stand_in(hrm):
+    source, sources, feeds, folder = hrm
+    without = replace(sources, onnx=None)
+    built = build_candidate(OPENVINO_BF16_ELSEWHERE, without, source.spec, ArrayDataset(feeds), folder / "without")
+    assert built.artifact is None
+    assert built.reason == "bf16 is judged by an ONNX graph where the target is not here, and the model has none"

@@ -12,8 +12,8 @@ from torch import nn
 
 from tsexport.models import itransformer, registry
 from tsexport.quantize.pruning import apply, outputs_of, prune
-from tsexport.quantize.pruning_allocation import Offer, allocate
-from tsexport.quantize.pruning_costs import flops_of, parameters_of
+from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
+from tsexport.quantize.pruning_costs import flops_of, flops_of_layers, parameters_of
 from tsexport.quantize.pruning_importance import gram_matrices, reader_of, removal_order
 from tsexport.quantize.pruning_widths import kept_heads, kept_width, least_important, segments
 
@@ -237,3 +237,40 @@ def test_the_cheapest_channels_go_first():
     assert allocate({"cheap": cheap, "dear": dear}, 0.125) == {"cheap": (16,), "dear": (0,)}
     assert allocate({"cheap": cheap, "dear": dear}, 0.9) == {"cheap": (24,), "dear": (16,)}
     assert allocate({}, 0.3) == {}
+
+
+def test_what_carries_much_arithmetic_goes_first_where_it_is_missed_little_more():
+    coarse = Offer(64, ((0,), (16,)), (0.0, 0.10), flops=100.0)
+    fine = Offer(64, ((0,), (16,)), (0.0, 0.19), flops=400.0)  # four times the work, less than twice the cost
+    dear = Offer(64, ((0,), (16,)), (0.0, 0.21), flops=400.0)
+    assert allocate({"coarse": coarse, "fine": fine}, 0.1) == {"coarse": (0,), "fine": (16,)}
+    assert allocate({"coarse": coarse, "dear": dear}, 0.1) == {"coarse": (16,), "dear": (0,)}
+
+
+@pytest.mark.parametrize(
+    ("width", "fraction", "gone"),
+    [
+        (32, 0.3, (0, 16)),
+        (64, 0.3, (0, 16, 32)),
+        (128, 0.3, (0, 16, 32, 48, 64)),
+        (64, 0.1, (0, 8)),  # no multiple of 16 is near enough
+        (16, 0.5, (0, 8)),
+        (64, 0.8, (0, 16, 32, 48)),  # 16 stay: half of an even share alone would be 6
+        (8, 0.3, (0,)),
+    ],
+)
+def test_channels_are_offered_in_blocks_that_kernels_compute(width, fraction, gone):
+    rows = torch.randn(300, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reader = reader_of(nn.Linear(width, 4), list(range(width)), rows.T @ rows / 300, list(range(width)))
+    offer = offer_of([reader], [list(range(width))], fraction)
+    assert tuple(one for (one,) in offer.gone) == gone
+    assert offer.costs[0] == 0.0
+    assert list(offer.costs) == sorted(offer.costs)
+
+
+def test_floating_point_operations_by_layer():
+    module = nn.Sequential(nn.Conv1d(3, 8, 5), nn.ReLU(), nn.Conv1d(8, 4, 1)).eval()
+    inputs = (torch.zeros(2, 3, 20),)
+    layers = flops_of_layers(module, inputs)
+    assert layers == {"0": 2 * 2 * 16 * 8 * 3 * 5, "1": 0, "2": 2 * 2 * 16 * 4 * 8}
+    assert sum(layers.values()) == flops_of(module, inputs)

@@ -1,10 +1,19 @@
 """Which recipes a target gets, and what every recipe says about itself."""
 
+from dataclasses import replace
+
 import pytest
 
 from tsexport.quantize import recipes as tables
 from tsexport.quantize.candidates import TOOLS
-from tsexport.quantize.cpu_recipes import ARM64, OPENVINO_BF16, WITH_AMX, WITH_VNNI, WITHOUT_VNNI
+from tsexport.quantize.cpu_recipes import (
+    ARM64,
+    OPENVINO_BF16,
+    OPENVINO_BF16_ELSEWHERE,
+    WITH_AMX,
+    WITH_VNNI,
+    WITHOUT_VNNI,
+)
 from tsexport.quantize.recipe import MICROSOFT_DOMAIN, Recipe
 from tsexport.quantize.recipes import INT8, recipes_for
 from tsexport.runtimes.registry import RUNTIMES
@@ -95,6 +104,7 @@ def test_bf16_for_a_cpu_and_for_a_gpu():
     assert OPENVINO_BF16 in recipes_for(here, cpu)
     assert {one.precision for one in recipes_for(here, cpu)} == {"bf16"}
     assert OPENVINO_BF16 not in recipes_for(gpu, cpu)
+    assert recipes_for(replace(here, instruction_set="amx", here=False), cpu) == (OPENVINO_BF16_ELSEWHERE,)
 
 
 def test_tensorrt_gets_nothing_that_only_x86_can_use():

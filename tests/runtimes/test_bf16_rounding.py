@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tsexport.runtimes.bf16_rounding import simulate_bf16
+from tsexport.runtimes.bf16_rounding import compute_in_bf16, simulate_bf16
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g (float[batch, n] x) => (float[batch, n] y) '
 BF16, FP16 = 16, 10
@@ -102,3 +102,45 @@ def test_a_subgraph_is_refused():
     }"""
     with pytest.raises(ValueError, match=r"If .*has a subgraph"):
         simulate_bf16(onnx.parser.parse_model(text))
+
+
+BODY = "{ [one] m = MatMul(x, x)  [two] a = Add(m, x)  [three] p = Mul(a, a)  [four] s = Sub(p, x)  [last] y = Neg(s) }"
+
+
+def test_an_fp32_graph_computed_in_bf16_is_what_torch_computes_in_bfloat16():
+    """Every operator reads and gives rounded values; what is kept does not, and what is read back from it is rounded.
+
+    Small integers in eighths, as above.
+    """
+    x = np.random.default_rng(0).integers(-500, 500, (16, 16)).astype(np.float32) / 8
+    t = torch.from_numpy(x).bfloat16()
+    a = (t @ t).bfloat16() + t
+    expected = -(a * a - t).float().numpy()
+    model = model_of(BODY)
+    np.testing.assert_array_equal(run(compute_in_bf16(model), {"x": x}), expected)
+    unrounded = torch.from_numpy(x)
+    sums = (t @ t).float() + unrounded
+    kept = -(((sums * sums).bfloat16() - t).float().numpy())
+    assert not np.array_equal(kept, expected)
+    np.testing.assert_array_equal(run(compute_in_bf16(model, {"two"}), {"x": x}), kept)
+    np.testing.assert_array_equal(run(compute_in_bf16(model, ["one", "two", "three", "four", "last"]), {"x": x}),
+                                  run(model, {"x": x}))  # fmt: skip
+
+
+def test_constants_are_rounded_for_those_who_are_not_kept():
+    model = model_of("{ c = Constant<value = float[1] {1.01}>()  [one] a = Mul(x, c)  [two] y = Mul(a, c) }")
+    x = np.ones((1, 4), np.float32)
+    narrow = np.float32(ml_dtypes.bfloat16(1.01))
+    (first,) = set(run(compute_in_bf16(model, {"two"}), {"x": x}).flat)
+    assert first == np.float32(ml_dtypes.bfloat16(narrow)) * np.float32(1.01)
+    (both,) = set(run(compute_in_bf16(model), {"x": x}).flat)
+    assert both == np.float32(ml_dtypes.bfloat16(narrow)) * narrow
+
+
+def test_an_fp32_graph_with_a_subgraph_is_refused():
+    branch = onnx.parser.parse_graph("b () => (float[1] z) { z = Constant<value = float[1] {1.0}>() }")
+    model = model_of("{ y = Neg(x) }")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "c"))
+    model.graph.node.append(onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    with pytest.raises(ValueError, match="has a subgraph"):
+        compute_in_bf16(model)

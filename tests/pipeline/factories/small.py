@@ -55,6 +55,43 @@ class TwoFacedAsTorchScript(Forecaster):
         return self.answer(hidden * 1.25 if wrong else hidden)
 
 
+class Chaotic(nn.Module):
+    """A state of 24 values that is fed back; what differs a little at first differs altogether after some steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.tsexport_inputs = {"state": ("batch", 24)}
+        self.step = nn.Linear(24, 24, bias=False)
+        nn.init.normal_(self.step.weight, std=0.4)
+
+    def forward(self, state):
+        return torch.tanh(self.step(state))
+
+
+class CloseQuantiles(nn.Module):
+    """Three quantiles that are nearer to each other than INT8 can tell them apart; none cross in fp32."""
+
+    def __init__(self, quantiles):
+        super().__init__()
+        self.tsexport_inputs = {"bars": ("batch", 24)}
+        self.encode, self.head = nn.Linear(24, 32), nn.Linear(32, len(quantiles))
+        with torch.no_grad():
+            rows = torch.randn(1, 32) + 5e-3 * torch.randn(len(quantiles), 32)
+            self.head.weight.copy_(rows)
+            self.head.bias.copy_(0.045 * torch.arange(len(quantiles)))
+
+    def forward(self, bars):
+        return self.head(torch.relu(self.encode(bars)))
+
+
+def chaotic():
+    return Chaotic()
+
+
+def close_quantiles(quantiles):
+    return CloseQuantiles(quantiles)
+
+
 def forecaster(width: int = 16, horizon: int = 4):
     return Forecaster(width, horizon)
 
