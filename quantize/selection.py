@@ -6,10 +6,10 @@ of those that are no slower.  Otherwise fp32 is selected, and the reason says by
 short.
 
 Where the target is not this machine, speed is not known, and the smallest error decides among the candidates that hold
-the accuracy budget.
+the accuracy budget; with the objective "size" the smallest file, which needs no measuring.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,24 +127,36 @@ def select(
 NOT_MEASURED = "latency not measured"
 
 
-def select_unmeasured(accuracies: Sequence[Accuracy], precision: str, device: str) -> Choice | None:
+def select_unmeasured(
+    accuracies: Sequence[Accuracy],
+    precision: str,
+    device: str,
+    size_bytes: Mapping[str, int],
+    objective: Objective = "latency",
+) -> Choice | None:
     """Return what a target selects that is not this machine: the artifact of the smallest output error.
 
     Args:
         accuracies: of the artifacts in the target's own precision that hold the accuracy budget; the first of those
             with the same error wins.
         precision, device: the target's, for the reason.
+        size_bytes: of each artifact, by name.
+        objective: "size" for the smallest artifact, of several the one of the smallest error.
 
     Returns:
         None where there is no artifact.
     """
     if not accuracies:
         return None
-    best = min(accuracies, key=lambda one: one.output_error)
+    if objective == "size":
+        best = min(accuracies, key=lambda one: (size_bytes[one.artifact], one.output_error))
+        won, figure = "smallest", f"{size_bytes[best.artifact]} bytes"
+    else:
+        best = min(accuracies, key=lambda one: one.output_error)
+        won, figure = "smallest error", f"output error {best.output_error:.3g}"
     return Choice(
         best.artifact,
         best.runtime,
-        f"the smallest error of the {precision} artifacts within the accuracy budget; {NOT_MEASURED}, since this is no "
-        f"{device}",
-        f"output error {best.output_error:.3g}, {NOT_MEASURED}",
+        f"the {won} of the {precision} artifacts within the accuracy budget; {NOT_MEASURED}, since this is no {device}",
+        f"{figure}, {NOT_MEASURED}",
     )

@@ -93,7 +93,8 @@ def choose_unmeasured(
     tried: tuple[Tried, ...],
     judged: Mapping[tuple[str, str], AccuracyResult],
 ) -> Chosen:
-    """Choose for a target that is not this machine: no race, the smallest error in the target's own precision.
+    """Choose for a target that is not this machine: no race, the smallest error in the target's own precision, or the
+    smallest artifact with --objective size.
 
     Args:
         fp32: the artifacts that hold the accuracy budget, `judged` their accuracy by artifact and runtime.
@@ -111,7 +112,9 @@ def choose_unmeasured(
         accuracies = [judged[one.key].accuracy for one in reversed(firsts.values())]
     else:
         accuracies = [one.accuracy for one in tried if _may_ship(context, one)]
-    choice = select_unmeasured([one for one in accuracies if one is not None], target.precision, target.device_name)
+    found = [one for one in accuracies if one is not None]
+    sizes = {name: placed.artifact.size_bytes for (name, _), placed in placed_by_key(fp32, tried).items()}
+    choice = select_unmeasured(found, target.precision, target.device_name, sizes, context.options.objective)
     if choice is None:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in tried if one.out) or "there is none"
         raise AccuracyError(

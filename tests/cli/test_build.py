@@ -108,6 +108,11 @@ def test_options_that_are_refused(refused_before_any_work, options, message):
     refused_before_any_work(["linear", "--target", "cpu4-fp32", *options], message)
 
 
+def test_arithmetic_that_another_machine_has_not_is_refused(refused_before_any_work):
+    arguments = ["linear", "--target", "cpu4-bf16", "--device", "avx2"]
+    refused_before_any_work(arguments, "cpu4-bf16 needs arithmetic in bf16 (AVX512_BF16, AMX or Arm's), and", code=5)
+
+
 def test_a_device_without_the_targets_arithmetic_is_refused(refused_before_any_work):
     arguments = ["linear", "--target", "jetson-int8", "--device", "jetson-nano"]
     refused_before_any_work(arguments, "jetson-nano", code=5)

@@ -165,6 +165,14 @@ def test_no_candidate_within_the_budget_is_exit_3(make, tmp_path, target, device
     assert not list(tmp_path.iterdir())
 
 
+def test_the_smallest_is_selected_where_size_is_asked_for(make, tmp_path):
+    manifest = make("cpu4-int8", device=ELSEWHERE, objective="size", output=tmp_path).manifest
+    within = [one for one in manifest.candidates if one.status in ("selected", "eligible")]
+    (selected,) = (one for one in within if one.status == "selected")
+    assert selected.size_bytes == min(one.size_bytes for one in within)
+    assert manifest.selected.why.startswith("the smallest of the int8 artifacts within the accuracy budget")
+
+
 def test_a_runtime_limits_the_selection(make, tmp_path):
     manifest = make("cpu4-int8", output=tmp_path, device=ELSEWHERE, runtime="openvino").manifest
     assert manifest.selected.runtime == "openvino"

@@ -201,9 +201,22 @@ def accuracy(artifact, runtime, output_error, degradation=None):
     return Accuracy(artifact, runtime, 64, output_error, None, None, None, degradation)
 
 
+SIZES = {"a": 300, "b": 400, "c": 300}
+
+
+def test_without_speed_the_smallest_is_selected_where_size_is_asked_for():
+    judged = [accuracy("b", "openvino", 0.01), accuracy("a", "onnxruntime", 0.03), accuracy("c", "onnxruntime", 0.02)]
+    choice = select_unmeasured(judged, "int8", "t4", SIZES, "size")
+    assert (choice.artifact, choice.runtime) == ("c", "onnxruntime")
+    assert choice.why == (
+        "the smallest of the int8 artifacts within the accuracy budget; latency not measured, since this is no t4"
+    )
+    assert choice.measured == "300 bytes, latency not measured"
+
+
 def test_without_speed_the_smallest_error_is_selected():
     judged = [accuracy("a", "onnxruntime", 0.02), accuracy("b", "openvino", 0.01), accuracy("c", "onnxruntime", 0.03)]
-    choice = select_unmeasured(judged, "int8", "orin-nano")
+    choice = select_unmeasured(judged, "int8", "orin-nano", SIZES)
     assert (choice.artifact, choice.runtime) == ("b", "openvino")
     assert choice.why == (
         "the smallest error of the int8 artifacts within the accuracy budget; latency not measured, since this is no "
@@ -214,14 +227,14 @@ def test_without_speed_the_smallest_error_is_selected():
 
 def test_of_the_same_error_the_first_is_selected():
     judged = [accuracy("a", "onnxruntime", 0.01), accuracy("a", "openvino", 0.01)]
-    choice = select_unmeasured(judged, "int8", "t4")
+    choice = select_unmeasured(judged, "int8", "t4", SIZES)
     assert (choice.artifact, choice.runtime) == ("a", "onnxruntime")
 
 
 def test_a_lucky_metric_does_not_hide_a_larger_error():
     judged = [accuracy("a", "x", 0.04, degradation=-0.03), accuracy("b", "x", 0.01, degradation=0.02)]
-    assert select_unmeasured(judged, "int8", "t4").artifact == "b"
+    assert select_unmeasured(judged, "int8", "t4", SIZES).artifact == "b"
 
 
 def test_nothing_is_selected_of_nothing():
-    assert select_unmeasured([], "fp16", "t4") is None
+    assert select_unmeasured([], "fp16", "t4", SIZES) is None

@@ -144,6 +144,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "rollout": context.options.rollout,
             "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
+            "objective": context.options.objective,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
             "recipes": [recipe.name for recipe in plan.recipes],
@@ -164,6 +165,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         *([("pruning", f"{context.options.prune:g} of the channels")] if context.options.prune is not None else []),
         *([("rollout", f"{context.options.rollout} steps")] if context.options.rollout is not None else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
+        *([("objective", "the smallest size")] if context.options.objective == "size" else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
         ("recipes", ", ".join(recipe.name for recipe in plan.recipes) or "none: fp32 target"),
@@ -228,14 +230,15 @@ def _show_bundle(bundle: "Bundle") -> None:
                 ],
                 title=f"measured on {record.machine.cpu_model}, {record.machine.instruction_set}",
             )
-        print_table(
-            ("budget", "device", "precision", "batch", "published", "value", "status", "reason"),
-            [
-                (v.budget, v.device, v.precision, v.batch, v.published, v.value, v.status, v.reason)
-                for v in verdict_rows(record.verdicts)
-            ],
-            title="against the published tables",
-        )
+        if record.verdicts:
+            print_table(
+                ("budget", "device", "precision", "batch", "published", "value", "status", "reason"),
+                [
+                    (v.budget, v.device, v.precision, v.batch, v.published, v.value, v.status, v.reason)
+                    for v in verdict_rows(record.verdicts)
+                ],
+                title="against the published tables",
+            )
     _show_projection(bundle)
     _show_pruning(manifest)
     _show_buildup(manifest)
