@@ -19,8 +19,8 @@ from tsexport.errors import AccuracyError, ConfigurationError, TsexportError, Us
 from tsexport.npz import read_arrays, write_arrays
 from tsexport.options import BuildOptions
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
-from tsexport.reporting import change_text
 from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, TensorSpec, rows_at_once
+from tsexport.wording import change_text
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ accuracy.  A build that was interrupted goes on where it ended, since the search
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from tsexport.compressing import Tried, build_recipe, try_recipe
 from tsexport.context import Context
 from tsexport.covering import with_coverage
 from tsexport.exporting import Exports
+from tsexport.fallbacks import FoundLayers, LayerError, Order
 from tsexport.fitting import require_one_accepted
 from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
@@ -102,39 +103,6 @@ def _try(
     judged = replace(recipe, runtimes=runtimes or recipe.runtimes)
     found = try_recipe(context, samples, judged, artifact, reason, accuracy_budget(context, samples), plan.runtimes)
     return tuple(replace(one, recipe=recipe) for one in found), reused
-
-
-@dataclass(frozen=True)
-class FoundLayers:
-    """The layers of the fp32 graph, as a stage keeps them."""
-
-    layers: tuple[Layer, ...]
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """One layer's sensitivity, as a stage keeps it; None where the answers were not finite."""
-
-    error: float | None
-
-
-@dataclass(frozen=True)
-class Order:
-    """The layers in the order in which they fall back, with the sensitivities that were measured."""
-
-    layers: tuple[Layer, ...]
-    measured: Mapping[str, float]
-
-    def only(self, kept: Collection[str]) -> "Order":
-        """Return the order of those layers whose names are in `kept`."""
-        layers = tuple(one for one in self.layers if one.name in kept)
-        return Order(layers, {name: error for name, error in self.measured.items() if name in kept})
-
-    def sensitivities(self) -> list[float]:
-        """Return one value a layer, in order; what was not measured counts as the mean of what was."""
-        finite = [one for one in self.measured.values() if one < float("inf")]
-        mean = sum(finite) / len(finite) if finite else 1.0
-        return [self.measured.get(layer.name, mean) for layer in self.layers]
 
 
 @dataclass

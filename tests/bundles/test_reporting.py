@@ -15,15 +15,8 @@ from tsexport.bundles import open_bundle
 from tsexport.checksums import check_sums
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.plots import LatencySeries, TradeoffPoint, latency_plot, nice_ticks, tradeoff_plot
-from tsexport.reporting import (
-    compact_json,
-    markdown_cell,
-    percent_text,
-    render_readme,
-    render_report,
-    report_bundles,
-    size_text,
-)
+from tsexport.reporting import render_readme, render_report, report_bundles
+from tsexport.wording import compact_json, markdown_cell, percent_text, size_text
 
 
 class Page(HTMLParser):

@@ -9,8 +9,9 @@ import tsexport
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.recipes import recipes_for
-from tsexport.reporting import percent_text, read_measurements
+from tsexport.reporting import read_measurements
 from tsexport.targets import host_cpu, parse_target
+from tsexport.wording import percent_text
 
 SMALL = {"context_length": 32, "horizon": 8, "channels": 2}
 ELSEWHERE = "avx2" if host_cpu().instruction_set != "avx2" else "avx512-vnni"
