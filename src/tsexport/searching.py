@@ -22,7 +22,6 @@ from tsexport.fitting import require_one_accepted
 from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
-from tsexport.quantized_layers import names_in_ir, operators_of
 from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget, Artifact
@@ -250,12 +249,12 @@ class FloatSearch:
 
     def _quantized_by(self, recipe: Recipe, layers: Sequence[Layer]) -> frozenset[str]:
         """Return the names of the layers that a recipe quantizes and that the graph it starts from has."""
-        operators = operators_of(recipe)
+        operators = _operators(recipe)
         mine = [one for one in layers if operators is None or one.operator in operators]
         source = self.exports.to_quantize(recipe.format)
         if recipe.format == "openvino" and source is not None:
             # The IR may be made from a graph with other rewrites; of a layer's operators the last has its tensor.
-            known = names_in_ir(source)
+            known = _names_in_ir(source)
             mine = [one for one in mine if one.name in known or one.output in known]
         return frozenset(one.name for one in mine)
 
@@ -288,6 +287,24 @@ def _not_searched(recipe: Recipe) -> str:
     if recipe.tool not in BY_NAME:
         return f"no layers were left in floating point: its tool, {recipe.tool}, takes no names of layers"
     return ""
+
+
+def _operators(recipe: Recipe) -> tuple[str, ...] | None:
+    """Return the operators that a recipe's tool quantizes; None for all."""
+    if recipe.tool not in ("onnxruntime", "fused-attention"):
+        return None
+    from tsexport.quantize.onnxruntime_quantizer import DYNAMIC_OPERATORS, STATIC_OPERATORS
+
+    return tuple(DYNAMIC_OPERATORS if recipe.activations == "dynamic" else STATIC_OPERATORS)
+
+
+def _names_in_ir(source: Artifact) -> frozenset[str]:
+    """Return the names of operators and tensors in an OpenVINO IR."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.parse(source.path).getroot()
+    tensors = (name for port in root.iter("port") for name in port.get("names", "").split(","))
+    return frozenset((*(layer.get("name", "") for layer in root.iter("layer")), *tensors))
 
 
 def _with_float_layers(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
