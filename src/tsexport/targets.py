@@ -70,7 +70,8 @@ _DECIDING_FLAGS = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
 )  # fmt: skip
-_CPU_DEVICES: tuple[str, ...] = (HOST, "avx2", "avx512-vnni", "amx", "arm64")
+CPU_DEVICES: tuple[str, ...] = (HOST, "avx2", "avx512-vnni", "amx", "arm64")
+"""What --device may name for a CPU target: this machine, or an instruction set."""
 _CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 _CPU = "cpu4"
@@ -206,10 +207,10 @@ def _unknown_target(name: str, family: str) -> UsageError | ConfigurationError:
 
 
 def _cpu_target(name: str, precision: Precision, device: str) -> Target:
-    if device not in _CPU_DEVICES:
+    if device not in CPU_DEVICES:
         raise UsageError(
-            f"unknown device {device!r} for {name}{did_you_mean(device, _CPU_DEVICES)}; "
-            f"devices are {', '.join(_CPU_DEVICES)}"
+            f"unknown device {device!r} for {name}{did_you_mean(device, CPU_DEVICES)}; "
+            f"devices are {', '.join(CPU_DEVICES)}"
         )
     host = host_cpu()
     asked = host.instruction_set if device == HOST else device
@@ -219,7 +220,7 @@ def _cpu_target(name: str, precision: Precision, device: str) -> Target:
         device=_CPU,
         precision=precision,
         cores=CORES,
-        instruction_set=asked,  # type: ignore[arg-type]  # one of _CPU_DEVICES
+        instruction_set=asked,  # type: ignore[arg-type]  # one of CPU_DEVICES
         summary=f"4-core CPU without a GPU, {precision}" + ("" if here else f", {asked}"),
         here=here,
     )

@@ -83,6 +83,15 @@ def test_targets_json():
     assert jetson["formats"] == ["onnx", "torchscript"]
 
 
+def test_targets_say_which_cpus_a_device_may_name():
+    from tsexport.targets import CPU_DEVICES, parse_target
+
+    assert read_json("targets")["cpu_devices"] == list(CPU_DEVICES)
+    assert "cpu4 targets take --device host, avx2, avx512-vnni, amx, arm64\n" in run("targets").stdout
+    for device in CPU_DEVICES:
+        assert parse_target("cpu4-int8", device).name == "cpu4-int8"
+
+
 def test_the_devices_of_targets_json():
     rows = {row["name"]: row for row in read_json("targets")["devices"]}
     assert list(rows) == ["a100", "t4", "orin-nano", "agx-orin", "xavier-nx", "jetson-nano", "h100", "h200"]

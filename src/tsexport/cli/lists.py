@@ -8,7 +8,7 @@ import click
 
 from tsexport.cli.output import print_json, print_table, say
 from tsexport.devices import broken_devices, list_devices
-from tsexport.targets import Target, host_cpu, refusal_of, resolve_target, target_names
+from tsexport.targets import CPU_DEVICES, Target, host_cpu, refusal_of, resolve_target, target_names
 
 if TYPE_CHECKING:
     from tsexport.types import RuntimeStatus
@@ -22,7 +22,7 @@ def targets(as_json: bool) -> None:
     """List the targets: what each device can do, its TensorRT, and whether latency can be measured here."""
     rows, machine = _target_rows(), _machine()
     if as_json:
-        print_json({"machine": machine, "targets": rows, "devices": _device_rows()})
+        print_json({"machine": machine, "targets": rows, "devices": _device_rows(), "cpu_devices": list(CPU_DEVICES)})
         return
     print_table(
         ("target", "device", "TensorRT", "measured here", "summary"),
@@ -47,6 +47,7 @@ def targets(as_json: bool) -> None:
         ],
         title="devices of GPU and Jetson targets; NAME@jetpack-X or NAME@tensorrt-X chooses another release",
     )
+    click.echo(f"cpu4 targets take --device {', '.join(CPU_DEVICES)}")
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         say(note)
     for error in broken_devices().values():
