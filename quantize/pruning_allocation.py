@@ -20,7 +20,7 @@ whole model, and the output error after the refit; before: 8 at a time, priced b
 
                       before             BLOCK alone       price as well
     unet              1.39 (3.8 %)       1.47 (3.3 %)      1.56 (3.7 %)
-    inception-time    1.47 (0.03 %)      1.50 (0.1 %)
+    inception-time    1.47 (0.03 %)      1.50 (0.1 %)       not timed; by operations alone 1.56 (0.1 %)
 """
 
 import math
