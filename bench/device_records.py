@@ -1,13 +1,11 @@
 """What the device kit measured on a GPU or board, from and to `measurements/device-<id>.json` of a bundle."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tsexport.codec import encode, from_plain, parse_json
+from tsexport.codec import encode, from_plain, parse_json, write_whole
 from tsexport.errors import BundleError
 from tsexport.types import Precision, Verdict
 
@@ -92,21 +90,7 @@ def device_record_name(record: DeviceRecord) -> str:
 
 def write_device_record(record: DeviceRecord, folder: Path) -> Path:
     """Write a record into `folder` (made where absent) and return its path; whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / device_record_name(record)
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(folder / device_record_name(record), encode(record))
 
 
 def read_device_record(path: Path) -> DeviceRecord:

@@ -1,13 +1,11 @@
 """What was measured on one machine, from and to `measurements/<machine_id>.json` of a bundle."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceResult
-from tsexport.codec import encode, from_plain, parse_json
+from tsexport.codec import encode, from_plain, parse_json, write_whole
 from tsexport.errors import BundleError
 from tsexport.types import Measurement, Verdict
 
@@ -68,21 +66,7 @@ def record_from_text(text: str, *, name: str) -> MachineRecord:
 
 def write_record(record: MachineRecord, folder: Path) -> Path:
     """Write `<machine_id>.json` into `folder` (made where absent) and return its path; whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.machine.machine_id}.json"
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(record_to_text(record))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(folder / f"{record.machine.machine_id}.json", record_to_text(record))
 
 
 def read_record(path: Path) -> MachineRecord:

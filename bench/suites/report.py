@@ -1,9 +1,7 @@
 """The suites' results as text (Markdown tables that also read well in a terminal) and as files."""
 
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from tsexport.bench.fingerprint import Machine
 from tsexport.bench.statistics import Ratio
 from tsexport.bench.suites.goals import Judged
 from tsexport.bench.suites.rows import ModelResult, Row
-from tsexport.codec import encode
+from tsexport.codec import encode, write_whole
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NOT_MEASURED = "n/a"
@@ -163,18 +161,4 @@ def publish(record: object, text: str, path: Path) -> None:
 
 def write_results(record: object, text: str, path: Path) -> tuple[Path, Path]:
     """Write a record as JSON to `path` and its text beside it as .md; each whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _write(path, encode(record)), _write(path.with_suffix(".md"), text)
-
-
-def _write(path: Path, text: str) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp gives 0600
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(path, encode(record)), write_whole(path.with_suffix(".md"), text)

@@ -14,6 +14,8 @@ become tuples).
 import dataclasses
 import json
 import math
+import os
+import tempfile
 import types
 import typing
 from collections.abc import Mapping
@@ -278,3 +280,21 @@ def _shown(value: Any) -> str:
     """Return a value for a message, cut short."""
     text = json.dumps(value, allow_nan=True, ensure_ascii=True, default=str)  # TOML has dates and times too
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file others may be reading, its folder made where absent: the whole text or nothing.  Return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
