@@ -204,7 +204,7 @@ def report_text(report: Report) -> str:
         f"Milliseconds are p50 of single calls at batch {report.batch}, "
         f"{threads_text(report.pace.threads)}, {report.pace.processes} fresh processes of each contestant, "
         f"interleaved; 'x' columns say how many times faster, with 95 % intervals; memory is a process's peak above "
-        f"idle. The run took {duration(report.wall_seconds)}.",
+        f"idle. The run, from where it was taken up, took {duration(report.wall_seconds)}.",
         goals_text(report.goals, report.machine),
         overview_text(report.models) if report.models else "",
         "## Not measured\n\n" + table(("model", "why"), [(one.model, one.reason) for one in absent]) + "\n"

@@ -214,7 +214,7 @@ def report_text(report: Report) -> str:
         machine_text(report.machine),
         f"Milliseconds are p50 of single calls at batch {report.batch}, {threads_text(report.pace.threads)}, "
         f"{report.pace.processes} fresh processes of each contestant, interleaved; 'x' columns say how many times "
-        f"faster, with 95 % intervals. The run took {duration(report.wall_seconds)}.",
+        f"faster, with 95 % intervals. The run, from where it was taken up, took {duration(report.wall_seconds)}.",
         "".join(
             f"{name}={value} was set: it keeps one library from this CPU's instructions. "
             for name, value in sorted(report.switches.items())
