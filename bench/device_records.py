@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tsexport.codec import encode, from_plain, parse_json, write_whole
-from tsexport.errors import BundleError
+from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.types import Precision, Verdict
 
 SCHEMA_VERSION = 1
@@ -101,14 +100,4 @@ def read_device_record(path: Path) -> DeviceRecord:
             another type.
     """
     again = "attach the results again, or use the tsexport version that wrote it"
-    try:
-        document = parse_json(path.read_text(encoding="utf-8"), what=path.name, next_step=again)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}") from None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path.name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}",
-            next_step=again,
-        )
-    return from_plain(DeviceRecord, document, what=path.name, next_step=again)
+    return decode_versioned(DeviceRecord, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step=again)

@@ -5,7 +5,6 @@ each with its own number: can this artifact meet the row at all (the lower bound
 several power modes or sizes of a device, the best one answers.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Literal
 
 from tsexport.bench.projection import AnchorError, Efficiency, Projection
 from tsexport.bench.rows import budget_text, milliseconds
-from tsexport.codec import encode, from_plain, parse_json
-from tsexport.errors import BundleError
+from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.types import Budget
 
 SCHEMA_VERSION = 1
@@ -123,16 +121,7 @@ def outlook_row(outlook: Outlook) -> tuple[str, ...]:
 
 def write_projection(record: ProjectionRecord, measurements: Path) -> Path:
     """Write `projected/<device>.json` into a bundle's `measurements/`, whole or not at all; return its path."""
-    folder = measurements / PROJECTED
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.device}.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(encode(record), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(measurements / PROJECTED / f"{record.device}.json", encode(record))
 
 
 def read_projection(path: Path) -> ProjectionRecord:
@@ -142,15 +131,4 @@ def read_projection(path: Path) -> ProjectionRecord:
         BundleError: it cannot be read, is of another schema version, or holds something else.
     """
     again = "build the bundle again"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}") from None
-    document = parse_json(text, what=path.name, next_step=again)
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{path.name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}",
-            next_step=again,
-        )
-    return from_plain(ProjectionRecord, document, what=path.name, next_step=again)
+    return decode_versioned(ProjectionRecord, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step=again)

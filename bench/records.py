@@ -5,8 +5,7 @@ from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceResult
-from tsexport.codec import encode, from_plain, parse_json, write_whole
-from tsexport.errors import BundleError
+from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.types import Measurement, Verdict
 
 SCHEMA_VERSION = 1
@@ -55,13 +54,7 @@ def record_from_text(text: str, *, name: str) -> MachineRecord:
         BundleError: no JSON, another schema version, unknown or missing keys, or values of another type.
     """
     again = "measure again with `tsexport bench`, or use the tsexport version that wrote it"
-    document = parse_json(text, what=name, next_step=again)
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{name} has schema_version {version!r}; this version of tsexport reads {SCHEMA_VERSION}", next_step=again
-        )
-    return from_plain(MachineRecord, document, what=name, next_step=again)
+    return decode_versioned(MachineRecord, text, version=SCHEMA_VERSION, what=name, next_step=again)
 
 
 def write_record(record: MachineRecord, folder: Path) -> Path:
@@ -75,8 +68,4 @@ def read_record(path: Path) -> MachineRecord:
     Raises:
         BundleError: it cannot be read, or as `record_from_text`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}") from None
-    return record_from_text(text, name=path.name)
+    return record_from_text(read_text(path), name=path.name)

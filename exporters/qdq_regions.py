@@ -20,8 +20,6 @@ LAYERS = CONVOLUTIONS | PRODUCTS
 """The operators whose inputs are quantized."""
 SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"})
-OLDEST_WITH_EVERY_KERNEL = (8, 0)
-"""Compute capability from which TensorRT has INT8 kernels for every kind of layer."""
 
 _TO_SOFTMAX = frozenset(
     {

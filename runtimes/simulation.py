@@ -39,7 +39,6 @@ AS_WRITTEN = {
     ),
 }
 """The options with which each runtime computes Q/DQ pairs and FakeQuantize as they are written."""
-_DECIDED_AT_RUN_TIME = AS_WRITTEN["openvino"][1:]
 EXTERNAL_FROM_BYTES = 2**30
 """A rewritten file above this keeps its weights beside it, since no ONNX file holds more than 2 GB."""
 

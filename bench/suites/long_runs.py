@@ -7,7 +7,6 @@ fails is listed with the reason, and the others are measured.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.suites.contest import Pace
-from tsexport.codec import from_plain, to_plain
+from tsexport.codec import from_plain, to_plain, write_whole
 from tsexport.errors import BundleError, ConfigurationError, TsexportError
 from tsexport.models.registry import get_entry, list_entries
 from tsexport.models.settings import parse_scalar
@@ -60,11 +59,8 @@ class Partial(Generic[Result]):
 
     def keep(self, model: str, circumstances: Circumstances, result: Result) -> None:
         """Write a model's result, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{model}.{os.getpid()}"
         document = {"circumstances": to_plain(circumstances), "result": to_plain(result)}
-        temporary.write_text(json.dumps(document, indent=2, allow_nan=False))
-        temporary.replace(self.folder / f"{model}.json")
+        write_whole(self.folder / f"{model}.json", json.dumps(document, indent=2, allow_nan=False))
 
     def found(self, model: str, circumstances: Circumstances) -> Result | None:
         """Return the result of an earlier run under the same circumstances; None where there is none."""

@@ -298,3 +298,30 @@ def write_whole(path: Path, text: str) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a record's file.
+
+    Raises:
+        BundleError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path.name} cannot be read: {error}") from None
+
+
+def decode_versioned(kind: type[Record], text: str, *, version: int, what: str, next_step: str) -> Record:
+    """Return the record of a JSON text with a `schema_version`, which is looked at before any other key is judged.
+
+    Raises:
+        BundleError: no JSON, another schema version, unknown or missing keys, or values of another type.
+    """
+    document = parse_json(text, what=what, next_step=next_step)
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if found != version:
+        raise BundleError(
+            f"{what} has schema_version {found!r}; this version of tsexport reads {version}", next_step=next_step
+        )
+    return from_plain(kind, document, what=what, next_step=next_step)
