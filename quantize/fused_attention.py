@@ -17,7 +17,7 @@ counts there, not the number of nodes).  Tried without gain: fusing Add and Laye
 (0.76 to 0.85: its kernel is slower than the two nodes), and the same fusion of attention in fp32 (1.01 to 1.04).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,9 +26,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.cleaning import add_initializer, constant
 from tsexport.exporters.rewrites.linears import only_user
+from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
 from tsexport.quantize.recipe import MICROSOFT_DOMAIN
 from tsexport.quantize.sources import Order
@@ -358,13 +358,4 @@ def build(order: Order, folder: Path) -> Artifact:
     if not found:
         raise NothingQuantizedError("the graph has no attention of constant lengths that ONNX Runtime's operator takes")
     done = f"{recipe.tool}: onnxruntime {version('onnxruntime')} quantizer: {recipe.summary}"
-    artifact = finish_onnx(
-        model,
-        order.spec,
-        folder / f"{order.artifact_name}.onnx",
-        (*order.source.provenance, done),
-        name=order.artifact_name,
-        precision=recipe.precision,
-        domains=recipe.domains,
-    )
-    return replace(artifact, runtimes=recipe.runtimes, options=order.source.options)
+    return write_candidate(order, model, folder, done)

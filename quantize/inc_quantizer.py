@@ -40,7 +40,6 @@ from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ExportError, UnsupportedError
 from tsexport.exporters.conversion import probes
 from tsexport.exporters.onnx_dynamo import export_with_dynamo
-from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants
 from tsexport.exporters.rewrites.modules import rewrite_module, run_plainly
 from tsexport.exporters.rewrites.order import MODULE_REWRITES
@@ -49,6 +48,7 @@ from tsexport.exporters.rewrites.shapes import ConstantShapes
 from tsexport.exporters.tracing import mha_fastpath
 from tsexport.extras import require
 from tsexport.quantize.integer_weights import store_integer_weights
+from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
@@ -193,16 +193,9 @@ def build(order: Order, folder: Path) -> Artifact:
         raise NothingQuantizedError("Intel Neural Compressor found no Linear or Conv to quantize")
     model, _ = rewrite_graph(model, proofs, (DropNoOps(),))
     done = f"{recipe.tool}: neural-compressor {version('neural-compressor')}, torch.onnx.export(dynamo=True): "
-    artifact = finish_onnx(
-        model,
-        spec,
-        folder / f"{order.artifact_name}.onnx",
-        (*order.source.provenance, done + recipe.summary),
-        name=order.artifact_name,
-        precision=recipe.precision,
-    )
+    artifact = write_candidate(order, model, folder, done + recipe.summary, options=OPTIONS)
     _require_same_answers(module, converted, artifact, proofs[-1])
-    return replace(artifact, runtimes=recipe.runtimes, options=OPTIONS)
+    return artifact
 
 
 def _require_same_answers(module: nn.Module, converted: Any, artifact: Artifact, feeds: Feeds) -> None:

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from onnx_ir.passes import common
 from tsexport.calibration.datasets import Dataset, calibration_batch
 from tsexport.errors import ExportError, MissingDependencyError
 from tsexport.exporters.onnx_external import open_model
-from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.onnx_lowering import lower_to_opset17
 from tsexport.exporters.qdq_regions import (
     LAYERS,
@@ -41,6 +39,7 @@ from tsexport.exporters.qdq_regions import (
 )
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.npz import write_arrays
+from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Order
@@ -194,12 +193,4 @@ def build(order: Order, folder: Path) -> Artifact:
     model, steps = quantize_modelopt(order.source.path, recipe, order.calibration)
     require_rules(model, float_layers=recipe.float_layers, every_kernel=recipe.every_kernel)
     done = f"nvidia-modelopt {version('nvidia-modelopt')}: {recipe.summary}"
-    artifact = finish_onnx(
-        model,
-        order.spec,
-        folder / f"{order.artifact_name}.onnx",
-        (*order.source.provenance, done, *steps),
-        name=order.artifact_name,
-        precision=recipe.precision,
-    )
-    return replace(artifact, runtimes=recipe.runtimes, options=order.source.options)
+    return write_candidate(order, model, folder, done, *steps)

@@ -25,7 +25,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
-from tsexport.exporters.onnx_file import finish_onnx
+from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Order
 from tsexport.types import Artifact
@@ -198,13 +197,4 @@ def build(order: Order, folder: Path) -> Artifact:
     recipe = order.recipe
     model = quantize_onnx(order.source.path, recipe, order.calibration, order.calibrate)
     done = f"onnxruntime {version('onnxruntime')} quantizer: {recipe.summary}"
-    artifact = finish_onnx(
-        model,
-        order.spec,
-        folder / f"{order.artifact_name}.onnx",
-        (*order.source.provenance, done),
-        name=order.artifact_name,
-        precision=recipe.precision,
-        domains=recipe.domains,
-    )
-    return replace(artifact, runtimes=recipe.runtimes, options=order.source.options)
+    return write_candidate(order, model, folder, done)

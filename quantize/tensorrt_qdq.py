@@ -15,7 +15,7 @@ smaller than the fp32 one: TensorRT quantizes the weights when it builds the eng
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.errors import DataError
 from tsexport.exporters.onnx_external import open_model
-from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.qdq_regions import (
     Regions,
     constant_of,
@@ -42,6 +41,7 @@ from tsexport.exporters.qdq_regions import (
     weight_axis,
 )
 from tsexport.exporters.qdq_rules import require_rules
+from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Order
@@ -314,12 +314,4 @@ def build(order: Order, folder: Path) -> Artifact:
     model = quantize_tensorrt(order.source.path, recipe, order.calibration, order.calibrate)
     require_rules(model, float_layers=recipe.float_layers, every_kernel=recipe.every_kernel)
     done = f"tensorrt-qdq with onnx-ir {version('onnx-ir')}: {recipe.summary}"
-    artifact = finish_onnx(
-        model,
-        order.spec,
-        folder / f"{order.artifact_name}.onnx",
-        (*order.source.provenance, done),
-        name=order.artifact_name,
-        precision=recipe.precision,
-    )
-    return replace(artifact, runtimes=recipe.runtimes, options=order.source.options)
+    return write_candidate(order, model, folder, done)

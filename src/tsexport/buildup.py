@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tsexport.context import Context, portable
-from tsexport.errors import AccuracyError, UsageError
+from tsexport.errors import UsageError
+from tsexport.holding import keep_held
 from tsexport.preparing import quantile_levels
 from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
 from tsexport.samples import Samples
@@ -104,14 +105,11 @@ def hold_buildup(
         AccuracyError: none is left.
     """
     misses = {one: check_buildup(context, samples, one.artifact, one.runtime).miss for one in fp32}
-    held = tuple(one for one, miss in misses.items() if not miss)
-    left_out = tuple(f"{one.label} is left out: {miss}" for one, miss in misses.items() if miss)
-    if not held:
-        raise AccuracyError(
-            "no fp32 artifact stays with the source model: " + "; ".join(left_out),
-            next_step="ask for fewer steps with --rollout, or allow more with --max-output-error",
-        )
-    return held, left_out
+    return keep_held(
+        misses,
+        "no fp32 artifact stays with the source model",
+        "ask for fewer steps with --rollout, or allow more with --max-output-error",
+    )
 
 
 def buildups_of(

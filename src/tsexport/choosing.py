@@ -8,6 +8,7 @@ from tsexport.bench.race import RaceResult
 from tsexport.compressing import AccuracyResult, Tried
 from tsexport.context import Context
 from tsexport.errors import AccuracyError, UsageError
+from tsexport.holding import keep_held
 from tsexport.loading import cores_here
 from tsexport.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.progress import Progress, Step
@@ -57,14 +58,11 @@ def hold_budget(
         for one in fp32
         for result in (judged[one.key],)
     }
-    held = tuple(one for one, miss in misses.items() if not miss)
-    left_out = tuple(f"{one.label} is left out: {miss}" for one, miss in misses.items() if miss)
-    if not held:
-        raise AccuracyError(
-            "no fp32 artifact holds the accuracy budget: " + "; ".join(left_out),
-            next_step="see whether --atol and --rtol let too much through, or allow more with --max-degradation",
-        )
-    return held, left_out
+    return keep_held(
+        misses,
+        "no fp32 artifact holds the accuracy budget",
+        "see whether --atol and --rtol let too much through, or allow more with --max-degradation",
+    )
 
 
 def accuracy_budget(context: Context, samples: Samples) -> AccuracyBudget:
