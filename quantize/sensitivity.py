@@ -169,7 +169,7 @@ def round_weights(weight: Array, axis: int | None) -> Array:
     """
     whole = axis is None or weight.ndim == 1
     others = tuple(one for one in range(weight.ndim) if whole or one != (axis or 0) % weight.ndim)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
+    largest = np.abs(weight).max(axis=others, keepdims=True).astype(np.float64)  # a 127th may be too small for fp32
     scale = np.where(largest > 0, largest / _S8, 1.0)
     rounded: Array = (np.clip(np.rint(weight / scale), -_S8, _S8) * scale).astype(np.float32)
     return rounded

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -159,6 +159,7 @@ def test_every_kind_of_layer(tmp_path, operator, shape, attributes, extra, macs)
     hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 5)), elements=st.floats(-1e3, 1e3, width=32)),
     st.sampled_from([0, 1, -1, None]),
 )
+@example(np.array([[4e-45]], np.float32), 0)
 def test_rounded_weights_are_within_half_a_step_of_their_channel(array, axis):
     rounded = round_weights(array, axis)
     others = tuple(one for one in range(2) if axis is None or one != axis % 2)
