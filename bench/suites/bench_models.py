@@ -32,14 +32,13 @@ from typing import Any
 
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.suites.contest import BATCH, Pace, make_entrants
-from tsexport.bench.suites.goals import Conditions, Judged
+from tsexport.bench.suites.goals import Judged
 from tsexport.bench.suites.goals_of_models import judge_models
 from tsexport.bench.suites.long_runs import (
-    Circumstances,
     Failure,
-    Partial,
+    Run,
     add_arguments,
-    measure_each,
+    measure_run,
     models_of,
     pace_of,
     settings_of,
@@ -56,12 +55,10 @@ from tsexport.bench.suites.report import (
     threads_text,
 )
 from tsexport.bench.suites.rows import ModelResult
-from tsexport.cache import default_root
 from tsexport.calibration.reference import has_reference
 from tsexport.data import model_config
 from tsexport.errors import TsexportError
 from tsexport.models.sources import identify
-from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress, duration
 
@@ -90,33 +87,6 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run was asked for."""
-
-    models: tuple[str, ...]
-    left_out: tuple[Failure, ...]
-    settings: Mapping[str, Mapping[str, Any]]
-    pace: Pace
-    seconds: float
-    seed: int
-    output: Path
-    machine: Machine
-
-    @property
-    def partial(self) -> Partial[ModelResult]:
-        return Partial(self.output.with_suffix(".partial"), ModelResult)
-
-    def circumstances(self, model: str) -> Circumstances:
-        return Circumstances(self.machine, self.pace, self.seconds, self.seed, self.settings.get(model, {}), {})
-
-    def keep(self, model: str, result: ModelResult) -> None:
-        self.partial.keep(model, self.circumstances(model), result)
-
-    def found(self, model: str) -> ModelResult | None:
-        return self.partial.found(model, self.circumstances(model))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return the exit code: 0, or that of the error that ended it.  A missed goal is no error."""
     args = _parser().parse_args(arguments)
@@ -134,25 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_all(run: Run, *, resume: bool) -> Report:
     """Measure every model of a run, or take its result from the run before."""
     began = time.perf_counter()
-    if not resume:
-        run.partial.clear()
-    earlier = {model: result for model in run.models if (result := run.found(model)) is not None}
-    steps = [
-        step
-        for model in run.models
-        if model not in earlier
-        for step in steps_of(model, run.pace, with_build=True, build_seconds=BUILD_SECONDS)
-    ]
-    progress = Progress(steps, memory=default_root() / "times" / "bench_models.json")
-
-    def measure(model: str) -> ModelResult:
-        result = _measure(run, model, progress)
-        progress.remember()
-        return result
-
-    results, failures = measure_each(run.models, earlier, measure, run.keep, run.partial.folder)
-    conditions = Conditions(
-        run.machine.instruction_set, run.machine.vnni, run.pace.threads, BATCH, default_settings=not run.settings
+    results, failures = measure_run(
+        run,
+        "bench_models",
+        lambda model: steps_of(model, run.pace, with_build=True, build_seconds=BUILD_SECONDS),
+        lambda model, progress: _measure(run, model, progress),
+        resume=resume,
     )
     return Report(
         suite="bench_models",
@@ -164,28 +121,17 @@ def measure_all(run: Run, *, resume: bool) -> Report:
         models=results,
         failures=failures,
         left_out=run.left_out,
-        goals=judge_models(results, conditions),
+        goals=judge_models(results, run.conditions),
         wall_seconds=time.perf_counter() - began,
     )
 
 
 def _measure(run: Run, model: str, progress: Progress) -> ModelResult:
-    settings = run.settings.get(model, {})
-    identity = identify(model, settings=settings, seed=run.seed)
+    identity = identify(model, settings=run.settings.get(model, {}), seed=run.seed)
     target = "cpu4-int8" if has_reference(model, model_config(identity)) else "cpu4-fp32"
     with tempfile.TemporaryDirectory(prefix="tsexport-suite-") as folder:
-        options = BuildOptions(
-            model,
-            target,
-            Path(folder),
-            settings=settings,
-            threads=run.pace.threads,
-            batches=(BATCH,),
-            seconds=run.seconds,
-            seed=run.seed,
-        )
         return measure_model(
-            plan_build(options),
+            plan_build(run.options(model, target, Path(folder))),
             None,
             run.pace,
             progress,

@@ -42,15 +42,14 @@ from typing import Any
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.suites.contest import BATCH, Pace
 from tsexport.bench.suites.default_contest import DefaultTools
-from tsexport.bench.suites.goals import Conditions, Judged
+from tsexport.bench.suites.goals import Judged
 from tsexport.bench.suites.goals_of_int8 import judge_int8, switches_set
 from tsexport.bench.suites.int8_report import busy_text, by_budget_text, contestants_text, overview_text, tried_text
 from tsexport.bench.suites.long_runs import (
-    Circumstances,
     Failure,
-    Partial,
+    Run,
     add_arguments,
-    measure_each,
+    measure_run,
     models_of,
     pace_of,
     settings_of,
@@ -66,9 +65,7 @@ from tsexport.bench.suites.report import (
     threads_text,
 )
 from tsexport.bench.suites.rows import ModelResult
-from tsexport.cache import default_root
 from tsexport.errors import TsexportError, UsageError
-from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress, duration
 
@@ -101,33 +98,16 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run was asked for; `switches` are variables that keep a library from the CPU's instructions."""
+class Int8Run(Run):
+    """A run with the Python of Olive's environment; `switches` are variables that keep a library from the CPU's
+    instructions."""
 
-    models: tuple[str, ...]
-    left_out: tuple[Failure, ...]
-    settings: Mapping[str, Mapping[str, Any]]
-    pace: Pace
-    seconds: float
-    seed: int
-    output: Path
-    machine: Machine
     olive: Path | None
     switches: Mapping[str, str]
 
     @property
-    def partial(self) -> Partial[ModelResult]:
-        return Partial(self.output.with_suffix(".partial"), ModelResult)
-
-    def circumstances(self, model: str) -> Circumstances:
-        beside = {"olive": self.olive is not None, **self.switches}
-        return Circumstances(self.machine, self.pace, self.seconds, self.seed, self.settings.get(model, {}), beside)
-
-    def keep(self, model: str, result: ModelResult) -> None:
-        self.partial.keep(model, self.circumstances(model), result)
-
-    def found(self, model: str) -> ModelResult | None:
-        return self.partial.found(model, self.circumstances(model))
+    def beside(self) -> Mapping[str, Any]:
+        return {"olive": self.olive is not None, **self.switches}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,30 +124,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_all(run: Run, *, resume: bool) -> Report:
+def measure_all(run: Int8Run, *, resume: bool) -> Report:
     """Measure every model of a run, or take its result from the run before."""
     began = time.perf_counter()
-    if not resume:
-        run.partial.clear()
-    earlier = {model: result for model in run.models if (result := run.found(model)) is not None}
-    steps = [
-        step
-        for model in run.models
-        if model not in earlier
-        for step in steps_of(
+    results, failures = measure_run(
+        run,
+        SUITE,
+        lambda model: steps_of(
             model, run.pace, with_build=True, build_seconds=BUILD_SECONDS, exports_seconds=TOOLS_SECONDS
-        )
-    ]
-    progress = Progress(steps, memory=default_root() / "times" / f"{SUITE}.json")
-
-    def measure(model: str) -> ModelResult:
-        result = _measure(run, model, progress)
-        progress.remember()
-        return result
-
-    results, failures = measure_each(run.models, earlier, measure, run.keep, run.partial.folder)
-    conditions = Conditions(
-        run.machine.instruction_set, run.machine.vnni, run.pace.threads, BATCH, default_settings=not run.settings
+        ),
+        lambda model, progress: _measure(run, model, progress),
+        resume=resume,
     )
     return Report(
         suite=SUITE,
@@ -180,24 +147,14 @@ def measure_all(run: Run, *, resume: bool) -> Report:
         models=results,
         failures=failures,
         left_out=run.left_out,
-        goals=judge_int8(results, conditions, run.switches),
+        goals=judge_int8(results, run.conditions, run.switches),
         wall_seconds=time.perf_counter() - began,
     )
 
 
-def _measure(run: Run, model: str, progress: Progress) -> ModelResult:
+def _measure(run: Int8Run, model: str, progress: Progress) -> ModelResult:
     with tempfile.TemporaryDirectory(prefix="tsexport-suite-") as folder:
-        options = BuildOptions(
-            model,
-            TARGET,
-            Path(folder),
-            settings=run.settings.get(model, {}),
-            threads=run.pace.threads,
-            batches=(BATCH,),
-            seconds=run.seconds,
-            seed=run.seed,
-        )
-        plan = plan_build(options)
+        plan = plan_build(run.options(model, TARGET, Path(folder)))
         calibration = plan.context.calibration
         assert calibration is not None, "a plan for int8 has calibration windows"
         tools = DefaultTools(calibration.dataset, run.olive)
@@ -240,7 +197,7 @@ def _model_text(result: ModelResult, report: Report) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def run_of(args: argparse.Namespace) -> Run:
+def run_of(args: argparse.Namespace) -> Int8Run:
     """Check what was asked for.
 
     Raises:
@@ -255,7 +212,7 @@ def run_of(args: argparse.Namespace) -> Run:
             next_step="make one of bench/suites/requirements.txt, and name its bin/python",
         )
     machine = fingerprint()
-    return Run(
+    return Int8Run(
         models=models,
         left_out=left_out,
         settings=settings,

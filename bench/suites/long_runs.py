@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tsexport.bench.fingerprint import Machine
-from tsexport.bench.suites.contest import Pace
+from tsexport.bench.suites.contest import BATCH, Pace
+from tsexport.bench.suites.goals import Conditions
+from tsexport.bench.suites.rows import ModelResult
+from tsexport.cache import default_root
 from tsexport.codec import from_plain, to_plain, write_whole
 from tsexport.errors import BundleError, ConfigurationError, TsexportError
 from tsexport.models.registry import get_entry, list_entries
 from tsexport.models.settings import parse_scalar
 from tsexport.models.sources import identify
+from tsexport.options import BuildOptions
+from tsexport.progress import Progress
 
 Result = TypeVar("Result")
 
@@ -76,6 +81,93 @@ class Partial(Generic[Result]):
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run over many models was asked for; a suite that depends on more adds it, and names it in `beside`."""
+
+    models: tuple[str, ...]
+    left_out: tuple[Failure, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    pace: Pace
+    seconds: float
+    seed: int
+    output: Path
+    machine: Machine
+
+    @property
+    def beside(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def partial(self) -> Partial[ModelResult]:
+        return Partial(self.output.with_suffix(".partial"), ModelResult)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What goals are judged under."""
+        return Conditions(
+            self.machine.instruction_set,
+            self.machine.vnni,
+            self.pace.threads,
+            BATCH,
+            default_settings=not self.settings,
+        )
+
+    def circumstances(self, model: str) -> Circumstances:
+        return Circumstances(
+            self.machine, self.pace, self.seconds, self.seed, self.settings.get(model, {}), self.beside
+        )
+
+    def keep(self, model: str, result: ModelResult) -> None:
+        self.partial.keep(model, self.circumstances(model), result)
+
+    def found(self, model: str) -> ModelResult | None:
+        return self.partial.found(model, self.circumstances(model))
+
+    def options(self, model: str, target: str, folder: Path) -> BuildOptions:
+        """Return the options of the build that gives a model's contestants."""
+        return BuildOptions(
+            model,
+            target,
+            folder,
+            settings=self.settings.get(model, {}),
+            threads=self.pace.threads,
+            batches=(BATCH,),
+            seconds=self.seconds,
+            seed=self.seed,
+        )
+
+
+def measure_run(
+    run: Run,
+    suite: str,
+    steps: Callable[[str], Sequence[tuple[str, float]]],
+    measure: Callable[[str, Progress], ModelResult],
+    *,
+    resume: bool,
+) -> tuple[tuple[ModelResult, ...], tuple[Failure, ...]]:
+    """Measure every model of a run, or take its result from the run before.
+
+    Args:
+        suite: under whose name the times of the steps are remembered.
+        steps: those of a model, with their expected seconds.
+        measure: measures one model.
+        resume: what was kept counts; else it is thrown away first.
+    """
+    if not resume:
+        run.partial.clear()
+    earlier = {model: result for model in run.models if (result := run.found(model)) is not None}
+    expected = [step for model in run.models if model not in earlier for step in steps(model)]
+    progress = Progress(expected, memory=default_root() / "times" / f"{suite}.json")
+
+    def measure_one(model: str) -> ModelResult:
+        result = measure(model, progress)
+        progress.remember()
+        return result
+
+    return measure_each(run.models, earlier, measure_one, run.keep, run.partial.folder)
 
 
 def measure_each(
