@@ -17,29 +17,18 @@ DYNAMIC_U8 = Recipe(
     summary="activations quantized at run time, U8 weights: no 16-bit saturation on any CPU",
     domains=(MICROSOFT_DOMAIN,),
 )
-DYNAMIC_S8_REDUCED = Recipe(
+DYNAMIC_S8_REDUCED = replace(
+    DYNAMIC_U8,
     name="dynamic-s8-reduced",
-    tool="onnxruntime",
-    activations="dynamic",
     weights="s8",
     reduce_range=True,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
     summary="activations quantized at run time, 7-bit S8 weights: keeps clear of 16-bit saturation",
-    domains=(MICROSOFT_DOMAIN,),
 )
-DYNAMIC_S8 = Recipe(
+DYNAMIC_S8 = replace(
+    DYNAMIC_U8,
     name="dynamic-s8",
-    tool="onnxruntime",
-    activations="dynamic",
     weights="s8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
     summary="activations quantized at run time, S8 weights of full range: for CPUs with VNNI",
-    domains=(MICROSOFT_DOMAIN,),
 )
 STATIC_U8S8_REDUCED = Recipe(
     name="static-u8s8-reduced",
@@ -53,17 +42,12 @@ STATIC_U8S8_REDUCED = Recipe(
     summary="U8 activations by least squared error, 7-bit S8 weights",
     observer=Observer("mse"),
 )
-STATIC_U8S8 = Recipe(
+STATIC_U8S8 = replace(
+    STATIC_U8S8_REDUCED,
     name="static-u8s8",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
     reduce_range=False,
     per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
     summary="U8 activations by least squared error, S8 weights of full range per channel: for CPUs with VNNI",
-    observer=Observer("mse"),
 )
 NNCF_MIXED = Recipe(
     name="nncf-mixed",
@@ -76,15 +60,10 @@ NNCF_MIXED = Recipe(
     runtimes=("openvino",),
     summary="NNCF's mixed preset with fast bias correction",
 )
-NNCF_MIXED_REDUCED = Recipe(
+NNCF_MIXED_REDUCED = replace(
+    NNCF_MIXED,
     name="nncf-mixed-reduced",
-    tool="nncf",
-    activations="static",
-    weights="s8",
     reduce_range=True,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
     summary="NNCF's mixed preset with fast bias correction and its fix for 16-bit saturation",
 )
 OPENVINO_BF16 = Recipe(
@@ -100,45 +79,27 @@ OPENVINO_BF16 = Recipe(
     precision="bf16",
 )
 OPENVINO_BF16_ELSEWHERE = replace(OPENVINO_BF16, preset="simulated")
-STATIC_S8S8 = Recipe(
+STATIC_S8S8 = replace(
+    STATIC_U8S8,
     name="static-s8s8",
-    tool="onnxruntime",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
     runtimes=("onnxruntime",),
     summary="S8 activations by least squared error, S8 weights of full range per channel: what Arm64's products take",
     activation_type="s8",
-    observer=Observer("mse"),
 )
 
 # --- attention as one operator, OpenVINO and other tools -------------------------------------------------------------
 
-DYNAMIC_ATTENTION_S8 = Recipe(
+DYNAMIC_ATTENTION_S8 = replace(
+    DYNAMIC_S8,
     name="dynamic-attention-s8",
     tool="fused-attention",
-    activations="dynamic",
-    weights="s8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
     summary="as dynamic-s8, attention as one operator with its projection: for CPUs with VNNI",
-    domains=(MICROSOFT_DOMAIN,),
 )
-DYNAMIC_ATTENTION_U8 = Recipe(
+DYNAMIC_ATTENTION_U8 = replace(
+    DYNAMIC_U8,
     name="dynamic-attention-u8",
     tool="fused-attention",
-    activations="dynamic",
-    weights="u8",
-    reduce_range=False,
-    per_channel=False,
-    format="onnx",
-    runtimes=("onnxruntime",),
     summary="as dynamic-u8, attention as one operator with its projection",
-    domains=(MICROSOFT_DOMAIN,),
 )
 INC_STATIC = Recipe(
     name="inc-static",
@@ -151,15 +112,9 @@ INC_STATIC = Recipe(
     runtimes=("onnxruntime", "openvino"),
     summary="static quantization in PyTorch (PT2E), U8 activations, S8 weights of full range per channel",
 )
-INC_AUTOTUNE = Recipe(
+INC_AUTOTUNE = replace(
+    INC_STATIC,
     name="inc-autotune",
-    tool="inc",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="onnx",
-    runtimes=("onnxruntime", "openvino"),
     summary="autotune over the static configurations in PyTorch (PT2E)",
     preset="autotune",
 )
@@ -168,15 +123,9 @@ _BF16_REST = (("INFERENCE_PRECISION_HINT", "bf16"),)
 _F32_REST = (("INFERENCE_PRECISION_HINT", "f32"),)
 _GROUPS = (("DYNAMIC_QUANTIZATION_GROUP_SIZE", "128"),)
 
-NNCF_PRODUCTS = Recipe(
+NNCF_PRODUCTS = replace(
+    NNCF_MIXED,
     name="nncf-products",
-    tool="nncf",
-    activations="static",
-    weights="s8",
-    reduce_range=False,
-    per_channel=True,
-    format="openvino",
-    runtimes=("openvino",),
     summary="NNCF's performance preset on products and convolutions alone",
     preset="products",
 )
