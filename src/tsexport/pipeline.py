@@ -200,18 +200,18 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
     tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
-        judged = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
-        step.reused = all(reused for _, reused in judged.values())
-        fp32, left_out = hold_budget(
-            accuracy_budget(context, samples), fp32, {key: result for key, (result, _) in judged.items()}
-        )
+        found = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
+        step.reused = all(reused for _, reused in found.values())
+        judged = {key: result for key, (result, _) in found.items()}
+        budget = accuracy_budget(context, samples)
+        fp32, left_out = hold_budget(budget, fp32, judged)
         fp32, drifted = hold_buildup(context, samples, fp32)
         buildups = buildups_of(context, samples, fp32, tried)
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)
     elif not context.target.here:
-        chosen = choose_unmeasured(context, fp32, tried, {key: result for key, (result, _) in judged.items()})
+        chosen = choose_unmeasured(context, fp32, tried, judged)
     else:
         chosen = choose(context, samples, fp32, tried, progress, say)
     selected = placed_by_key(fp32, tried)[(chosen.choice.artifact, chosen.choice.runtime)]
@@ -222,7 +222,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say)
     verdicts = with_outlook(judge_all(samples, measurements, machine), projected)
     require_budgets(verdicts)
-    selected_accuracy = _accuracy_result(selected, tried, {key: result for key, (result, _) in judged.items()})
+    selected_accuracy = _accuracy_result(selected, tried, judged)
     packed = Packed(
         name=plan.name,
         exports=exports,
@@ -233,9 +233,9 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         order=chosen.order,
         threads=chosen.threads,
         parity=parity,
-        accuracy=_accuracies(selected_accuracy, [judged[one.key][0] for one in fp32]),
+        accuracy=_accuracies(selected_accuracy, [judged[one.key] for one in fp32]),
         selected_accuracy=selected_accuracy,
-        budget=accuracy_budget(context, samples),
+        budget=budget,
         caveats=(
             *samples.record.caveats,
             *caveats_of(context.target),
