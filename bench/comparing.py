@@ -1,9 +1,9 @@
 """Two artifacts against each other, in pairs of fresh processes: what `tsexport compare` runs.
 
 A pair is one process of each side, bound to the same CPUs and never timed at the same time: both load, both warm up
-until they are stable, then rounds of blocks alternate (A B B A, B A A B, ...).  While one is timed the other blocks on a
-read.  The idle loop of `bench.noise` is timed before every block, on the same CPU.  What is made of the pairs, and when
-it is enough, is in `bench.comparing_rule`.
+until they are stable, then rounds of blocks alternate (A B B A, B A A B, ...).  While one is timed the other blocks on
+a read.  The idle loop of `bench.noise` is timed before every block, on the same CPU.  What is made of the pairs, and
+when it is enough, is in `bench.comparing_rule`.
 """
 
 import math
@@ -91,16 +91,12 @@ def compare_contenders(
         return first, _run(time_one, clock, again, reserve=0, what="confirming", progress=progress)
 
 
-def time_pair(
-    sides: tuple[Contender, Contender], feeds: Path, setting: Setting, watch: NoiseWatch
-) -> PairTimes:
+def time_pair(sides: tuple[Contender, Contender], feeds: Path, setting: Setting, watch: NoiseWatch) -> PairTimes:
     """Time one fresh process of each side, in rounds of interleaved blocks.  Raises as `compare_contenders`."""
     with ExitStack() as stack:
         workers = [
             stack.enter_context(
-                WorkerProcess(
-                    side.artifact, side.runtime, setting.threads, command=side.command, cpus=setting.cpus
-                )
+                WorkerProcess(side.artifact, side.runtime, setting.threads, command=side.command, cpus=setting.cpus)
             )
             for side in sides
         ]
