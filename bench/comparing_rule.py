@@ -30,11 +30,14 @@ The verdict, with threshold h and floor f:
     inconclusive   anything else: more pairs, until the time is up
 
 It is given at most after each number of pairs in LOOKS; each look spends an equal share of alpha = 5 %, so that all of
-them together err no more often, however they depend on each other.  A regression counts only where a second run, of
-fresh processes and without a look at the first, finds one too.
+them together err no more often, however they depend on each other.  At the first look 1 - 2^(1 - 6) = 96.9 % is all
+that six pairs can claim: where the true change is exactly h, a run is red in at most 1.6 % + 4 x 0.5 % = 3.6 % of
+cases, and twice in a row, which alone counts as a regression, in 0.13 %.  Two copies of one bundle are a whole threshold
+away from that: all six pairs would have to show more than h by layout alone, and six fresh ones once more.  What
+simulation says of both errors and of a bundle slowed by 10 %, layouts spreading by 1 to 5 % between processes, is
+printed by `bench/suites/compare_rule.py` and stands in docs/compare.md; what was measured, there too.
 
-Error rates, by simulation (`bench/suites/compare_rule.py`), for layouts that spread by s between processes: see
-docs/compare.md.  Limits: pairs share the machine, hence what a machine does to one file and not to the other for
+Limits: pairs share the machine, hence what a machine does to one file and not to the other for
 minutes (a file in a slow page, an alignment that one build always gets) is part of the ratio.
 """
 
@@ -105,25 +108,25 @@ class Judgement:
     machine_floor: float
 
 
-def judge_pairs(pairs: Sequence[PairTimes], *, threshold: float, seed: int, looks: int = len(LOOKS)) -> Judgement:
+def judge_pairs(pairs: Sequence[PairTimes], *, threshold: float, seed: int, resamples: int = RESAMPLES) -> Judgement:
     """Return the verdict of the pairs so far.
 
     Args:
         pairs: at least FEWEST_PAIRS.
         threshold: the change that matters, 0.05 for 5 %.
         seed: of the bootstrap.
-        looks: how often a verdict may be tried at most; each spends an equal share of ALPHA.
+        resamples: of the bootstrap.
 
     Raises:
         ValueError: fewer pairs, or one without rounds (a bug of the caller).
     """
     if len(pairs) < FEWEST_PAIRS:
         raise ValueError(f"{len(pairs)} pairs; a verdict takes {FEWEST_PAIRS}")
-    ratio = slowdown([pair.log_ratios for pair in pairs], alpha=ALPHA / looks, seed=seed)
+    ratio = slowdown([pair.log_ratios for pair in pairs], alpha=ALPHA / len(LOOKS), seed=seed, resamples=resamples)
     by_process = process_floor(
         [pair.base_median_ms for pair in pairs], [pair.candidate_median_ms for pair in pairs], alpha=ALPHA
     )
-    idle = slowdown([pair.idle_log_ratios for pair in pairs], alpha=ALPHA, seed=seed + 1)
+    idle = slowdown([pair.idle_log_ratios for pair in pairs], alpha=ALPHA, seed=seed + 1, resamples=resamples)
     by_machine = max(1.0 / idle.low, idle.high or math.inf) - 1.0
     verdict, reason = decide(ratio, threshold=threshold, floor=max(by_process, by_machine))
     return Judgement(verdict, reason, ratio, by_process, by_machine)
@@ -145,7 +148,7 @@ def decide(ratio: Slowdown, *, threshold: float, floor: float) -> tuple[Comparis
     return "inconclusive", f"{ratio} holds the threshold of {threshold:.1%}, on either side of which it may lie"
 
 
-def slowdown(log_ratios: Sequence[Floats], *, alpha: float, seed: int) -> Slowdown:
+def slowdown(log_ratios: Sequence[Floats], *, alpha: float, seed: int, resamples: int = RESAMPLES) -> Slowdown:
     """Return exp of the Hodges-Lehmann estimate over pairs, with its widened two-step bootstrap interval.
 
     Args:
@@ -157,7 +160,7 @@ def slowdown(log_ratios: Sequence[Floats], *, alpha: float, seed: int) -> Slowdo
     generator = np.random.default_rng(seed)
     bank = np.stack([_resampled_medians(pair, generator) for pair in log_ratios])  # [pairs, within]
     drawn = bank[
-        generator.integers(0, n, (RESAMPLES, n)), generator.integers(0, WITHIN_RESAMPLES, (RESAMPLES, n))
+        generator.integers(0, n, (resamples, n)), generator.integers(0, WITHIN_RESAMPLES, (resamples, n))
     ]  # [resamples, pairs]
     estimates = hodges_lehmann(drawn)
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1.0 - alpha / 2.0, n - 1))
