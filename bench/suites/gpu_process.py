@@ -5,13 +5,14 @@ it is kept as failed with the reason, and the next way begins in a fresh process
 """
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -22,14 +23,20 @@ from tsexport.bench.suites.gpu_worker import Begun, Done, Job, from_line, to_lin
 
 _COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.suites.gpu_worker")
 _TIME_IS_UP = "the time was up"
+_FEW_THREADS = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "3"}
+"""For each of the processes that compile together: torch would give each of them every core."""
 _LATE = ""
 _SHOWN = 300
 
 
 class GpuProcess:
-    """A worker that runs one job after the other, and is started anew where it ends."""
+    """A worker that runs one job after the other, and is started anew where it ends.
 
-    def __init__(self, stuck_seconds: float) -> None:
+    `environment` are variables beside those of this process.
+    """
+
+    def __init__(self, stuck_seconds: float, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self._stuck_seconds = stuck_seconds
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -77,7 +84,12 @@ class GpuProcess:
             self._lines = queue.Queue()
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                    _COMMAND,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=self._environment,
                 )
             assert self._process.stdout is not None
             self._reader = threading.Thread(target=_read, args=(self._process.stdout, self._lines))
@@ -132,7 +144,7 @@ def prepare_together(jobs: Sequence[Job], processes: int, deadline: float) -> No
         waiting.put(job)
 
     def work() -> None:
-        with GpuProcess(deadline - time.monotonic()) as process:
+        with GpuProcess(deadline - time.monotonic(), _FEW_THREADS) as process:
             while time.monotonic() < deadline:
                 try:
                     job = waiting.get_nowait()

@@ -196,6 +196,8 @@ class Lanes:
         refusals = session.refusals()
         if way.endswith("CUDA graph") and refusals:
             return GpuRow(case, way, "failed", reason=f"no graph could be captured: {next(iter(refusals.values()))}")
+        if self._job.only_prepare:
+            return GpuRow(case, way, "not run", first_call_s=first_call_s, reason="prepared only")
         answers = prepared.answers(session)
         error = max(relative_rms(values, answers[name]) for name, values in prepared.expected.items())
         limit = OUTPUT_LIMITS[case.precision]
@@ -204,8 +206,6 @@ class Lanes:
             shown = "not finite" if finite is None else f"{finite:.3g}"
             reason = f"its error is {shown}; {limit.name} allows {limit.limit:g}"
             return GpuRow(case, way, "wrong", output_error=finite, checked=CHECKED, reason=reason)
-        if self._job.only_prepare:
-            return GpuRow(case, way, "not run", first_call_s=first_call_s, reason="prepared only")
         on_gpu = self._job.device != "cpu"
         call = session.device_call(case.batch)
         device = time_calls(call.device_ms, self._job.seconds) if on_gpu else None
