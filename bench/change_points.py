@@ -18,6 +18,7 @@ exchangeable where nothing changed: drift (a machine that warms up over weeks) s
 `MIN_SEGMENT - 1` values cannot be told from outliers.  Values are compared as logarithms: a change is a ratio.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ MIN_SEGMENT = 3
 SIGNIFICANCE = 0.01
 PERMUTATIONS = 999
 MIN_POINTS = 12
-"""2 of the C(12, 6) = 924 ways to halve 12 values are as extreme as a clean step, well below 0.01.  Of 10 values 2 of 252
-are, and some uneven splits beside them: such a test would miss half of the clean steps."""
+"""2 of the C(12, 6) = 924 ways to halve 12 values are as extreme as a clean step, well below 0.01.  Of 10 values 2 of
+252 are, and some uneven splits beside them: such a test would miss half of the clean steps."""
 
 Values = NDArray[np.float64]
 
@@ -129,7 +130,7 @@ def _described(values: Values, splits: Sequence[_Split], min_change: float) -> t
     kept = list(splits)
     while True:
         edges = [0, *(split.index for split in kept), len(values)]
-        medians = [float(np.median(values[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+        medians = [float(np.median(values[a:b])) for a, b in itertools.pairwise(edges)]
         found = [
             ChangePoint(split.index, before, after, after / before, split.p_value)
             for split, before, after in zip(kept, medians, medians[1:], strict=False)

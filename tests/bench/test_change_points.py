@@ -1,5 +1,7 @@
 """The change point search: real steps are found, series without one are left alone at the stated rate."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,7 +94,7 @@ latencies = st.lists(st.floats(0.01, 1000.0), max_size=30)
 def test_changes_are_ordered_apart_and_repeatable(values, seed):
     found = change_points(values, seed=seed)
     edges = [0, *(one.index for one in found), len(values)]
-    assert not found or all(b - a >= MIN_SEGMENT for a, b in zip(edges, edges[1:], strict=False))
+    assert not found or all(b - a >= MIN_SEGMENT for a, b in itertools.pairwise(edges))
     assert all(one.p_value <= SIGNIFICANCE and one.ratio == one.after / one.before for one in found)
     assert change_points(values, seed=seed) == found
 
@@ -124,9 +126,7 @@ def test_the_statistic_is_the_formula(values):
     for k in range(MIN_SEGMENT, n - MIN_SEGMENT + 1):
         first, second = x[:k], x[k:]
         between = np.mean([abs(a - b) for a in first for b in second])
-        alike = [
-            np.mean([abs(a - b) for i, a in enumerate(part) for b in part[:i]]) for part in (first, second)
-        ]
+        alike = [np.mean([abs(a - b) for i, a in enumerate(part) for b in part[:i]]) for part in (first, second)]
         formula[k] = k * (n - k) / n * (2 * between - sum(alike))
     index, statistic = _best_split(distances)
     assert statistic == pytest.approx(max(formula.values()), abs=1e-9)
