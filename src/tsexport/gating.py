@@ -156,7 +156,7 @@ def junit_text(report: GateReport) -> str:
     """Return JUnit XML: one suite, a case for each judged row."""
     count = Counter(case.outcome for case in report.cases)
     totals = {
-        "name": report.title,
+        "name": _xml(report.title),
         "tests": str(len(report.cases)),
         "failures": str(count["failed"]),
         "errors": "0",
@@ -172,7 +172,7 @@ def junit_text(report: GateReport) -> str:
         )
         message = {"message": _xml(case.reason)}
         if case.outcome == "failed":
-            failure = ElementTree.SubElement(element, "failure", {**message, "type": case.kind})
+            failure = ElementTree.SubElement(element, "failure", {**message, "type": _xml(case.kind)})
             failure.text = _xml(f"{case.status}: {case.value}\n{case.reason}")
         elif case.outcome == "skipped":
             ElementTree.SubElement(element, "skipped", {"message": _xml(f"{case.status}: {case.reason}")})
@@ -252,7 +252,7 @@ def _xml(text: str) -> str:
 
 def _md(text: str) -> str:
     """Return text that Markdown shows as it is, on one line: no markup, no HTML, no mention."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", " ".join(_xml(text).split()))
 
 
 def _write(path: Path, text: str, option: str) -> None:
