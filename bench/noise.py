@@ -54,8 +54,9 @@ class MachineNoise:
 
     def __str__(self) -> str:
         return (
-            f"{cpus_text(self.cpus)}; idle loop jitter {_percent(self.jitter)}; context switches a second "
-            f"{_number(self.involuntary_switches_per_s)} involuntary, {_number(self.voluntary_switches_per_s)} voluntary; "
+            f"{cpus_text(self.cpus)}; idle loop jitter {_percent(self.jitter)}; context switches a second: "
+            f"{_number(self.involuntary_switches_per_s)} involuntary, {_number(self.voluntary_switches_per_s)} "
+            f"voluntary; "
             f"steal {_percent(self.steal)}; other programs {_percent(self.other_programs)}; "
             f"frequency {_span(self.min_frequency_mhz, self.max_frequency_mhz)}; load average {_one(self.load_average)}"
         )

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from tsexport import errors
+from tsexport.bench.affinity import bind
 from tsexport.bench.wire import Block, Failed, Load, Loaded, Request, Timed, Warmed, WarmUp, from_line, to_line
 from tsexport.errors import DataError, InconclusiveError, TsexportError
 from tsexport.npz import write_arrays
@@ -44,11 +45,18 @@ def write_feeds(feeds: Feeds, folder: Path) -> Path:
 class WorkerProcess:
     """One fresh process with at most one artifact.  Idle, it blocks on a read of its stdin and uses no CPU.
 
-    Use it as a context manager: leaving it ends the process.  `command` starts it, for example behind `taskset`.
+    Use it as a context manager: leaving it ends the process.  `command` starts it; it is bound to `cpus` before it
+    starts a thread, where any are named.
     """
 
     def __init__(
-        self, artifact: Artifact, runtime: str, threads: int, *, command: Sequence[str] = WORKER_COMMAND
+        self,
+        artifact: Artifact,
+        runtime: str,
+        threads: int,
+        *,
+        command: Sequence[str] = WORKER_COMMAND,
+        cpus: Sequence[int] = (),
     ) -> None:
         self._artifact, self._runtime, self._threads = artifact, runtime, threads
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
@@ -58,6 +66,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
         )
+        bind(self._process.pid, cpus)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read_lines, daemon=True).start()
 

@@ -21,6 +21,7 @@ _PUBLIC = {
     "benchmark": "tsexport.api",
     "build": "tsexport.api",
     "check": "tsexport.api",
+    "compare": "tsexport.api",
     "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
@@ -31,7 +32,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, history, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, compare, history, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -47,6 +48,7 @@ __all__ = [
     "benchmark",
     "build",
     "check",
+    "compare",
     "history",
     "list_models",
     "list_runtimes",

@@ -11,6 +11,7 @@ from tsexport.verification import VerificationReport, verify_bundle
 
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
+    from tsexport.bench.compare_records import ComparisonResult
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
 
@@ -224,6 +225,41 @@ def history(
     from tsexport.history_series import read_history
 
     return read_history(Path(folder), bundle=bundle, machine=machine, min_change=min_change)
+
+
+def compare(
+    base: StrPath | Bundle,
+    candidate: StrPath | Bundle,
+    *,
+    threshold: float | str = 0.05,
+    threads: int = 1,
+    batch: int = 1,
+    max_seconds: float = 120.0,
+    seed: int = 0,
+) -> "ComparisonResult":
+    """Time the selected artifacts of two bundles against each other here and now; see the record's `verdict`.
+
+    Nothing is raised for a regression: `verdict` says so, and `exit_code` is what the command ends with.
+
+    Args:
+        base, candidate: folders, a .tar, .tar.gz or .zip of one, or open bundles, of one model.
+        threshold: the change of latency that matters, as a fraction (0.05) or as text ("5%").
+        threads: of both sides, each bound to as many CPUs.
+        batch: samples of one call.
+        max_seconds: for everything; what is not decided by then is inconclusive.
+        seed: of the bootstrap.
+
+    Raises:
+        BundleError: a bundle is damaged.
+        UsageError: the bundles are of different models, inputs or outputs, or a value is out of range.
+        NoRuntimeError: the runtime of a selected artifact is not installed.
+        InconclusiveError: the target of a bundle is not this machine, or a measuring process failed.
+    """
+    from tsexport.comparing import compare_bundles
+
+    return compare_bundles(
+        base, candidate, threshold=threshold, threads=threads, batch=batch, max_seconds=max_seconds, seed=seed
+    )
 
 
 def attach(bundle: StrPath | Bundle, results: StrPath) -> "AttachedResults":

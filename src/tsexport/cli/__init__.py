@@ -37,6 +37,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "tsexport.cli.verify:verify", "Check a bundle's digests and golden outputs on this machine."
     ),
     "bench": CommandEntry("tsexport.cli.bench:bench", "Measure bundles and judge them against the latency tables."),
+    "compare": CommandEntry(
+        "tsexport.cli.compare:compare", "Say whether one bundle is slower than another, here and now."
+    ),
     "history": CommandEntry("tsexport.cli.history:history", "Show recorded results over time, and where they changed."),
     "check": CommandEntry(
         "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
