@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
 from tsexport.bench.figures import figure_text
-from tsexport.bench.rows import budget_text, verdict_rows
+from tsexport.bench.rows import budget_text, milliseconds, verdict_rows
 from tsexport.codec import write_whole
 from tsexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from tsexport.bench.compare_records import ComparisonResult
+    from tsexport.bench.compare_records import ComparedSide, ComparisonResult
     from tsexport.bench.figure_verdicts import FigureVerdict
     from tsexport.benchmarking import BenchmarkResult
     from tsexport.types import Verdict
@@ -120,7 +120,7 @@ def compare_report(result: "ComparisonResult") -> GateReport:
         seconds=result.seconds,
     )
     rows = tuple(
-        (side, one.given, one.artifact, one.runtime, one.precision, f"{one.median_ms:.4g} ms")
+        (side, one.given, one.artifact, one.runtime, one.precision, _median(one))
         for side, one in (("base", base), ("candidate", candidate))
     )
     lead = (
@@ -207,6 +207,11 @@ def summary_text(report: GateReport) -> str:
 def status_word(status: str) -> str:
     """Return a verdict's status as it is shown: pass, miss, refuted, inconclusive, not measured, not possible."""
     return STATUS_WORDS.get(status, status)
+
+
+def _median(side: "ComparedSide") -> str:
+    """Return the median of one side; it has none where the two were not timed, as for equal bundles."""
+    return milliseconds(side.median_ms if side.medians_ms else None)
 
 
 def _figure_case(group: str, verdict: "FigureVerdict") -> GateCase:

@@ -160,7 +160,7 @@ def test_a_comparison_is_one_case(verdict, child, example):
     text = summary_text(report)
     assert "+29.0 %" in text
     assert "threshold 5 %, noise floor 2 %" in text
-    assert f"| base | main/dist | fp32-onnx | onnxruntime | fp32 | {median((1.0, 1.1)):.4g} ms |" in text
+    assert f"| base | main/dist | fp32-onnx | onnxruntime | fp32 | {median((1.0, 1.1)):.3g} ms |" in text
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

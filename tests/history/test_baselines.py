@@ -91,7 +91,7 @@ def test_budgets_are_the_baselines_p90_with_the_margin(month, tmp_path):
     assert budget.max_ms == pytest.approx(1.2 * baseline.entries[0].p90_ms, rel=1e-5)
     assert (budget.device, budget.precision, budget.batch) == ("cpu", "fp32", 1)
     assert baseline.source in budget.source
-    assert "fp32-onnx on onnxruntime, 2 threads, machine 0123456789ab" in budget.note
+    assert "fp32-onnx on onnxruntime, 2 threads, on 0123456789ab" in budget.note
 
 
 def test_names_with_quotes_survive(keep, folder, tmp_path):
