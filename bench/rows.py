@@ -185,6 +185,12 @@ def budget_text(budget: Budget) -> str:
     return ""
 
 
+def expected_text(budget: Budget) -> str:
+    """Return what the document expects to see, as "50-80 ms" or "12-15/s"; "" where it does not say."""
+    span, unit = (budget.range_ms, " ms") if budget.range_ms is not None else (budget.range_per_s, "/s")
+    return "" if span is None else f"{span[0]:g}-{span[1]:g}{unit}"
+
+
 def _verdict_row(verdict: Verdict) -> VerdictRow:
     budget = verdict.budget
     return VerdictRow(
@@ -194,7 +200,7 @@ def _verdict_row(verdict: Verdict) -> VerdictRow:
         precision=budget.precision or "any",
         batch="" if budget.batch is None else str(budget.batch),
         budget=budget_text(budget),
-        published="" if budget.range_ms is None else f"{budget.range_ms[0]:g}-{budget.range_ms[1]:g} ms",
+        published=expected_text(budget),
         value=_value_text(verdict),
         obtained="not measured" if verdict.artifact is None else "measured",
         status=verdict.status,

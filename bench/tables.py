@@ -1,16 +1,18 @@
 """The published latency, throughput, memory and compression figures, each row with its source and its caveat.
 
 `bench/data/latency-tables.toml` is carried as it was published; every row becomes a frozen record here, nothing is
-dropped.  `latency_budgets` picks what a model is held to.
+dropped.  `latency_budgets` picks what a model is held to, `bench.figures` what else a row says of it.  A table of the
+user's own has the same form (docs/latency-tables.md) and is read by the same rules.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from tsexport.bench.table_checks import check_row, row_places
 from tsexport.codec import from_plain
 from tsexport.errors import ConfigurationError, UsageError, did_you_mean
 from tsexport.types import Budget
@@ -212,8 +214,8 @@ def parse_tables(text: str, name: str = TABLES_NAME) -> LatencyTables:
     """Return the tables written in TOML.
 
     Raises:
-        ConfigurationError: broken TOML, another schema, unknown kinds, keys, devices or precisions, missing keys,
-            wrong types, or a latency row that names neither a figure nor a formula.
+        ConfigurationError: broken TOML, another schema, no rows, unknown kinds, keys, devices or precisions, missing
+            keys, wrong types, values that cannot be, or a row that names no figure.  Names the row and its line.
     """
     try:
         document = tomllib.loads(text)
@@ -221,7 +223,10 @@ def parse_tables(text: str, name: str = TABLES_NAME) -> LatencyTables:
         raise ConfigurationError(f"{name} is no TOML: {error}") from None
     schema = document.pop("schema", None)
     if schema != SCHEMA:
-        raise ConfigurationError(f"{name} has schema {schema!r}; this version reads schema {SCHEMA}")
+        raise ConfigurationError(
+            f"{name} has schema {schema!r}; this version reads schema {SCHEMA}",
+            next_step=f"begin the file with `schema = {SCHEMA}`",
+        )
     tables: dict[str, tuple[Any, ...]] = {}
     for kind, rows in document.items():
         if kind not in ROW_KINDS:
@@ -231,16 +236,27 @@ def parse_tables(text: str, name: str = TABLES_NAME) -> LatencyTables:
             )
         if not isinstance(rows, list):
             raise ConfigurationError(f"{name}: {kind} is one table; write [[{kind}]] before each row")
+        places = row_places(text, kind, len(rows), name)
         tables[kind] = tuple(
-            from_plain(
-                ROW_KINDS[kind], row, what=f"{kind} row {number} of {name}", error=ConfigurationError, defaults=True
-            )
-            for number, row in enumerate(rows, 1)
+            from_plain(ROW_KINDS[kind], row, what=place, error=ConfigurationError, defaults=True)
+            for row, place in zip(rows, places, strict=True)
         )
-    for number, row in enumerate(tables.get("latency", ()), 1):
-        if row.max_ms is None and row.min_ms is None and not row.formula:
-            raise ConfigurationError(f"latency row {number} of {name} has none of max_ms, min_ms and formula")
+        for row, place in zip(tables[kind], places, strict=True):
+            check_row(row, place, _FIGURES.get(ROW_KINDS[kind], ()))
+    if not any(tables.values()):
+        raise ConfigurationError(
+            f"{name} has no rows; kinds are {', '.join(ROW_KINDS)}", next_step="write a row below [[latency]]"
+        )
     return LatencyTables(**tables)
+
+
+_FIGURES: Mapping[type[Any], tuple[str, ...]] = {
+    LatencyRow: ("max_ms", "min_ms", "formula"),
+    ThroughputRow: ("min_rps", "min_samples_per_s"),
+    MemoryRow: tuple(item.name for item in fields(MemoryRow) if item.default is None)[3:],
+    GainRow: tuple(item.name for item in fields(GainRow) if item.default is None)[3:],
+}
+"""What a row of a kind must say at least one of."""
 
 
 def load_tables(path: Path | None = None) -> LatencyTables:
@@ -255,7 +271,9 @@ def load_tables(path: Path | None = None) -> LatencyTables:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the latency tables {path} cannot be read: {error}") from None
+        raise UsageError(
+            f"the latency tables {path} cannot be read: {error}", next_step="see docs/latency-tables.md for the format"
+        ) from None
     return parse_tables(text, path.name)
 
 
@@ -273,7 +291,7 @@ def latency_budgets(
     """
     tables = load_tables() if tables is None else tables
     budgets = (
-        *map(_latency_budget, tables.latency),
+        *map(budget_of, tables.latency),
         *map(_throughput_budget, tables.throughput),
         *(_memory_budget(row) for row in tables.memory if row.device is not None and row.model_mb_max is not None),
     )
@@ -282,7 +300,8 @@ def latency_budgets(
     return tuple(b for name in held_to for b in budgets if b.model == name and b.component in parts)
 
 
-def _latency_budget(row: LatencyRow) -> Budget:
+def budget_of(row: LatencyRow) -> Budget:
+    """Return what a latency row asks for."""
     return Budget(
         kind="latency",
         model=row.model,
@@ -316,6 +335,7 @@ def _throughput_budget(row: ThroughputRow) -> Budget:
         source=row.source,
         min_requests_per_s=row.min_rps,
         min_samples_per_s=row.min_samples_per_s,
+        range_per_s=row.range_rps or row.range_samples_per_s,
     )
 
 

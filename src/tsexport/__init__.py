@@ -22,6 +22,7 @@ _PUBLIC = {
     "build": "tsexport.api",
     "check": "tsexport.api",
     "compare": "tsexport.api",
+    "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
     "list_targets": "tsexport.listing",
@@ -31,7 +32,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, compare, history, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -48,6 +49,7 @@ __all__ = [
     "build",
     "check",
     "compare",
+    "history",
     "list_models",
     "list_runtimes",
     "list_targets",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
     from tsexport.exporters.device_check import DeviceReport
+    from tsexport.history_series import History
 
 StrPath = str | Path
 
@@ -176,7 +177,9 @@ def benchmark(
     *,
     batch: Sequence[int] | None = None,
     threads: int | None = None,
+    table: StrPath | None = None,
     record: StrPath | None = None,
+    commit: str | None = None,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
 
@@ -184,15 +187,44 @@ def benchmark(
         bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
         batch: batch sizes; 1, 10 and 32 by default.
         threads: by default as many as the bundle was built with, at most the cores here.
-        record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+        table: a latency table of your own, in place of the published ones.
+        record: a folder that keeps the result, as `<bundle>/<machine>/<time>-<commit>-<digest>.json`, for `history`.
+        commit: what it is kept under; by default the commit of the git repository here.
 
     Raises:
         BundleError: the bundle is damaged.
+        ConfigurationError: the table is not one.
         NoRuntimeError: no runtime here runs any of its artifacts.
     """
     from tsexport.bench.measure import BATCHES
 
-    return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
+    return benchmark_bundle(
+        bundle,
+        batches=tuple(batch or BATCHES),
+        threads=threads,
+        table=_path(table),
+        record=_path(record),
+        commit=commit,
+    )
+
+
+def history(
+    folder: StrPath, *, bundle: str | None = None, machine: str | None = None, min_change: float = 0.05
+) -> "History":
+    """Return recorded results over time: a series for each artifact, runtime, batch size and machine, and its changes.
+
+    Args:
+        folder: what `benchmark` was given as `record`.
+        bundle: this bundle's alone.
+        machine: those of the machine alone whose id begins so.
+        min_change: smaller relative changes are left out; 0.05 is 5 %.
+
+    Raises:
+        UsageError: no folder, no recordings in it, or none of that bundle or machine.
+    """
+    from tsexport.history_series import read_history
+
+    return read_history(Path(folder), bundle=bundle, machine=machine, min_change=min_change)
 
 
 def compare(

@@ -2,29 +2,46 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
+from tsexport.bench.figures import figures_for
 from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.kept_records import KeptArtifact, KeptRecord, check_commit, time_text, write_kept
 from tsexport.bench.measure import BATCHES, measure
 from tsexport.bench.race import Progress
-from tsexport.bench.records import MachineRecord, write_record
-from tsexport.bench.tables import latency_budgets
+from tsexport.bench.records import MachineRecord
+from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
+from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
 from tsexport.bench.verdicts import exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
+from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
+from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.types import Measurement
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What one bundle did here.  `exit_code` is 4 where a row is missed, 6 where none could be judged, else 0."""
+    """What one bundle did here.
+
+    `use_cases` say what each artifact is fast enough for, `figures` are the tables' other numbers (sizes, memory,
+    gains), judged.  `exit_code` is 4 where a row is missed, 6 where none could be judged, else 0; descriptions and use
+    cases decide neither.  `kept` is the file that holds the result, None where it was not asked for.
+    """
 
     bundle: str
+    model: str
     record: MachineRecord
+    use_cases: tuple[UseCaseAnswer, ...]
+    figures: tuple[FigureVerdict, ...]
     exit_code: int
+    kept: Path | None = None
 
 
 def benchmark_bundle(
@@ -33,7 +50,9 @@ def benchmark_bundle(
     batches: Sequence[int] = BATCHES,
     threads: int | None = None,
     max_seconds: float = 8.0,
+    table: Path | None = None,
     record: Path | None = None,
+    commit: str | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
@@ -43,20 +62,35 @@ def benchmark_bundle(
         batches: batch sizes.
         threads: by default as many as it was built with, at most the cores here.
         max_seconds: for each artifact, runtime and batch size.
-        record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+        table: a latency table in place of the published ones.
+        record: a folder that keeps the result, as `<bundle>/<machine>/<time>-<commit>-<digest>.json`.
+        commit: what `record` files it under; by default the commit of the git repository here.
+        progress: told after each step.
 
     Raises:
         BundleError: the bundle is damaged.
+        ConfigurationError: the table is not one.
         NoRuntimeError: no runtime here runs any of its artifacts.
+        UsageError: an option that is not allowed, or a file or folder that cannot be read or written.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"seconds is {max_seconds:g}; allowed are numbers above 0")
+    if commit is not None:
+        check_commit(commit)
+    tables = load_tables(table)  # before minutes are spent on measuring
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return benchmark_bundle(
-                opened, batches=batches, threads=threads, max_seconds=max_seconds, record=record, progress=progress
+                opened,
+                batches=batches,
+                threads=threads,
+                max_seconds=max_seconds,
+                table=table,
+                record=record,
+                commit=commit,
+                progress=progress,
             )
     check_sums(bundle.path)
     manifest = bundle.manifest
@@ -88,9 +122,60 @@ def benchmark_bundle(
         )
     )
     model = manifest.model
-    budgets = latency_budgets(model.name, model.family, model.component)
+    budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
     verdicts = judge(budgets, measurements, machine=machine)
     result = MachineRecord(machine, measurements, (), verdicts, ())
+    use_cases = answer_use_cases(tables.service_level, measurements)
+    figures = figures_of_bundle(manifest, measurements, tables)
+    kept = None
     if record is not None:
-        write_record(result, record / manifest.name)
-    return BenchmarkResult(manifest.name, result, exit_code(verdicts))
+        kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
+    code = _exit_code(exit_code(verdicts), figures)
+    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept)
+
+
+def figures_of_bundle(
+    manifest: Manifest, measurements: tuple[Measurement, ...], tables: LatencyTables
+) -> tuple[FigureVerdict, ...]:
+    """Return the tables' sizes, memory figures and gains of a bundle's model, judged by its files and measurements."""
+    model = manifest.model
+    removed = None if manifest.pruning is None else manifest.pruning.parameters.share_removed
+    subject = Subject(
+        parameters=model.parameters,
+        artifacts=tuple(ArtifactSize(e.name, e.precision, e.format, e.size_bytes) for e in manifest.artifacts),
+        measurements=measurements,
+        config=model.config,
+        pruned_parameters=None if removed is None else 1 - removed,
+    )
+    return judge_figures(figures_for(tables, model.name, model.family, model.component), subject)
+
+
+def _exit_code(of_rows: int, figures: Sequence[FigureVerdict]) -> int:
+    """Return what rows and the budgets among the figures say; descriptions that are judged decide nothing."""
+    budgets = {one.status for one in figures if one.figure.is_budget}
+    if "missed" in budgets:
+        return 4
+    return 0 if of_rows == 6 and "met" in budgets else of_rows
+
+
+def _kept(
+    manifest: Manifest,
+    result: MachineRecord,
+    use_cases: tuple[UseCaseAnswer, ...],
+    figures: tuple[FigureVerdict, ...],
+    commit: str | None,
+) -> KeptRecord:
+    here = commit_here(Path.cwd()) if commit is None else None
+    return KeptRecord(
+        bundle=manifest.name,
+        model=manifest.model.name,
+        family=manifest.model.family,
+        component=manifest.model.component,
+        recorded_at=time_text(datetime.now(UTC)),
+        commit=commit or (here.sha if here else None),
+        modified=here.modified if here else False,
+        artifacts=tuple(KeptArtifact(e.name, e.precision, e.sha256, e.size_bytes) for e in manifest.artifacts),
+        record=result,
+        use_cases=use_cases,
+        figures=figures,
+    )

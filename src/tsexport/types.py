@@ -280,7 +280,7 @@ class Budget:
 
     `kind` is "latency", "throughput" or "memory".  A row with `min_ms` alone is a figure to refute; `formula` stands
     where the row names no figure; `samples` are the calls that a mean was taken over.  `max_memory_mb` bounds what the
-    model adds to a process.
+    model adds to a process.  `range_ms` and `range_per_s` are what the document expects to see.
     """
 
     kind: str
@@ -302,6 +302,7 @@ class Budget:
     min_requests_per_s: float | None = None
     min_samples_per_s: float | None = None
     max_memory_mb: float | None = None
+    range_per_s: tuple[float, float] | None = None
 
 
 VerdictStatus = Literal["met", "missed", "inconclusive", "not measured", "not possible", "refuted"]

@@ -85,11 +85,45 @@ ROW = '[[latency]]\nmodel = "m"\ndevice = "cpu4"\nbatch = 1\nsource = "s"\n'
         ("schema = 2", "has schema 2"),
         ('schema = 1\n[[latncy]]\nmodel = "m"', r"'latncy' \(did you mean 'latency'\?\); kinds are latency"),
         ("schema = 1\n[latency]\nmodel = 1", r"latency is one table; write \[\[latency\]\]"),
-        ("schema = 1\n" + ROW + "max_msec = 1.0", r"latency row 1 of tables.toml: unknown key 'max_msec'"),
-        ("schema = 1\n" + ROW, "latency row 1 of tables.toml has none of max_ms, min_ms and formula"),
-        ("schema = 1\n" + ROW + 'max_ms = "1"', 'latency row 1 of tables.toml: max_ms: is "1", needed is a number'),
+        ("schema = 1\n" + ROW + "max_msec = 1.0", r"latency row 1 of tables.toml, line 2: unknown key 'max_msec'"),
+        ("schema = 1\n" + ROW, "latency row 1 of tables.toml, line 2 has none of max_ms, min_ms and formula"),
+        (
+            "schema = 1\n" + ROW + 'max_ms = "1"',
+            'latency row 1 of tables.toml, line 2: max_ms: is "1", needed is a number',
+        ),
         ("schema = 1\n" + ROW.replace("cpu4", "cpu44") + "max_ms = 1.0", 'device: is "cpu44", allowed are .any.'),
-        ("schema = 1\n" + ROW.replace('source = "s"', "") + "max_ms = 1.0", "tables.toml: missing 'source'"),
+        ("schema = 1\n" + ROW.replace('source = "s"', "") + "max_ms = 1.0", "tables.toml, line 2: missing 'source'"),
+        ("schema = 1", "tables.toml has no rows; kinds are latency"),
+        ("schema = 1\nlatency = []", "tables.toml has no rows"),
+        (
+            "schema = 1\n" + ROW + "max_ms = 1.0\n\n\n" + ROW + "max_ms = -1",
+            r"latency row 2 of tables.toml, line 10: max_ms is -1; allowed are numbers from 0 on",
+        ),
+        (
+            "schema = 1\n" + ROW + "max_ms = 1.0\nrange_ms = [5, 3]",
+            r"range_ms is \[5, 3\]; the first must not be the larger",
+        ),
+        ("schema = 1\n" + ROW + "max_ms = 1.0\nrange_ms = [5]", r"line 2: range_ms: has 1 items, needed are 2"),
+        (
+            "schema = 1\n" + ROW.replace("batch = 1", "batch = 0") + "max_ms = 1.0",
+            "batch is 0; allowed are whole numbers from 1 on",
+        ),
+        ("schema = 1\n" + ROW.replace('"m"', '" "') + "max_ms = 1.0", "line 2: model is empty"),
+        ("schema = 1\n" + ROW.replace('"m"', "7") + "max_ms = 1.0", "line 2: model: is 7, needed is a string"),
+        ('schema = 1\n[[gain]]\nmodel = "m"\nsource = "s"', "gain row 1 of tables.toml, line 2 has none of speedup"),
+        (
+            'schema = 1\n[[memory]]\nmodel = "m"\nsource = "s"',
+            "memory row 1 of tables.toml, line 2 has none of parameters",
+        ),
+        ('schema = 1\n[[memory]]\nmodel = "m"\nsource = "s"\nmodel_mb = {a = -2}', "model_mb.a is -2; allowed"),
+        (
+            'schema = 1\nmemory = [{model = "m", source = "s", weights = 2}]',
+            r"memory row 1 of tables.toml: unknown key 'weights' \(did you mean 'weights_mb'",
+        ),
+        (
+            'schema = 1\n[[throughput]]\nmodel = "m"\ndevice = "cpu"\nprecision = "fp32"\nsource = "s"',
+            "has none of min_rps and min_samples_per_s",
+        ),
     ],
 )  # fmt: skip
 def test_broken_tables_say_what_is_wrong(text, message):

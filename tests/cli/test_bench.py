@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import tarfile
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
@@ -24,7 +26,7 @@ def rows(monkeypatch):
     def judge_by(**budgets):
         monkeypatch.setattr(
             "tsexport.benchmarking.latency_budgets",
-            lambda model, family, component: tuple(
+            lambda model, family, component, tables: tuple(
                 Budget("latency", model, "cpu", None, 1, max_ms=max_ms, source=source)
                 for source, max_ms in budgets.items()
             ),
@@ -47,7 +49,7 @@ def test_exit_codes_of_judged_rows(bundle_folder, rows, budgets, code):
     rows(**budgets)
     result = bench(bundle_folder, *SHORT)
     assert result.exit_code == code, result.stderr
-    assert ("missed" in result.stdout) == (code == 4)
+    assert (" miss " in result.stdout) == (code == 4)
 
 
 def test_several_bundles(bundle_folder, tmp_path, rows):
@@ -73,8 +75,112 @@ def test_json_is_one_document_with_the_samples(bundle_folder):
 
 def test_record_keeps_the_result(bundle_folder, tmp_path):
     bench(bundle_folder, *SHORT, "--record", tmp_path / "kept")
-    (record,) = (tmp_path / "kept" / "tiny-cpu4-int8").glob("*.json")
-    assert json.loads(record.read_text())["measurements"]
+    (record,) = (tmp_path / "kept" / "tiny-cpu4-int8").glob("*/*.json")
+    document = json.loads(record.read_text())
+    assert document["record"]["measurements"]
+    assert document["record"]["machine"]["machine_id"] == record.parent.name
+    bench(bundle_folder, *SHORT, "--record", tmp_path / "kept", "--commit", "v1.2")
+    assert len(list(record.parent.iterdir())) == 2
+    assert list(record.parent.glob("*-v1.2-*.json"))
+
+
+def test_a_result_belongs_to_the_commit_of_the_repository_here(bundle_folder, tmp_path, monkeypatch):
+    repository = tmp_path / "theirs"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    def recorded(kept):
+        bench(bundle_folder, *SHORT, "--record", kept)
+        (path,) = kept.glob("*/*/*.json")
+        document = json.loads(path.read_text())
+        return document["commit"], document["modified"]
+
+    assert recorded(tmp_path / "none") == (None, False)
+    git("init", "-q")
+    assert recorded(tmp_path / "unborn") == (None, False)
+    (repository / "model.py").write_text("a = 1")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    (repository / "untracked").write_text("")
+    assert recorded(tmp_path / "clean") == (git("rev-parse", "HEAD"), False)
+    (repository / "model.py").write_text("a = 2")
+    assert recorded(tmp_path / "changed") == (git("rev-parse", "HEAD"), True)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table of the user's own with one row for the example's model."""
+
+    def write(max_ms, device="cpu"):
+        path = tmp_path / "mine.toml"
+        path.write_text(
+            f'schema = 1\n[[latency]]\nmodel = "tiny"\ndevice = "{device}"\nbatch = 1\nmax_ms = {max_ms}\n'
+            'source = "us"\n'
+            '[[service_level]]\nname = "trading"\nmax_ms = 0.000001\nsource = "us"\n'
+        )
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("max_ms", "code"), [(1e6, 0), (1e-9, 4)])
+def test_a_users_own_table_judges(bundle_folder, table, max_ms, code):
+    result = bench(bundle_folder, *SHORT, "--table", table(max_ms), "--json")
+    assert result.exit_code == code, result.stderr
+    (one,) = json.loads(result.stdout)["bundles"]
+    assert [verdict["budget"]["source"] for verdict in one["record"]["verdicts"]] == ["us"]
+    assert {(answer["use_case"], answer["status"]) for answer in one["use_cases"]} == {("trading", "missed")}
+
+
+def test_a_table_that_is_none_ends_before_anything_is_measured(bundle_folder, table):
+    path = table(1.0)
+    path.write_text(path.read_text().replace("max_ms = 1.0", "max_msec = 1.0"))
+    result = bench(bundle_folder, *SHORT, "--table", path)
+    assert result.exit_code == 2
+    assert "latency row 1 of mine.toml, line 2: unknown key 'max_msec' (did you mean 'max_ms'?)" in result.stderr
+    assert "measuring" not in result.stderr
+
+
+def test_each_artifact_is_held_against_the_use_cases(bundle_folder, tmp_path):
+    result = bench(bundle_folder, *SHORT, "--record", tmp_path / "kept")
+    for title in ("real-time (10 ms)", "near-real-time (50 ms)", "batch (1000 ms)"):
+        assert title in result.stdout
+    (path,) = (tmp_path / "kept").glob("*/*/*.json")
+    answers = json.loads(path.read_text())["use_cases"]
+    assert len(answers) == 2 * 3
+    assert {answer["source"] for answer in answers} == {"Model Infrastructure Requirements Guide"}
+
+
+def test_junit_and_summary_and_the_step_summary(bundle_folder, tmp_path, rows, monkeypatch):
+    rows(easy=1e6, impossible=1e-9)
+    step = tmp_path / "step.md"
+    step.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(step))
+    junit, summary = tmp_path / "out" / "junit.xml", tmp_path / "out" / "summary.md"
+    assert bench(bundle_folder, *SHORT, "--junit", junit, "--summary", summary).exit_code == 4
+    suite = ElementTree.parse(junit).getroot().find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert "1 passed, 1 failed, 0 not judged" in summary.read_text()
+    assert step.read_text() == "before\n" + summary.read_text() + "\n"
+
+
+@pytest.mark.parametrize("option", ["--junit", "--summary", "--record"])
+def test_a_file_that_cannot_be_written_is_named(bundle_folder, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    result = bench(bundle_folder, *SHORT, option, tmp_path / "file" / "below")
+    assert result.exit_code == 2
+    assert "cannot be" in result.stderr
+
+
+def test_a_step_summary_that_cannot_be_written_is_named(bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    result = bench(bundle_folder, *SHORT)
+    assert result.exit_code == 2
+    assert f"$GITHUB_STEP_SUMMARY is {tmp_path}, which cannot be written" in result.stderr
 
 
 def test_an_archive(bundle_folder, tmp_path):
@@ -95,6 +201,8 @@ def test_quiet_prints_the_tables_alone(bundle_folder):
         (["--threads", "0"], "threads is 0; allowed are whole numbers from 1 on"),
         (["--batch", "0"], "batch sizes are whole numbers from 1 on, at least one; given [0]"),
         (["--seconds", "0"], "seconds is 0; allowed are numbers above 0"),
+        (["--commit", "a/b"], "commit is 'a/b'; allowed are 1 to 64 letters, digits"),
+        (["--table", "absent.toml"], "the latency tables absent.toml cannot be read"),
         (["--seconds", "-1"], "seconds is -1; allowed are numbers above 0"),
     ],
 )

@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "compare": CommandEntry(
         "tsexport.cli.compare:compare", "Say whether one bundle is slower than another, here and now."
     ),
+    "history": CommandEntry("tsexport.cli.history:history", "Show recorded results over time, and where they changed."),
     "check": CommandEntry(
         "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
     ),

@@ -1,5 +1,6 @@
 """`tsexport bench`: latency, throughput and memory of bundles on this machine, against the published tables."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ from tsexport.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.benchmarking import BenchmarkResult
+    from tsexport.types import Verdict
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("bench", short_help="Measure bundles and judge them against the latency tables.")
@@ -16,7 +20,11 @@ if TYPE_CHECKING:
 @click.option("--batch", "batches", type=int, multiple=True, help="A batch size; by default 1, 10 and 32.")
 @click.option("--threads", type=int, help="By default as many as the bundle was built with, at most the cores here.")
 @click.option("--seconds", type=float, default=8.0, help="At most, for each artifact, runtime and batch size.")
-@click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder.")
+@click.option("--table", type=_FILE, help="A latency table of your own, in place of the published ones.")
+@click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder, for `history`.")
+@click.option("--commit", help="Keep them under this commit, not that of the git repository here.")
+@click.option("--junit", type=_FILE, help="Write the judged rows as JUnit XML.")
+@click.option("--summary", type=_FILE, help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 @click.pass_context
 def bench(
@@ -25,17 +33,28 @@ def bench(
     batches: tuple[int, ...],
     threads: int | None,
     seconds: float,
+    table: Path | None,
     record: Path | None,
+    commit: str | None,
+    junit: Path | None,
+    summary: Path | None,
     as_json: bool,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
-    \b
-    Exit codes: 0 done, 4 a published row is missed, 6 none could be judged here.
-    """
-    from tsexport.bench.measure import BATCHES
-    from tsexport.benchmarking import benchmark_bundle
+    The rows of the latency tables are judged, and each artifact is held against the use cases: real-time,
+    near-real-time and batch.  Of several bundles, ensembles of their models are judged too.
 
+    \b
+    Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here.
+    """
+    from tsexport.bench.ensembles import Member, judge_ensembles
+    from tsexport.bench.measure import BATCHES
+    from tsexport.bench.tables import load_tables
+    from tsexport.benchmarking import benchmark_bundle
+    from tsexport.gating import bench_report, publish
+
+    tables = load_tables(table)
     results = []
     for path in bundles:
         say(f"measuring {path}")
@@ -45,24 +64,44 @@ def bench(
                 batches=batches or BATCHES,
                 threads=threads,
                 max_seconds=seconds,
+                table=table,
                 record=record,
+                commit=commit,
                 progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
             )
         )
+        if results[-1].kept is not None:
+            say(f"kept as {results[-1].kept}")
+    ensembles = judge_ensembles(tables, [Member(one.model, one.record.measurements) for one in results])
+    publish(bench_report(results, ensembles), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
 
-        print_json({"bundles": [{"name": one.bundle, "record": to_plain(one.record)} for one in results]})
+        document = [
+            {
+                "name": one.bundle,
+                "record": to_plain(one.record),
+                "use_cases": to_plain(one.use_cases),
+                "figures": to_plain(one.figures),
+                "kept": None if one.kept is None else str(one.kept),
+            }
+            for one in results
+        ]
+        print_json({"bundles": document, "ensembles": to_plain(ensembles)})
     else:
         for one in results:
             show(one)
+        if ensembles:
+            show_verdicts(ensembles, "ensembles of these models")
     codes = {one.exit_code for one in results}
-    context.exit(4 if 4 in codes else 6 if 6 in codes and 0 not in codes else 0)
+    missed = any(one.status == "missed" for one in ensembles)
+    context.exit(4 if missed or 4 in codes else 6 if 6 in codes and 0 not in codes else 0)
 
 
 def show(result: "BenchmarkResult") -> None:
-    """Print the measurements and the judged rows of one bundle."""
-    from tsexport.bench.rows import measurement_rows, verdict_rows
+    """Print the measurements, what they are fast enough for, and the judged rows of one bundle."""
+    from tsexport.bench.rows import measurement_rows
+    from tsexport.bench.use_cases import use_case_rows, use_case_titles
 
     machine = result.record.machine
     print_table(
@@ -73,11 +112,59 @@ def show(result: "BenchmarkResult") -> None:
         ],
         title=f"{result.bundle} on {machine.cpu_model}, {machine.instruction_set}",
     )
+    if result.use_cases:
+        print_table(
+            ("artifact", "runtime", "batch", "p90", "samples", *use_case_titles(result.use_cases)),
+            use_case_rows(result.use_cases),
+            title="fast enough for, by the p90 of a call of that batch",
+        )
+    show_verdicts(result.record.verdicts, "against the tables")
+    _show_figures(result)
+
+
+def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
+    """Print judged rows: pass, miss, or why not."""
+    from tsexport.bench.rows import verdict_rows
+    from tsexport.gating import status_word
+
     print_table(
-        ("budget", "device", "precision", "batch", "published", "value", "status", "reason"),
+        ("of", "budget", "device", "precision", "batch", "published", "value", "status", "reason"),
         [
-            (v.budget, v.device, v.precision, v.batch, v.published, v.value, v.status, v.reason)
-            for v in verdict_rows(result.record.verdicts)
+            (
+                f"{v.model} {v.component}".rstrip(),
+                v.budget,
+                v.device,
+                v.precision,
+                v.batch,
+                v.published,
+                v.value,
+                status_word(v.status),
+                v.reason,
+            )
+            for v in verdict_rows(verdicts)
         ],
-        title="against the published tables",
+        title=title,
     )
+
+
+def _show_figures(result: "BenchmarkResult") -> None:
+    from tsexport.bench.figures import figure_text
+    from tsexport.gating import status_word
+
+    if result.figures:
+        print_table(
+            ("what", "published", "device", "precision", "value", "status", "reason"),
+            [
+                (
+                    str(one.figure),
+                    figure_text(one.figure),
+                    one.figure.device or "",
+                    one.figure.precision or "any",
+                    "n/a" if one.value is None else f"{one.value:.4g} {one.figure.unit}".rstrip(),
+                    status_word(one.status),
+                    one.reason,
+                )
+                for one in result.figures
+            ],
+            title="sizes, memory and gains of the tables",
+        )

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples of one call.")
 @click.option("--max-seconds", type=float, default=120.0, show_default=True, help="For everything, the second run too.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JUnit XML.")
+@click.option(
+    "--summary", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 @click.pass_context
 def compare(
@@ -30,6 +35,8 @@ def compare(
     batch: int,
     max_seconds: float,
     seed: int,
+    junit: Path | None,
+    summary: Path | None,
     as_json: bool,
 ) -> None:
     """Time the selected artifacts of BASE and CANDIDATE against each other, in pairs of fresh processes.
@@ -42,6 +49,7 @@ def compare(
     them does not run here.
     """
     from tsexport.comparing import compare_bundles
+    from tsexport.gating import compare_report, publish
 
     result = compare_bundles(
         base,
@@ -53,6 +61,7 @@ def compare(
         seed=seed,
         progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
     )
+    publish(compare_report(result), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
 
