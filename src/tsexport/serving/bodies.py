@@ -15,6 +15,9 @@ from tsexport.serving.refusals import Refusal, unreadable
 
 LARGE_BYTES = 256 * 1024
 """From here on the work on a body goes to another thread."""
+_DISCARDED = 4
+"""A body of up to so many times the limit is read to its end, and not kept: a client that writes all of it before it
+reads the answer would otherwise see a broken connection, and not why."""
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 
@@ -31,14 +34,17 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
             f"content-encoding is {encoding[:40]!r}, allowed are identity, {', '.join(_WINDOW_BITS)}",
         )
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
+    if announced.isdecimal() and int(announced) > _DISCARDED * limit_bytes:
         raise too_large(f"the body has {announced[:20]} bytes", limit_bytes)
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > limit_bytes:
-            raise too_large("the body is larger", limit_bytes)
-        parts.append(part)
+        if size > _DISCARDED * limit_bytes:
+            break
+        if size <= limit_bytes:
+            parts.append(part)
+    if size > limit_bytes:
+        raise too_large("the body is larger", limit_bytes)
     body = b"".join(parts)
     if encoding == "identity":
         return body
