@@ -157,10 +157,16 @@ class Running:
         return self.url.removeprefix("http://")
 
     def log(self):
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        whole, _, _ = self.log_file.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
-    def events(self, event):
-        return [line for line in self.log() if line["event"] == event]
+    def wait_for_line(self, wanted):
+        """Return the last line of the log that is wanted; lines are written a moment after the answer."""
+        for _ in range(200):
+            if found := [line for line in self.log() if wanted(line)]:
+                return found[-1]
+            time.sleep(0.05)
+        raise AssertionError(self.log_file.read_text())
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from tsexport.errors import UsageError
 
 MIB = 2**20
-MAX_DRAIN_S = 7.0
-"""After SIGTERM, what is in flight has this long; closing takes at most 2 s more, and 10 s are allowed for all."""
+MAX_DRAIN_S = 6.0
+"""After SIGTERM, what is in flight has this long; closing takes up to 2.6 s more, and 10 s are allowed for all."""
 MIN_DRAIN_S = 0.5
 """So long a server that is shutting down says so (503), where a closed port would be a refused connection."""
 

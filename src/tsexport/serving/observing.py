@@ -4,6 +4,7 @@ Counts, logs, and turns what a route did not expect into a 500 with its tracebac
 beside the 503 of a server that shuts down.
 """
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class Observed:
         except Refusal as refusal:
             seen.error = refusal.message
             await send_refusal(refusal, send_and_see)
+        except asyncio.CancelledError:  # the server closes, and waits no longer; this task has nothing else to do
+            seen.error = closing().message
+            if not seen.status:
+                await send_refusal(closing(), send_and_see)
         except Exception as error:
             failure, seen.error = error, f"{type(error).__name__}: {error}"
             if not seen.status:
