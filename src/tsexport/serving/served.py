@@ -94,7 +94,7 @@ def load_models(
                 bundle.keep_until_gone(models[bundle.name].session)
         except BaseException:
             for model in models.values():
-                model.close(grace_s=0)
+                model.close(grace_s=1.0)
             raise
         return models
 
