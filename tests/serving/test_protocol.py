@@ -133,6 +133,11 @@ def test_an_outputs_own_parameter_goes_before_the_requests():
     assert asked.outputs == (protocol.WantedOutput("ids", False), protocol.WantedOutput("y", True))
 
 
+def test_null_is_as_if_it_were_not_there():
+    document = request() | dict.fromkeys(("id", "outputs", "parameters"))
+    assert parse(document).outputs == parse(request()).outputs
+
+
 def test_keys_of_a_later_protocol_are_ignored():
     assert parse(request(new_key=[1], parameters={"newer": {}})).rows == 2
 

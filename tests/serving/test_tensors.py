@@ -125,6 +125,7 @@ def test_predict():
         (b"{}", 422, "inputs are missing, needed is an object of name: nested list"),
         (b'{"inputs": [1]}', 422, "inputs are a list, needed is an object"),
         (b'{"inputs": {}, "model": 1}', 422, "model is a number, needed is a text"),
+        (b'{"inputs": {}, "model": null}', 422, "model is null, needed is a text"),
         (b'{"inputs": {"x": [[1, 2]]}}', 422, "missing input 'steps'"),
         (b'{"inputs": {"step": [1]}}', 422, "unknown input 'step' (did you mean 'steps'?); the model takes x FP32"),
         (b'{"inputs": {"x": [[1]], "steps": [1]}}', 422, "dimension 1 must be 2"),

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from tsexport import __version__
 from tsexport.errors import UsageError, did_you_mean
-from tsexport.serving import openapi, plain, protocol
+from tsexport.serving import openapi, openapi_models, plain, protocol
 from tsexport.serving.batcher import Answer
 from tsexport.serving.bodies import LARGE_BYTES, read_body, too_large
 from tsexport.serving.datatypes import datatype_of, shape_of
@@ -62,14 +62,16 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits, gate: Gate, me
     get(f"{_MODEL}/ready", routes.model_ready, openapi.MODEL_READY_ANSWER, 404, 503)
     get(f"{_VERSION}/ready", routes.version_ready, openapi.MODEL_READY_ANSWER, 404, 503)
     api.add_api_route(METRICS, routes.prometheus, methods=["GET"], response_class=Response, include_in_schema=False)
-    plain_body, plain_answers = openapi.body_of(openapi.PREDICT_REQUEST), openapi.PREDICT_ANSWER
-    post("/predict", routes.predict, plain_body, openapi.answers(plain_answers, *_REFUSALS))
-    infer_body = openapi.body_of(openapi.INFER_REQUEST, binary=True)
+    inputs = {name: model.description.inputs for name, model in models.items()}
+    plain_body = openapi.body_of(openapi_models.predict_request(inputs, limits.max_batch))
+    post("/predict", routes.predict, plain_body, openapi.answers(openapi.PREDICT_ANSWER, *_REFUSALS))
+    infer_body = openapi.body_of(openapi_models.infer_request(inputs), binary=True)
     infer_answers = openapi.answers(openapi.INFER_ANSWER, *_REFUSALS, binary=True)
     post(f"{_MODEL}/infer", routes.infer, infer_body, infer_answers)
     post(f"{_VERSION}/infer", routes.infer_version, infer_body, infer_answers)
     api.add_exception_handler(Refusal, _refused)
     api.add_exception_handler(HTTPException, _http_error)
+    openapi_models.name_parameters(api.openapi(), {"model": list(models), "version": [VERSION]})
     return Observed(api, gate, metrics)
 
 

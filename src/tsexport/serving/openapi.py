@@ -8,7 +8,7 @@ Answers = dict[int | str, dict[str, Any]]
 
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
-_PARAMETERS = {"type": "object", "additionalProperties": True}
+_PARAMETERS = {"type": ["object", "null"], "additionalProperties": True}
 _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 16}
 _DATATYPE = {"type": "string", "enum": sorted(DATATYPES.values())}
 _SPEC = {
@@ -99,11 +99,11 @@ MODEL_ANSWER = {
 INFER_REQUEST = {
     "type": "object",
     "properties": {
-        "id": {"type": "string"},
+        "id": {"type": ["string", "null"]},
         "parameters": _PARAMETERS,
         "inputs": {"type": "array", "items": _TENSOR, "minItems": 1},
         "outputs": {
-            "type": "array",
+            "type": ["array", "null"],
             "items": {
                 "type": "object",
                 "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},

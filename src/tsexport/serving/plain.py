@@ -45,7 +45,7 @@ def parse_predict(body: bytes) -> PredictRequest:
         if key not in _KEYS:
             raise unfit(f"unknown key {key!r}{did_you_mean(key, _KEYS)}; allowed are {', '.join(_KEYS)}")
     model, inputs = document.get("model"), document.get("inputs")
-    if model is not None and type(model) is not str:
+    if "model" in document and type(model) is not str:
         raise unfit(f"model is {kind_of(model)}, needed is a text")
     if type(inputs) is not dict:
         missing = "missing" if "inputs" not in document else kind_of(inputs)
