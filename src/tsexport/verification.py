@@ -117,7 +117,7 @@ def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> Verifica
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return examine_bundle(opened, threads=threads)
-    files = _check_structure(bundle)
+    files = check_structure(bundle)
     manifest = bundle.manifest
     statuses = {status.name: status for status in registry.list_statuses()}
     golden = _read_golden(bundle)
@@ -152,8 +152,12 @@ def _read_golden(bundle: Bundle) -> _GoldenArrays:
     )
 
 
-def _check_structure(bundle: Bundle) -> int:
-    """Return the number of files whose digests hold; raise BundleError where the folder is not what the lists say."""
+def check_structure(bundle: Bundle) -> int:
+    """Return the number of files whose digests hold.
+
+    Raises:
+        BundleError: the folder is not what the lists and the manifest say.
+    """
     files = check_sums(bundle.path)
     listed = read_sums(bundle.path)
     for entry in bundle.manifest.artifacts:

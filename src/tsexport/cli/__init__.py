@@ -46,6 +46,7 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     "attach": CommandEntry("tsexport.cli.attach:attach", "Bring what the device kit measured back into its bundle."),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
+    "serve": CommandEntry("tsexport.cli.serve:serve", "Serve bundles over HTTP (KServe V2, /predict, /health)."),
     "models": CommandEntry("tsexport.cli.models:models", "List the models that build knows by name."),
     "targets": CommandEntry("tsexport.cli.lists:targets", "List the targets, and which of them this machine can run."),
     "runtimes": CommandEntry("tsexport.cli.lists:runtimes", "List the runtimes, and how to install what is missing."),
