@@ -25,11 +25,19 @@ from tsexport.entries import bundle_artifact
 from tsexport.loading import speed_order
 from tsexport.manifest import ArtifactEntry, Manifest, RankedArtifact, Selection
 from tsexport.runtimes.options import FIX_BATCH, GRAPH_OPTIMIZATION_LEVEL, own_options
-from tsexport.triton_config import ANY_SIZE, DATA_TYPES, TritonConfig, TritonTensor, config_text
+from tsexport.triton_config import (
+    ANY_SIZE,
+    CONFIG,
+    DATA_TYPES,
+    TRITON,
+    VERSION,
+    TritonConfig,
+    TritonTensor,
+    config_text,
+)
 from tsexport.types import BATCH, TensorSpec
 
-TRITON = "triton"
-CONFIG, README, VERSION = "config.pbtxt", "README.md", "1"
+README = "README.md"
 PLAN = "model.plan"
 TORCHSCRIPT_RUNS = 3
 """TorchScript's executor profiles before it optimizes: its first two calls are slow."""

@@ -16,6 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+TRITON = "triton"
+"""The folder of the bundle that is a model repository."""
+CONFIG, VERSION = "config.pbtxt", "1"
+"""In a model's folder: the configuration, and the folder of the one version."""
+
 Kind = Literal["KIND_CPU", "KIND_GPU"]
 
 DATA_TYPES = {
