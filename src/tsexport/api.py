@@ -11,6 +11,7 @@ from tsexport.verification import VerificationReport, verify_bundle
 
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
+    from tsexport.diffing import BundleDiff
     from tsexport.exporters.device_check import DeviceReport
 
 StrPath = str | Path
@@ -192,6 +193,22 @@ def benchmark(
     from tsexport.bench.measure import BATCHES
 
     return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
+
+
+def diff(a: StrPath | Bundle, b: StrPath | Bundle) -> "BundleDiff":
+    """Return what differs between two bundles, and why; nothing in them is run.
+
+    Args:
+        a: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        b: the same.
+
+    Raises:
+        BundleError: a bundle is damaged.
+        UsageError: nothing is there, or it is no bundle.
+    """
+    from tsexport.diffing import diff_bundles
+
+    return diff_bundles(a, b)
 
 
 def attach(bundle: StrPath | Bundle, results: StrPath) -> "AttachedResults":
