@@ -75,7 +75,7 @@ def _read_onnx(path: Path) -> GraphContent:
     require("build", "reading an ONNX graph", only=("onnx",))
     import onnx
     import onnx.shape_inference
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path, load_external_data=False)
