@@ -22,6 +22,7 @@ _PUBLIC = {
     "build": "tsexport.api",
     "check": "tsexport.api",
     "compare": "tsexport.api",
+    "diff": "tsexport.api",
     "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
@@ -32,7 +33,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, history, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, compare, diff, history, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -49,6 +50,7 @@ __all__ = [
     "build",
     "check",
     "compare",
+    "diff",
     "history",
     "list_models",
     "list_runtimes",

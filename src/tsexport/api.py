@@ -12,6 +12,7 @@ from tsexport.verification import VerificationReport, verify_bundle
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
+    from tsexport.diffing import BundleDiff
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
 
@@ -260,6 +261,22 @@ def compare(
     return compare_bundles(
         base, candidate, threshold=threshold, threads=threads, batch=batch, max_seconds=max_seconds, seed=seed
     )
+
+
+def diff(a: StrPath | Bundle, b: StrPath | Bundle) -> "BundleDiff":
+    """Return what differs between two bundles, and why; nothing in them is run.
+
+    Args:
+        a: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        b: the same.
+
+    Raises:
+        BundleError: a bundle is damaged.
+        UsageError: nothing is there, or it is no bundle.
+    """
+    from tsexport.diffing import diff_bundles
+
+    return diff_bundles(a, b)
 
 
 def attach(bundle: StrPath | Bundle, results: StrPath) -> "AttachedResults":

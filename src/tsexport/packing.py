@@ -42,6 +42,7 @@ from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
+from tsexport.triton import write_repository
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         selection = replace(_selection(context, samples, packed, tried), tables=of_recipes)
         write_golden(root, *samples.golden)
         write_kit(root, manifest, context.options.batches, TENSORRT_CACHE)
+        write_repository(root, manifest, selection)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")

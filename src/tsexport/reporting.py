@@ -34,6 +34,7 @@ from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
 from tsexport.projecting import ProjectionView, projection_views
+from tsexport.triton import served_models
 from tsexport.types import Accuracy, Candidate
 from tsexport.wording import change_text, compact_json, figure_text, markdown_cell, percent_text, size_text
 
@@ -156,8 +157,22 @@ def render_readme(manifest: Manifest, selection: Selection) -> str:
     Raises:
         MissingDependencyError: jinja2 is not installed.
     """
-    values = {"manifest": manifest, "selection": selection, "kit": graph_of(manifest) is not None}
-    return _render("README.md.j2", values, autoescape=False)
+    values = {
+        "manifest": manifest,
+        "selection": selection,
+        "kit": graph_of(manifest) is not None,
+        "triton": bool(served_models(manifest, selection)),
+    }
+    return render_markdown("README.md.j2", values)
+
+
+def render_markdown(template: str, values: Mapping[str, Any]) -> str:
+    """Return a template of Markdown with its values.
+
+    Raises:
+        MissingDependencyError: jinja2 is not installed.
+    """
+    return _render(template, values, autoescape=False)
 
 
 def read_measurements(bundle: Bundle) -> tuple[MachineRecord, ...]:

@@ -7,7 +7,7 @@ batch the manifest names, and held against the golden outputs within the toleran
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from tsexport.manifest import ArtifactEntry, GoldenTolerance
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.simulation import load_for
+from tsexport.triton_config import TRITON, VERSION
 from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
 
 CheckStatus = Literal["passed", "failed", "not checked"]
@@ -164,8 +165,18 @@ def check_structure(bundle: Bundle) -> int:
         check_entry(entry, listed, bundle.path)
     if (tables := bundle.manifest.calibration_tables) is not None and listed.get(tables.path) != tables.sha256:
         raise BundleError(f"manifest.json gives another SHA-256 for {tables.path} than {SUMS}; one of them was changed")
+    _check_served(bundle.manifest.artifacts, listed)
     _ = bundle.selection  # read for its own checks
     return files + len((SUMS, MEASUREMENT_SUMS))
+
+
+def _check_served(entries: tuple[ArtifactEntry, ...], listed: dict[str, str]) -> None:
+    """Raise BundleError where `triton/` serves a file that no artifact has."""
+    digests = {file.sha256 for entry in entries for file in entry.files}
+    for name, digest in listed.items():
+        path = PurePosixPath(name)
+        if path.parts[0] == TRITON and path.parent.name == VERSION and digest not in digests:
+            raise BundleError(f"{name} is none of the files of the artifacts in manifest.json; it was swapped or added")
 
 
 def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> None:

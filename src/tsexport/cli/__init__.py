@@ -44,6 +44,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "check": CommandEntry(
         "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
     ),
+    "diff": CommandEntry("tsexport.cli.diff:diff", "Say what differs between two bundles, and why."),
     "attach": CommandEntry("tsexport.cli.attach:attach", "Bring what the device kit measured back into its bundle."),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
     "serve": CommandEntry("tsexport.cli.serve:serve", "Serve bundles over HTTP (KServe V2, /predict, /health)."),
