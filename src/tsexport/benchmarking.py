@@ -14,7 +14,7 @@ from tsexport.bench.race import Progress
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
 from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
-from tsexport.bench.verdicts import exit_code, judge
+from tsexport.bench.verdicts import CPU4, exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
@@ -23,6 +23,7 @@ from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.timing_pairs import timing_pairs
 from tsexport.types import Measurement
 
 
@@ -32,7 +33,8 @@ class BenchmarkResult:
 
     `use_cases` say what each artifact is fast enough for, `figures` are the tables' other numbers (sizes, memory,
     gains), judged.  `exit_code` is 4 where a row is missed, 6 where none could be judged, else 0; descriptions and use
-    cases decide neither.  `kept` is the file that holds the result, None where it was not asked for.
+    cases decide neither.  `kept` is the file that holds the result, None where it was not asked for.  `device` is what
+    the machine stood for in the tables: "cpu4", or its GPU ("h200").
     """
 
     bundle: str
@@ -42,6 +44,15 @@ class BenchmarkResult:
     figures: tuple[FigureVerdict, ...]
     exit_code: int
     kept: Path | None = None
+    device: str = CPU4
+
+    @property
+    def title(self) -> str:
+        """The bundle, and the CPU or GPU that it was measured on."""
+        machine = self.record.machine
+        if self.device != CPU4:
+            return f"{self.bundle} on {machine.gpu}"
+        return f"{self.bundle} on {machine.cpu_model}, {machine.instruction_set}"
 
 
 def benchmark_bundle(
@@ -97,19 +108,17 @@ def benchmark_bundle(
     here = {status.name for status in list_statuses() if status.available}
     used = min(threads or bundle.selection.threads, cores_here())
     feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
-    # What TensorRT computes in int8, fp16 or bf16 says nothing when it is simulated on a CPU, and takes minutes.
-    timed = [e for e in manifest.artifacts if manifest.target.instruction_set != "gpu" or e.precision == "fp32"]
-    pairs = [(entry, runtime) for entry in timed for runtime in entry.runtimes if runtime in here]
-    if not pairs:
+    machine = fingerprint()
+    timed = timing_pairs(manifest, here, machine.gpu)
+    if not timed.pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
         raise NoRuntimeError(
             f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
             next_step="see `tsexport runtimes` for the pip commands",
         )
-    machine = fingerprint()
     measurements = tuple(
         measurement
-        for entry, runtime in pairs
+        for entry, runtime in timed.pairs
         for measurement in measure(
             bundle.artifact(entry.name),
             runtime,
@@ -123,15 +132,16 @@ def benchmark_bundle(
     )
     model = manifest.model
     budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
-    verdicts = judge(budgets, measurements, machine=machine)
+    verdicts = judge(budgets, measurements, machine=machine, device=timed.device)
     result = MachineRecord(machine, measurements, (), verdicts, ())
     use_cases = answer_use_cases(tables.service_level, measurements)
-    figures = figures_of_bundle(manifest, measurements, tables)
+    # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
+    figures = figures_of_bundle(manifest, () if timed.on_gpu else measurements, tables)
     kept = None
     if record is not None:
         kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
     code = _exit_code(exit_code(verdicts), figures)
-    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept)
+    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept, timed.device)
 
 
 def figures_of_bundle(
