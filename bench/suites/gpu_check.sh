@@ -37,12 +37,11 @@ tail -n 15 "$output/tests.txt"
 measured=0
 for bundle in $bundles; do
     name=$(basename "$bundle")
-    timeout 60 "$python" -P -m tsexport bench "$bundle" --batch 1 --batch 10 --batch 32 --seconds 2 --json \
-        > "$output/bench-$name.json" 2> "$output/bench-$name.txt"
+    timeout 75 "$python" -P -m tsexport bench "$bundle" --batch 1 --batch 32 --seconds 1 --json \
+        > "$output/bench-$name.json" 2>> "$output/bench.txt"
     code=$?
-    tail -n 5 "$output/bench-$name.txt"
-    echo "$name: bench ended with $code"
-    case $code in 0 | 6) ;; *) measured=$code ;; esac  # 6: no row of the tables is this GPU's
+    echo "$name: bench ended with $code" | tee -a "$output/bench.txt"
+    case $code in 0 | 6) ;; *) measured=$code; tail -n 15 "$output/bench.txt" ;; esac  # 6: no row is this GPU's
 done
 "$python" bench/suites/gpu_runs.py --output "$output" "$@" 2> "$output/suite.txt"
 suite=$?

@@ -320,7 +320,9 @@ def _free(device: str) -> int:
     gc.collect()
     if device == "cpu":
         return 0
-    torch._C._cuda_clearCublasWorkspaces()
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # torch has no public name for it
+    if clear is not None:
+        clear()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
