@@ -8,9 +8,11 @@ runtime's own package, since `check()` is asked for every listing.  A built-in n
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tsexport.errors import BundleError, MissingDependencyError, UsageError, did_you_mean
+from tsexport.runtimes.tensorrt_plan import refusal_of_version
 from tsexport.types import Artifact, Format, Runtime, RuntimeStatus, Session
 
 ENTRY_POINT_GROUP = "tsexport.runtimes"
@@ -21,7 +23,8 @@ class BuiltInRuntime:
     """One row of the table.  Nothing is imported before `load`.
 
     `package` is the name that pip and import share; `session` is "module:class", the class taking (artifact, threads);
-    `pip_command` installs the least that makes the runtime work.
+    `pip_command` installs the least that makes the runtime work.  `also` are modules that it needs besides;
+    `refusal_of_version` says why an installed version is not taken, "" where it is.
     """
 
     name: str
@@ -29,23 +32,27 @@ class BuiltInRuntime:
     package: str
     session: str
     pip_command: str
+    also: tuple[str, ...] = ()
+    refusal_of_version: Callable[[str], str] = lambda version: ""
 
     def check(self) -> RuntimeStatus:
         """Return whether the package is installed and its version, without importing it."""
-        available = _is_installed(self.package)
+        version = _installed_version(self.package) if _is_installed(self.package) else None
+        reason = self._obstacle(version)
         return RuntimeStatus(
             name=self.name,
-            available=available,
-            version=_installed_version(self.package) if available else None,
+            available=not reason,
+            version=version,
             formats=self.formats,
             pip_command=self.pip_command,
-            reason="" if available else f"the package {self.package} is not installed",
+            reason=reason,
         )
 
     def load(self, artifact: Artifact, *, threads: int) -> Session:
         """Return a session on an artifact.  Raises what `load` below raises."""
-        if not _is_installed(self.package):
-            raise self._missing(f"the package {self.package} is not installed")
+        obstacle = self.check().reason
+        if obstacle:
+            raise self._missing(obstacle)
         module, _, attribute = self.session.partition(":")
         try:
             imported = importlib.import_module(module)
@@ -53,6 +60,13 @@ class BuiltInRuntime:
             raise self._missing(f"the package {self.package} cannot be imported: {error}") from error
         session: Session = getattr(imported, attribute)(artifact, threads)
         return session
+
+    def _obstacle(self, version: str | None) -> str:
+        """Return what stands in the way of the runtime, "" where nothing does."""
+        for module in (self.package, *self.also):
+            if not _is_installed(module):
+                return f"the package {module} is not installed"
+        return "" if version is None else self.refusal_of_version(version)
 
     def _missing(self, reason: str) -> MissingDependencyError:
         return MissingDependencyError(
@@ -88,6 +102,15 @@ RUNTIMES: tuple[BuiltInRuntime, ...] = (
         package="tract",
         session="tsexport.runtimes.tract:TractSession",
         pip_command='pip install "tsexport[tract]"',
+    ),
+    BuiltInRuntime(
+        name="tensorrt",
+        formats=("onnx",),
+        package="tensorrt",
+        session="tsexport.runtimes.tensorrt:TensorRtSession",
+        pip_command='pip install "tsexport[tensorrt]"',
+        also=("cuda.bindings",),
+        refusal_of_version=refusal_of_version,
     ),
 )
 
