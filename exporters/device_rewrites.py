@@ -30,7 +30,13 @@ from tsexport.exporters.rewrites.device_logic import (
     where_of_booleans,
 )
 from tsexport.exporters.rewrites.device_products import dft, einsum, with_height
-from tsexport.exporters.rewrites.device_types import booleans_compared, booleans_moved, clip_of_integers, counts, range_of_integers
+from tsexport.exporters.rewrites.device_types import (
+    booleans_compared,
+    booleans_moved,
+    clip_of_integers,
+    counts,
+    range_of_integers,
+)
 from tsexport.exporters.rewrites.parts import Parts
 from tsexport.exporters.rewrites.proofs import Applied, answer, rewrite_graph
 from tsexport.types import Array, Feeds

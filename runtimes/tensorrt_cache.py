@@ -9,6 +9,7 @@ is the SHA-256 over all of them, and an engine whose record says something else 
 are made on the machine that runs them; none is ever part of a bundle.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -163,7 +164,8 @@ def write_file(path: Path, content: bytes) -> None:
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise UsageError(
             f"{path} cannot be written: {error.strerror or error}",
             next_step="set TSEXPORT_CACHE to a folder that can be written, or make room there",

@@ -26,6 +26,7 @@ SCRIPTS = {"bench/suites", "models/training"}
 HEAVY = {
     *("torch", "torchao", "torch_pruning", "onnx", "onnxruntime", "openvino", "nncf", "neural_compressor", "tract"),
     "pyarrow",
+    *("tensorrt", "cuda"),
 }
 
 

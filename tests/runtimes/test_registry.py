@@ -29,7 +29,7 @@ runtime = Echo()
 
 
 def test_names():
-    assert registry.runtime_names()[:4] == ("torchscript", "onnxruntime", "openvino", "tract")
+    assert registry.runtime_names()[:5] == ("torchscript", "onnxruntime", "openvino", "tract", "tensorrt")
 
 
 def test_unknown_runtime():
@@ -42,6 +42,8 @@ def test_unknown_runtime():
 @ROWS
 def test_status_of_an_installed_runtime(row):
     status = registry.get_runtime(row.name).check()
+    if row.name == "tensorrt" and not status.available:
+        pytest.skip(status.reason)
     assert status.available
     assert status.version == importlib.metadata.version(row.package)
     assert status.formats == row.formats
@@ -79,7 +81,7 @@ def test_pip_commands_install_what_the_project_pins(row):
     extras = PROJECT["optional-dependencies"]
     if wanted.startswith("tsexport["):
         requirements = extras[wanted.removeprefix("tsexport[").removesuffix("]")]
-        assert len(requirements) == 1
+        assert len(requirements) == 1 + len(row.also)
         assert requirements[0].startswith(row.package)
     else:
         assert wanted in extras["build"]
@@ -88,10 +90,11 @@ def test_pip_commands_install_what_the_project_pins(row):
 
 def test_a_format_that_the_runtime_does_not_load(monkeypatch, small):
     monkeypatch.setitem(sys.modules, "tract", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UsageError) as caught:
         registry.load(small.artifacts["onnx"], "torchscript", threads=1)
     assert caught.value.message == "the runtime torchscript loads torchscript; artifact model is onnx"
-    assert caught.value.next_step == "use onnxruntime or openvino or tract (not installed)"
+    assert caught.value.next_step == "use onnxruntime or openvino or tract (not installed) or tensorrt (not installed)"
 
 
 # --- third parties: a real distribution on sys.path, as pip would leave it --------------------------------------------

@@ -300,11 +300,14 @@ def test_the_file_may_name_its_batch_otherwise(onnx_artifact, runtime):
 
 # --- imports ---------------------------------------------------------------------------------------------------------
 
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "tensorrt", "pyarrow"}
 
 
 @pytest.mark.parametrize("row", registry.RUNTIMES, ids=lambda row: row.name)
 def test_a_runtime_imports_no_other(row):
+    status = row.check()
+    if row.name == "tensorrt" and not status.available:
+        pytest.skip(status.reason)
     module = row.session.partition(":")[0]
     assert _heavy_imports(f"import {module}") == {row.package}
 
