@@ -1,6 +1,7 @@
 """What other people's code may rely on: `tsexport.__all__`, and that everything imports quickly and quietly."""
 
 import ast
+import importlib.util
 import inspect
 import json
 import subprocess
@@ -20,7 +21,8 @@ IMPORT_SECONDS = 0.1
 MAX_LINES = 400
 FUNCTIONS = [name for name in tsexport.__all__ if inspect.isfunction(getattr(tsexport, name))]
 # Public functions of later versions (the contract names them), whose names no module may take meanwhile.
-RESERVED = {"compare", "estimate", "diff", "attach"}
+RESERVED = {"estimate", "sign"}
+NEED_TENSORRT = {"tsexport.runtimes.tensorrt", "tsexport.runtimes.tensorrt_memory"}
 
 
 def modules():
@@ -172,6 +174,8 @@ def test_loading_imports_only_the_runtime_it_needs(bundle_folder):
 @pytest.mark.slow
 def test_every_module_imports_without_a_warning():
     names = [name for name, _ in MODULES if not name.endswith("__main__")]
+    if importlib.util.find_spec("tensorrt") is None:  # its packages are the only ones that CI cannot install
+        names = [name for name in names if name not in NEED_TENSORRT]
     assert len(names) > 80
     code = f"""
 import importlib, warnings

@@ -40,6 +40,7 @@ from tsexport.quantize.pruning_records import PruningRecord
 from tsexport.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
+from tsexport.runtimes.options import TENSORRT_BATCHES
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
 from tsexport.triton import write_repository
@@ -163,7 +164,15 @@ def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
     )
 
 
-def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntry, ...]:
+def _with_profile(artifact: Artifact, context: Context) -> Artifact:
+    """Return an artifact with the batches that a TensorRT engine of it is to be built for, as the kit's is."""
+    if context.target.tensorrt is None or artifact.format != "onnx":
+        return artifact
+    batches = ",".join(map(str, dict.fromkeys(context.options.batches)))
+    return replace(artifact, options=(*artifact.options, (TENSORRT_BATCHES, batches)))
+
+
+def _entries(context: Context, samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntry, ...]:
     runtimes: dict[str, list[str]] = {}
     for one in packed.fp32:
         runtimes.setdefault(one.artifact.name, []).append(one.runtime)
@@ -175,7 +184,7 @@ def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntr
         artifacts.append(replace(chosen, runtimes=(packed.selected.runtime,)))
     return tuple(
         artifact_entry(
-            _copy(artifact, root),
+            _copy(_with_profile(artifact, context), root),
             root,
             _golden_tolerance(samples, artifact, packed.selected_accuracy),
             batch_dependent=_is_batch_dependent(artifact, packed.tried),
@@ -262,7 +271,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     """
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
-        entries = _entries(samples, packed, root)
+        entries = _entries(context, samples, packed, root)
         tables, of_recipes = _write_tables(context, samples, packed, root)
         tried = all_candidates(context, samples, packed.tried, packed.selected.key, packed.why)
         manifest = _manifest(context, samples, packed, entries, tried, tables)

@@ -41,7 +41,7 @@ from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
-from tsexport.runtimes.registry import list_statuses
+from tsexport.runtimes.registry import bundle_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
@@ -125,7 +125,7 @@ def plan_build(options: BuildOptions) -> Plan:
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
     require_prunable(options, identity, plan)
-    statuses = list_statuses()
+    statuses = bundle_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
