@@ -8,9 +8,11 @@ runtime's own package, since `check()` is asked for every listing.  A built-in n
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tsexport.errors import BundleError, MissingDependencyError, UsageError, did_you_mean
+from tsexport.runtimes.cuda_build import cuda_obstacle
 from tsexport.types import Artifact, Format, Runtime, RuntimeStatus, Session
 
 ENTRY_POINT_GROUP = "tsexport.runtimes"
@@ -21,7 +23,8 @@ class BuiltInRuntime:
     """One row of the table.  Nothing is imported before `load`.
 
     `package` is the name that pip and import share; `session` is "module:class", the class taking (artifact, threads);
-    `pip_command` installs the least that makes the runtime work.
+    `pip_command` installs the least that makes the runtime work.  `obstacle` says why the installed package cannot work
+    on this machine, "" where it can; it imports nothing heavy.
     """
 
     name: str
@@ -29,23 +32,24 @@ class BuiltInRuntime:
     package: str
     session: str
     pip_command: str
+    obstacle: Callable[[], str] | None = None
 
     def check(self) -> RuntimeStatus:
-        """Return whether the package is installed and its version, without importing it."""
-        available = _is_installed(self.package)
+        """Return whether the runtime can be used and its package's version, without importing it."""
+        reason = self._reason()
         return RuntimeStatus(
             name=self.name,
-            available=available,
-            version=_installed_version(self.package) if available else None,
+            available=not reason,
+            version=_installed_version(self.package) if _is_installed(self.package) else None,
             formats=self.formats,
             pip_command=self.pip_command,
-            reason="" if available else f"the package {self.package} is not installed",
+            reason=reason,
         )
 
     def load(self, artifact: Artifact, *, threads: int) -> Session:
         """Return a session on an artifact.  Raises what `load` below raises."""
-        if not _is_installed(self.package):
-            raise self._missing(f"the package {self.package} is not installed")
+        if reason := self._reason():
+            raise self._missing(reason)
         module, _, attribute = self.session.partition(":")
         try:
             imported = importlib.import_module(module)
@@ -53,6 +57,12 @@ class BuiltInRuntime:
             raise self._missing(f"the package {self.package} cannot be imported: {error}") from error
         session: Session = getattr(imported, attribute)(artifact, threads)
         return session
+
+    def _reason(self) -> str:
+        """Return why the runtime cannot be used here, "" where it can."""
+        if not _is_installed(self.package):
+            return f"the package {self.package} is not installed"
+        return self.obstacle() if self.obstacle is not None else ""
 
     def _missing(self, reason: str) -> MissingDependencyError:
         return MissingDependencyError(
@@ -91,10 +101,22 @@ RUNTIMES: tuple[BuiltInRuntime, ...] = (
     ),
 )
 
+GPU_RUNTIMES: tuple[BuiltInRuntime, ...] = (
+    BuiltInRuntime(
+        name="torch-cuda",
+        formats=("torchscript",),
+        package="torch",
+        session="tsexport.runtimes.torch_cuda:TorchCudaSession",
+        pip_command='pip install "torch==2.13.0" --index-url https://download.pytorch.org/whl/cu130',
+        obstacle=cuda_obstacle,
+    ),
+)
+"""Those that need a GPU.  No bundle counts on them; whoever has one may name them."""
+
 
 def runtime_names() -> tuple[str, ...]:
     """Return every runtime's name: the built-in ones, then those of entry points."""
-    built_in = tuple(row.name for row in RUNTIMES)
+    built_in = tuple(row.name for row in (*RUNTIMES, *GPU_RUNTIMES))
     return built_in + tuple(name for name in _entry_points() if name not in built_in)
 
 
@@ -104,7 +126,7 @@ def get_runtime(name: str) -> Runtime:
     Raises:
         UsageError: an unknown name, or a third party's runtime that cannot be loaded.
     """
-    for row in RUNTIMES:
+    for row in (*RUNTIMES, *GPU_RUNTIMES):
         if row.name == name:
             return row
     points = _entry_points()

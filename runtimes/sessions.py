@@ -233,9 +233,11 @@ class ArtifactSession(ABC):
 class BatchSpecialised(ArtifactSession):
     """A session with one compiled model for each of the first batch sizes it meets, and a dynamic one for the rest.
 
-    The model for batch 1 is compiled at load, so that what cannot be loaded is known then; every other one when its
-    batch is first met, which makes that one call slow.
+    The model for batch 1 (`first_batch`) is compiled at load, so that what cannot be loaded is known then; every other
+    one when its batch is first met, which makes that one call slow.
     """
+
+    first_batch = 1
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads)
@@ -246,7 +248,7 @@ class BatchSpecialised(ArtifactSession):
         self._lock = threading.Lock()
         has_batch = any(dim_is_batch(dim) for spec in artifact.inputs for dim in spec.shape)
         try:
-            self._infer_for(1 if has_batch else None)
+            self._infer_for(self.first_batch if has_batch else None)
         except self.failures as error:
             raise self.cannot_load(error) from error
 

@@ -1,7 +1,7 @@
 """How often the rule of `tsexport compare` errs, by simulation: nothing is timed.
 
-Processes are drawn instead of started: the logarithm of a process's latency is its layout, drawn once, plus noise of 2 %
-in every block.  Layouts spread by s between processes:
+Processes are drawn instead of started: the logarithm of a process's latency is its layout, drawn once, plus noise of
+2 % in every block.  Layouts spread by s between processes:
 
     normal      a normal distribution of standard deviation s
     two modes   slower with probability 0.3, the standard deviation is s

@@ -15,7 +15,8 @@ How to run, from a checkout where tsexport is installed with its extra `build`; 
     python bench/suites/projection.py --runs FILE.toml --output FILE.json
 
 Results go to bench/results/projection.json and .md.  `--runs` judges other measurements by the efficiencies as they
-are: rows as those of anchors.toml, whose `model` may be the path of an ONNX file, relative to that of the rows.
+are: rows as those of anchors.toml, whose `model` may be the path of an ONNX file, relative to that of the rows.  What
+such a file holds in fp32 counts as fp16 where the row is of fp16 or bf16; a row of fp32 is one without TF32.
 
 What it does not say: how GPU runs of one's own compare (none are recorded here; `--runs` judges them), nor what holds
 for devices without anchors, the Orin Nano, H100 and H200 among them: the error with a device left out is the better
@@ -27,7 +28,7 @@ import itertools
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +51,7 @@ from tsexport.work import GraphWork
 DATA = Path(__file__).resolve().parent.parent / "data"
 ONNX = ".onnx"
 GOAL = 0.35
+_HALVES = ("fp16", "bf16")
 PLUGINS = Fusion(rows=True, attention=True)
 WITHOUT_PLUGINS = Fusion(rows=False, attention=False)
 BANDWIDTH = 0.7
@@ -171,9 +173,10 @@ def place(anchors: Sequence[Anchor], folder: Path = DATA) -> tuple[Placed, ...]:
             models[key] = _model(one, folder)
         fusion = PLUGINS if one.plugins else WITHOUT_PLUGINS
         # The INT8 engines of the public sources compute the rest in fp16.
-        floats = None if one.model.endswith(ONNX) else "fp16"
+        floats = "fp16" if one.precision in _HALVES or not one.model.endswith(ONNX) else None
         work = count(models[key], one.batch, fusion, floats=floats)
-        placed.append(Placed(one, work, devices[one.device], peak))
+        as_built = replace(peak, tf32_tflops=None) if one.precision == "fp32" else peak
+        placed.append(Placed(one, work, devices[one.device], as_built))
     return tuple(placed)
 
 

@@ -196,7 +196,11 @@ def _require_runnable(bundle: Bundle, threads: int) -> None:
         )
     most = min(target.cores, cores_here())
     if threads > most:
-        why = f"{target.name} has {target.cores} cores" if most == target.cores else f"this process may use {most}"
+        why = (
+            f"{target.name} has {target.cores} cores"
+            if most == target.cores
+            else f"this process may use {most} core" + ("s" if most > 1 else "")
+        )
         raise UsageError(
             f"threads is {threads}; {why}", next_step=f"use --threads {most} or fewer, or a machine with more cores"
         )
@@ -209,7 +213,7 @@ def why_not_here(target: Target) -> str:
         return "which this machine's CPU is not"
     if target.instruction_set in _X86 and here in _X86:
         return "" if _X86.index(target.instruction_set) <= _X86.index(here) else f"and this CPU has {here} only"
-    return "" if target.instruction_set in (here, "generic") else f"and this is a {here} CPU"
+    return "" if target.instruction_set in (here, "generic") else f"and this CPU is {here}"
 
 
 def _contender(bundle: Bundle) -> Contender:

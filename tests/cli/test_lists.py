@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tsexport import cli
 from tsexport.cli.output import print_json
 from tsexport.models.registry import get_entry, list_entries
+from tsexport.runtimes.cuda_build import cuda_obstacle
 from tsexport.runtimes.registry import RUNTIMES
 from tsexport.targets import host_cpu, target_names
 
@@ -56,7 +57,14 @@ def test_runtimes_table():
     for row in RUNTIMES:
         assert row.name in out
         assert importlib.metadata.version(row.package) in out
-    assert "pip install" not in out
+    assert out.count("pip install") == bool(cuda_obstacle())  # that of torch-cuda, where there is no GPU
+
+
+@pytest.mark.skipif(not cuda_obstacle(), reason="torch computes on a GPU here")
+def test_a_runtime_that_has_no_gpu_says_so():
+    rows = {row["name"]: row for row in read_json("runtimes")["runtimes"]}
+    assert not rows["torch-cuda"]["available"]
+    assert rows["torch-cuda"]["reason"] == cuda_obstacle()
 
 
 def test_a_missing_runtime_is_shown_with_its_whole_pip_command(monkeypatch):

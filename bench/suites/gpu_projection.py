@@ -1,0 +1,145 @@
+"""Projections against what `gpu_runs.py` measured: how far they were, over every run and for each way of running.
+
+The cases' models are exported to ONNX on this machine, whose shapes are all that a projection reads, and the measured
+rows become rows of a .toml that `bench/suites/projection.py --runs` takes.  A projection is of an engine of the newest
+TensorRT, whose kernels are fused; eager torch starts several kernels for one of those, so the ways differ.  fp16 and
+bf16 count as one, and fp32 without TF32.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tsexport.bench.projection import fitted
+from tsexport.bench.suites.gpu_cases import WAYS, Case
+from tsexport.bench.suites.gpu_records import GpuReport, GpuRow
+from tsexport.bench.suites.gpu_text import device_name
+from tsexport.bench.suites.projection import Anchor, Placed, Report, place, report_text, run
+from tsexport.bench.suites.report import publish, table
+from tsexport.codec import decode, read_text, write_whole
+from tsexport.devices import Device, list_devices
+from tsexport.errors import DataError, TsexportError
+from tsexport.exporters.conversion import convert_to_onnx
+from tsexport.models.sources import identify, open_source
+
+GRAPHS = "graphs"
+SUITE = "gpu_runs"
+
+
+@dataclass(frozen=True)
+class WayError:
+    """How far projections were from one way of running: median and worst of |projected / measured - 1|."""
+
+    way: str
+    runs: int
+    median: float
+    worst_ratio: float
+    worst: str
+
+
+def project_results(results: Path, output: Path) -> int:
+    """Project every measured row of a results file; print the errors and write them.  Return the exit code."""
+    try:
+        report = decode(GpuReport, read_text(results), what="GPU results", error=DataError)
+        device = _device_of(report)
+        rows = [row for row in report.rows if row.status == "measured" and row.device is not None]
+        if not rows:
+            raise DataError(f"{results.name} holds no measured row", next_step="run the suite on a GPU first")
+        export_graphs([row.case for row in rows], output / GRAPHS)
+        anchors = [_anchor(row, device) for row in rows]
+        path = write_whole(output / f"{results.stem}-runs.toml", runs_text(anchors, device))
+        placed = place(anchors, path.parent)
+    except TsexportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    found = run(anchors, placed, fitted().efficiency, fitted_on_these=False)
+    publish(found, projection_text(found, placed), output / f"projection-{results.stem}.json")
+    return 0
+
+
+def export_graphs(cases: Sequence[Case], folder: Path) -> None:
+    """Write the ONNX graph of every case that is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in {case.graph: case for case in cases}.values():
+        path = folder / f"{case.graph}.onnx"
+        if path.is_file():
+            continue
+        print(f"exporting {case.graph}", file=sys.stderr, flush=True)
+        source = open_source(identify(case.model, component=case.component, settings=dict(case.settings)))
+        convert_to_onnx(source.module, None, source.spec, None, path)
+
+
+def way_errors(report: Report) -> tuple[WayError, ...]:
+    """Return the error of each way that was run, in the order of WAYS."""
+    errors = []
+    for way in WAYS:
+        rows = [row for row in report.rows if row.anchor.source == _source(way)]
+        if not rows:
+            continue
+        ratios = np.array([row.ratio for row in rows])
+        worst = int(np.argmax(np.abs(np.log(ratios))))
+        errors.append(
+            WayError(
+                way, len(rows), float(np.median(np.abs(ratios - 1))), float(ratios[worst]), str(rows[worst].anchor)
+            )
+        )
+    return tuple(errors)
+
+
+def projection_text(report: Report, placed: Sequence[Placed]) -> str:
+    """Return the tables as Markdown: each way first, then every row."""
+    rows = [
+        [one.way, f"{one.runs}", f"{100 * one.median:.0f} %", f"{one.worst_ratio:.2f}", one.worst]
+        for one in way_errors(report)
+    ]
+    head = table(["way", "runs", "median error", "worst ratio", "of"], rows)
+    return f"{report_text(report)}\n## For each way\n\nOver all {len(placed)} runs: median "\
+        f"{100 * report.error.median:.0f} %, worst ratio {report.error.worst_ratio:.2f}.\n\n{head}\n"  # fmt: skip
+
+
+def runs_text(anchors: Sequence[Anchor], device: Device) -> str:
+    """Return the .toml for `projection.py --runs`; its models lie in the folder GRAPHS beside it."""
+    lines = [f"# Measured by {SUITE} on {device.title}, p50 between events on the stream.", "", "schema = 1"]
+    for one in anchors:
+        lines += ["", "[[anchor]]", f'model = "{one.model}"', f'device = "{one.device}"', f'mode = "{one.mode}"',
+                  f'precision = "{one.precision}"', f"batch = {one.batch}", f"measured_ms = {one.measured_ms!r}",
+                  f'statistic = "{one.statistic}"', "plugins = true", f'source = "{one.source}"']  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def _anchor(row: GpuRow, device: Device) -> Anchor:
+    assert row.device is not None
+    return Anchor(
+        model=f"{GRAPHS}/{row.case.graph}.onnx",
+        device=device.name,
+        mode=device.peak[0].mode,
+        precision=row.case.precision,
+        batch=row.case.batch,
+        measured_ms=row.device.median_ms,
+        statistic="p50",
+        source=_source(row.way),
+        plugins=True,
+    )
+
+
+def _source(way: str) -> str:
+    return f"{SUITE}, {way}"
+
+
+def _device_of(report: GpuReport) -> Device:
+    gpu = report.facts.gpu
+    if report.rehearsal or gpu is None:
+        raise DataError(
+            "the results are a rehearsal, and nothing in them ran on a GPU", next_step="run the suite on a GPU first"
+        )
+    known = {device.name: device for device in list_devices()}
+    name = device_name(gpu)
+    if name not in known or not known[name].peak:
+        raise DataError(
+            f"nothing is known of what a {gpu.name} reaches at peak, so nothing can be projected for it",
+            next_step="add it to devices.toml",
+        )
+    return known[name]
