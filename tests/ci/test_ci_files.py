@@ -50,7 +50,9 @@ def run_action(repository, base_ref="main", compare="", **inputs):
             continue
         output = runner / f"output-{step.get('id', 'none')}"
         output.write_text("")
-        environment = {key: EXPRESSION.sub(lambda m: values[m[1]], str(text)) for key, text in step["env"].items()}
+        environment = {
+            key: EXPRESSION.sub(lambda m, known=values: known[m[1]], str(text)) for key, text in step["env"].items()
+        }
         environment |= {
             "GITHUB_OUTPUT": str(output),
             "GITHUB_STEP_SUMMARY": str(runner / "summary"),
