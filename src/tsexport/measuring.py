@@ -11,7 +11,7 @@ from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.records import Balance
-from tsexport.bench.tables import latency_budgets
+from tsexport.bench.tables import LatencyTables, latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
@@ -235,9 +235,12 @@ def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
     return measure_balance(threads)
 
 
-def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:
-    """Judge every published row of the model and its family."""
-    budgets = latency_budgets(samples.spec.name, samples.spec.family, samples.spec.component)
+def judge_all(
+    samples: Samples, measurements: Sequence[Measurement], machine: Machine, tables: LatencyTables
+) -> tuple[Verdict, ...]:
+    """Judge every row of the model and its family."""
+    spec = samples.spec
+    budgets = latency_budgets(spec.name, spec.family, spec.component, tables=tables)
     return judge(budgets, measurements, machine=machine)
 
 

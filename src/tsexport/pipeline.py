@@ -131,7 +131,11 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
-    _ = context.selection, context.calibration_tables  # read for their own checks, before minutes are spent
+    _ = (
+        context.selection,
+        context.calibration_tables,
+        context.tables,
+    )  # read for their own checks, before minutes are spent
     return Plan(
         context=context,
         name=name,
@@ -219,8 +223,9 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
     measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
-    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say)
-    verdicts = with_outlook(judge_all(samples, measurements, machine), projected)
+    tables = context.tables
+    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say, tables)
+    verdicts = with_outlook(judge_all(samples, measurements, machine, tables), projected)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, judged)
     packed = Packed(
