@@ -159,9 +159,9 @@ def milliseconds(value: float | None) -> str:
 
 
 def per_second(value: float) -> str:
-    """Return "1,230/s" with four significant digits, never with an exponent."""
+    """Return "12,300/s" with four significant digits, never with an exponent."""
     rounded = float(f"{value:.4g}")
-    return f"{rounded:,.0f}/s" if rounded >= 1000 else f"{rounded:g}/s"
+    return f"{rounded:,.0f}/s" if rounded >= 10_000 else f"{rounded:g}/s"
 
 
 def megabytes(size_bytes: int) -> str:

@@ -8,6 +8,8 @@ from tsexport.plots import WIDTH, clipped, latency_axis, svg, text_at, vertical_
 
 _LEFT, _RIGHT, _ROW, _AXIS = 10, 150, 36, 42
 _LABEL_CHARACTERS = 76
+_SMALLEST = 0.01
+"""An interval that reaches down to nothing is cut at this share of its value."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class SpeedupBar:
 def speedup_plot(bars: Sequence[SpeedupBar], title: str) -> str:
     """Return a row for each bar: a point, its interval, and its numbers; the line at 1 is as fast as fp32."""
     highs = [bar.value if bar.high is None else bar.high for bar in bars]
-    lows = [bar.value if bar.high is None else bar.low for bar in bars]
+    lows = [bar.value if bar.high is None else max(bar.low, _SMALLEST * bar.value) for bar in bars]
     axis = latency_axis(0.95 * min(1.0, *lows), 1.05 * max(1.0, *highs), _LEFT, WIDTH - _RIGHT)
     height = _ROW * len(bars) + _AXIS
     bottom = height - _AXIS + 6
