@@ -16,7 +16,7 @@ _FAR_BELOW = 2.5
 _LABEL_CHARACTERS = 34
 _CHARACTER = 6.4
 """Pixels of a character of a label, roughly: enough to keep labels apart."""
-_LINE = 13.0
+_LINE, _GAP = 13.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,10 @@ class _Labels:
         return text_at(edge, level, text, anchor, "label")
 
     def _is_free(self, start: float, width: float, level: float) -> bool:
-        within = start >= 0 and start + width <= WIDTH and _TOP <= level <= _BOTTOM
+        within = start >= _LEFT and start + width <= WIDTH and _TOP <= level <= _BOTTOM
         return within and all(
-            abs(level - at) >= _LINE or start >= right or left >= start + width for left, right, at in self._placed
+            abs(level - at) >= _LINE or start >= right + _GAP or left >= start + width + _GAP
+            for left, right, at in self._placed
         )
 
     def _hides(self, start: float, width: float, level: float) -> bool:

@@ -192,11 +192,18 @@ def _projected(bundle: BundleView) -> Figure:
 def _speedup(machine: MachineView | None, manifest: Manifest) -> Figure:
     if machine is None:
         return ABSENT
+    if _is_plain_fp32(manifest):
+        return Figure("fp32 itself", None)
     entry, race = selected_entry(machine.record.races, manifest)
     if entry is None or race is None:
-        return ABSENT if manifest.artifact(manifest.selected.artifact).precision != "fp32" else Figure("fp32", None)
+        return ABSENT
     ratio = entry.speedup
     return Figure(f"{ratio.value:.2f}x", ratio.value, f"{interval(ratio)}, over {race.baseline}")
+
+
+def _is_plain_fp32(manifest: Manifest) -> bool:
+    """Return whether the selected artifact is one of those that speed-ups are over."""
+    return manifest.pruning is None and manifest.artifact(manifest.selected.artifact).precision == "fp32"
 
 
 def selected_entry(races: Sequence[RaceResult], manifest: Manifest) -> tuple[RaceEntry | None, RaceResult | None]:
@@ -245,14 +252,14 @@ def _speedups(rows: Sequence[OverviewRow], bundles: Sequence[BundleView], place:
     for bundle in bundles:
         for machine in _machines(bundle, place):
             entry, _ = selected_entry(machine.record.races, bundle.manifest)
-            if entry is not None:
+            if entry is not None and not _is_plain_fp32(bundle.manifest):
                 ratio = entry.speedup
                 text = f"{ratio.value:.2f}x ({interval(ratio)})"
                 found.append(SpeedupBar(bundle.manifest.name, text, ratio.value, ratio.low, ratio.high))
     if len(found) < 2:
         return None
     found.sort(key=lambda bar: -bar.value)
-    plot = speedup_plot(found[:PLOTTED], f"Speed-ups of the selected artifacts over the fastest in fp32, on {place}")
+    plot = speedup_plot(found[:PLOTTED], f"Speed-ups of the selected artifacts over fp32 on {place}")
     return OverviewPlot(place, plot, max(0, len(found) - PLOTTED))
 
 
