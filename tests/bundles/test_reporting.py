@@ -257,3 +257,25 @@ def test_texts():
     assert [percent_text(value) for value in (None, 0.0, 1e-7, -0.008)] == ["n/a", "0 %", "< 0.001 %", "-0.8 %"]
     assert compact_json({"a": (1, True, None), "b": {"c": "d"}}) == "a: [1, true, null], b: c: d"
     assert markdown_cell("a|b\\\nc") == "a\\|b\\\\ c"
+
+
+def luminance(colour):
+    """WCAG 2's relative luminance of "#rrggbb"."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_every_colour_of_text_can_be_read(measured_folder, scheme):
+    """4.5 to 1 is what WCAG 2 asks of text, level AA."""
+    style = re.search("<style>(.*?)</style>", (measured_folder / "report.html").read_text(), re.DOTALL)[1]
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(blocks) == 3
+    block = blocks[("light", "dark", "print").index(scheme)]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{3,6})\b", block))
+    colours = {name: c if len(c) == 7 else "#" + "".join(2 * part for part in c[1:]) for name, c in colours.items()}
+    for ground in ("page", "card", "accent-soft"):
+        for ink in ("ink", "soft", "accent", "good", "bad", "warn"):
+            light, dark = sorted((luminance(colours[ground]), luminance(colours[ink])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {ground}"
