@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.bench.outlook import ProjectionRecord, write_projection
+from tsexport.bench.profile_records import ProfileRecord, write_profile
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.buildup import BuildUp
 from tsexport.bundles import Bundle, open_bundle
@@ -80,6 +81,7 @@ class Packed:
     pruning: PruningRecord | None = None
     buildups: tuple[BuildUp, ...] = ()
     projected: ProjectionRecord | None = None
+    profiled: ProfileRecord | None = None
 
 
 def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResult) -> GoldenTolerance:
@@ -285,6 +287,8 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         write_record(record(), root / MEASUREMENTS)
         if packed.projected is not None:
             write_projection(packed.projected, root / MEASUREMENTS)
+        if packed.profiled is not None:
+            write_profile(packed.profiled, root / MEASUREMENTS)
         seal(root)  # the report is rendered from the bundle as a reader will find it
         with open_bundle(root) as bundle:
             page = render_report([bundle])

@@ -36,6 +36,7 @@ from tsexport.measuring import (
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
+from tsexport.profiling import PROFILE, profile_here
 from tsexport.progress import Progress
 from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
@@ -64,6 +65,7 @@ STEPS = {
     "measure fp32 side by side": 20.0,
     "measure INT8 against fp32": 20.0,
     "measure batch sizes": 25.0,
+    PROFILE: 4.0,
     "pack": 2.0,
 }
 PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
@@ -76,7 +78,7 @@ EXPORT_STEPS: Mapping[Format, str] = {
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
 CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
-MEASURING = RACES | {"measure batch sizes"}
+MEASURING = RACES | {"measure batch sizes", PROFILE}
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
     measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
+    profiled = profile_here(context, samples, selected, chosen.threads, machine, progress, say)
     tables = context.tables
     projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say, tables)
     verdicts = with_outlook(judge_all(samples, measurements, machine, tables), projected)
@@ -254,6 +257,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         pruning=pruning,
         buildups=buildups,
         projected=projected,
+        profiled=profiled,
     )
 
     def record() -> MachineRecord:
