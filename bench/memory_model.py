@@ -1,0 +1,163 @@
+"""How much memory a session takes: the weights as each runtime keeps them, activations by liveness, and scratch.
+
+    total     runtime + weights + activations + caller's copies, above an idle session of the same runtime
+
+    runtime       code, tables and kernels that a model of one product does not touch, a little for every step
+    weights       bytes of the constants, times what the runtime makes of them: ONNX Runtime unpacks a file into
+                  tensors, and packs those of products and convolutions anew; what that leaves free stays in the process
+    activations   ONNX Runtime: its arena (`bench.memory_arena`), overwriting in place.  OpenVINO: the most that lives
+                  at once, overwriting in place.  TorchScript: the most that lives at once, nothing overwritten
+    sessions      a session that fixes the batch holds the weights once for batch 1 and once for the batch
+
+The formulas follow the runtimes' code; the factors in `RULES` were measured on x86-64 with glibc, ONNX Runtime 1.31,
+OpenVINO 2026.4 and torch 2.13, and `bench/results/estimate-accuracy.md` says how far they are off.  Another version, C
+library or number of threads may need others.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tsexport.bench.memory_arena import arena_bytes
+from tsexport.bench.memory_plan import Event, MemoryGraph, live_peak, trace
+
+MB = 1_000_000
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+GLIBC_MAPS_BYTES = 32 << 20
+"""From this size on glibc maps a block of its own and gives it back when it is freed; smaller ones leave holes."""
+WIDTHS: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a runtime makes of a graph, in bytes, and as multiples of the bytes of its constants.
+
+    runtime_bytes, step_bytes: beyond an idle session, once and for each step.
+    convolution_bytes, recurrent_bytes: what the first convolution or recurrence brings.
+    weights, convolution_weights, recurrent_weights: of the first session, by what reads them.
+    further_weights, further_recurrent_weights: of a session for another batch size.
+    """
+
+    runtime_bytes: float
+    step_bytes: float
+    convolution_bytes: float
+    recurrent_bytes: float
+    weights: float
+    convolution_weights: float
+    recurrent_weights: float
+    further_weights: float
+    further_recurrent_weights: float
+
+
+RULES: Mapping[str, Rules] = {
+    "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 1.5, 3.0, 1.4, 2.3, 2.3),
+    "openvino": Rules(13 * MB, 0.06 * MB, 0.0, 0.0, 2.3, 2.3, 3.9, 2.6, 3.5),
+    "torchscript": Rules(4 * MB, 0.02 * MB, 13 * MB, 4 * MB, 1.1, 1.3, 2.4, 0.0, 0.0),
+}
+_TORCH_HOLES = 2.0
+_TORCH_MAPPED = 1.3
+_TORCH_RECURRENT = 1.1
+_OPENVINO_GATES = 0.25
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes above an idle session of the same runtime; they add up to `total_bytes`."""
+
+    runtime_bytes: int
+    weights_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.runtime_bytes + self.weights_bytes + self.activations_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class ModelGraphs:
+    """A graph as it stands; with the channels of convolutions in blocks; and that without the scores of attention."""
+
+    plain: MemoryGraph
+    blocked: MemoryGraph
+    fused: MemoryGraph
+
+    @property
+    def is_recurrent(self) -> bool:
+        return any(step.operator in RECURRENT for step in self.plain.steps)
+
+    @property
+    def convolves(self) -> bool:
+        return self.plain.weights.convolution_bytes > 0
+
+
+def estimate_parts(
+    graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0, fixes_batch: bool | None = None
+) -> MemoryParts:
+    """Return what a session on a runtime takes above an idle one, after it has answered at a batch size.
+
+    Args:
+        runtime: a key of `RULES`.
+        weights_scale: bytes of the weights as they are stored, against those of the graph: 0.25 for int8 of fp32.
+        fixes_batch: whether each batch size gets a model of its own; by default what the session of `tsexport.load`
+            does.
+    """
+    rules = RULES[runtime]
+    own = _own_models(graphs, runtime) if fixes_batch is None else fixes_batch
+    weights = graphs.plain.weights
+    convolved, other = weights.convolution_bytes * weights_scale, weights.other_bytes * weights_scale
+    factor = rules.recurrent_weights if graphs.is_recurrent else rules.weights
+    held = factor * other + rules.convolution_weights * convolved
+    if own and batch != 1:
+        again = rules.further_recurrent_weights if graphs.is_recurrent else rules.further_weights
+        held += again * (other + convolved)
+    base = rules.runtime_bytes + rules.step_bytes * len(graphs.plain.steps)
+    base += rules.convolution_bytes * graphs.convolves + rules.recurrent_bytes * graphs.is_recurrent
+    activations, workspace = _ACTIVATIONS[runtime](graphs, batch)
+    return MemoryParts(round(base), round(held), round(activations), round(workspace))
+
+
+def _own_models(graphs: ModelGraphs, runtime: str) -> bool:
+    return runtime == "openvino" or (runtime == "onnxruntime" and graphs.plain.computes_shapes)
+
+
+def _onnxruntime(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
+    graph = graphs.blocked
+    events = list(trace(graph, batch, in_place=True))
+    within = [event for event in events if event.planned or event.key in graph.outputs]
+    alone, whole = arena_bytes(within), arena_bytes(events)
+    return alone + graph.bytes_of(graph.outputs, batch), max(0, whole - alone)
+
+
+def _openvino(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
+    graph = graphs.fused
+    events = [_smaller_gates(event) for event in trace(graph, batch, in_place=True)]
+    alone = live_peak([event for event in events if not event.key.startswith("scratch")])
+    ends = graph.bytes_of(graph.inputs, batch) + 2 * graph.bytes_of(graph.outputs, batch)
+    return alone + ends, live_peak(events) - alone
+
+
+def _smaller_gates(event: Event) -> Event:
+    if not event.key.startswith("scratch"):
+        return event
+    return Event(event.take, event.key, math.ceil(event.size * _OPENVINO_GATES), event.planned)
+
+
+def _torchscript(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
+    graph = graphs.plain
+    events = list(trace(graph, batch, in_place=False))
+    alone = live_peak([event for event in events if not event.key.startswith("scratch")])
+    factor = _TORCH_RECURRENT if graphs.is_recurrent else _torch_factor(events)
+    return factor * alone, factor * (live_peak(events) - alone)
+
+
+def _torch_factor(events: Sequence[Event]) -> float:
+    largest = max((event.size for event in events), default=0)
+    return _TORCH_MAPPED if largest >= GLIBC_MAPS_BYTES else _TORCH_HOLES
+
+
+_ACTIVATIONS: Mapping[str, Callable[[ModelGraphs, int], tuple[float, float]]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "torchscript": _torchscript,
+}
