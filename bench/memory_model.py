@@ -22,10 +22,13 @@ from tsexport.bench.memory_arena import arena_bytes
 from tsexport.bench.memory_plan import Event, MemoryGraph, live_peak, trace
 
 MB = 1_000_000
+IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "torchscript": 295 * MB}
+"""What a process with an idle session of a runtime holds, interpreter and numpy included."""
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 GLIBC_MAPS_BYTES = 32 << 20
 """From this size on glibc maps a block of its own and gives it back when it is freed; smaller ones leave holes."""
-WIDTHS: Mapping[str, float] = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25}
+INT8_WIDTH = 0.25
+HALF_WIDTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ RULES: Mapping[str, Rules] = {
     "openvino": Rules(13 * MB, 0.06 * MB, 0.0, 0.0, 2.3, 2.3, 3.9, 2.6, 3.5),
     "torchscript": Rules(4 * MB, 0.02 * MB, 13 * MB, 4 * MB, 1.1, 1.3, 2.4, 0.0, 0.0),
 }
-_TORCH_HOLES = 2.0
+ENGINE_BYTES = 500 * MB
+"""Assumed, not measured: a CUDA context with TensorRT's and cuDNN's kernels."""
+_TORCH_HOLES = 2.4
 _TORCH_MAPPED = 1.3
 _TORCH_RECURRENT = 1.1
 _OPENVINO_GATES = 0.25
@@ -98,7 +103,7 @@ def estimate_parts(
 
     Args:
         runtime: a key of `RULES`.
-        weights_scale: bytes of the weights as they are stored, against those of the graph: 0.25 for int8 of fp32.
+        weights_scale: bytes of the weights as they are stored, against those of the graph (`weights_scale`).
         fixes_batch: whether each batch size gets a model of its own; by default what the session of `tsexport.load`
             does.
     """
@@ -115,6 +120,37 @@ def estimate_parts(
     base += rules.convolution_bytes * graphs.convolves + rules.recurrent_bytes * graphs.is_recurrent
     activations, workspace = _ACTIVATIONS[runtime](graphs, batch)
     return MemoryParts(round(base), round(held), round(activations), round(workspace))
+
+
+def weights_scale(graphs: ModelGraphs, precision: str, fp32_bytes: int = 0) -> float:
+    """Return the bytes of the weights in a precision against those in fp32.
+
+    int8: the matrices of products in 8 bits, the rest in fp32.  fp16 and bf16: half, but for `fp32_bytes`, those of
+    layers that stay in fp32.
+    """
+    weights = graphs.plain.weights
+    whole = max(weights.total_bytes, 1)
+    if precision == "int8":
+        return 1 - (1 - INT8_WIDTH) * weights.product_bytes / whole
+    if precision in ("fp16", "bf16"):
+        return 1 - (1 - HALF_WIDTH) * max(0, weights.total_bytes - fp32_bytes) / whole
+    return 1.0
+
+
+def engine_parts(graphs: ModelGraphs, batch: int, *, weights_scale: float, floats_scale: float) -> MemoryParts:
+    """Return what a TensorRT engine takes of a device, by assumption: the weights once, activations by liveness.
+
+    No engine was measured for it.  `ENGINE_BYTES` are the driver's context and the kernels.
+    """
+    graph = graphs.fused
+    events = list(trace(graph, batch, in_place=True))
+    ends = graph.bytes_of(graph.inputs, batch) + graph.bytes_of(graph.outputs, batch)
+    alone = live_peak([event for event in events if not event.key.startswith("scratch")])
+    scratch = live_peak(events) - alone
+    weights = graphs.plain.weights.total_bytes * weights_scale
+    return MemoryParts(
+        ENGINE_BYTES, round(weights), round(alone * floats_scale + ends), round(scratch * floats_scale)
+    )
 
 
 def _own_models(graphs: ModelGraphs, runtime: str) -> bool:

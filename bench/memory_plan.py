@@ -43,11 +43,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a graph's constants: those that convolutions read, and all others."""
+    """Bytes of a graph's constants: those that convolutions read, and all others.
+
+    `product_bytes` of both are matrices of products, convolutions and recurrences, which an int8 artifact keeps in 8
+    bits; what is left of them stays in floating point.
+    """
 
     convolution_bytes: int
     other_bytes: int
-    largest_bytes: int
+    product_bytes: int
 
     @property
     def total_bytes(self) -> int:

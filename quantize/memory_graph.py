@@ -14,14 +14,14 @@ where it enters or leaves a chain of them.  `blocked` adds these copies as steps
 """
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 
+from tsexport.bench.memory_model import ModelGraphs
 from tsexport.bench.memory_plan import Kind, MemoryGraph, Size, Step, Weights
 from tsexport.exporters.onnx_external import open_model
-from tsexport.quantize.fusing import POINTWISE, VIEWS, Wiring
+from tsexport.quantize.fusing import POINTWISE, PRODUCTS, VIEWS, Wiring
 from tsexport.quantize.kernels import inferred_at
 
 BATCHES = (2, 3)
@@ -53,6 +53,12 @@ def memory_graph(model: onnx.ModelProto) -> MemoryGraph:
     """
     low, high = (inferred_at(model, batch) for batch in BATCHES)
     return _Reader(low.graph, _shapes(low.graph), _shapes(high.graph), _fixes_batch(model)).graph()
+
+
+def model_graphs(graph: MemoryGraph) -> ModelGraphs:
+    """Return a graph in the forms that runtimes compute it in."""
+    in_blocks = blocked(graph)
+    return ModelGraphs(graph, in_blocks, fused_attention(in_blocks))
 
 
 def _fixes_batch(model: onnx.ModelProto) -> bool:
@@ -129,9 +135,16 @@ class _Reader:
             if node.op_type in _CONVOLUTIONS and at not in wiring.folded
             for name in node.input[1:2]
         }
+        multiplied = {
+            name
+            for at, node in enumerate(wiring.nodes)
+            if node.op_type in PRODUCTS and at not in wiring.folded
+            for name in node.input[:3]
+        }
         sizes = {name: self._constant_bytes(name) for name in read if name and wiring.is_known(name)}
         inside = sum(size for name, size in sizes.items() if wiring.source(name) in convolved)
-        return Weights(inside, sum(sizes.values()) - inside, max(sizes.values(), default=0))
+        matrices = sum(size for name, size in sizes.items() if name in multiplied and len(self._low[name][1]) > 1)
+        return Weights(inside, sum(sizes.values()) - inside, matrices)
 
     def _constant_bytes(self, name: str) -> int:
         width, shape = self._low.get(name, (0, ()))

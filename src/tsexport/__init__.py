@@ -21,6 +21,7 @@ _PUBLIC = {
     "benchmark": "tsexport.api",
     "build": "tsexport.api",
     "check": "tsexport.api",
+    "estimate": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
     "list_targets": "tsexport.listing",
@@ -30,7 +31,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, estimate, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -46,6 +47,7 @@ __all__ = [
     "benchmark",
     "build",
     "check",
+    "estimate",
     "list_models",
     "list_runtimes",
     "list_targets",

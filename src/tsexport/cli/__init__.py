@@ -40,6 +40,9 @@ COMMANDS: dict[str, CommandEntry] = {
     "check": CommandEntry(
         "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
     ),
+    "estimate": CommandEntry(
+        "tsexport.cli.estimate:estimate", "Estimate memory, and the largest batch that fits, before building."
+    ),
     "attach": CommandEntry("tsexport.cli.attach:attach", "Bring what the device kit measured back into its bundle."),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
     "models": CommandEntry("tsexport.cli.models:models", "List the models that build knows by name."),
