@@ -29,7 +29,13 @@ Reply = TypeVar("Reply", PeakMemory, MemoryGrowth)
 
 
 def measure_peak(
-    artifact: Artifact, runtime: str, *, threads: int, batch: int, calls: int = PEAK_CALLS, timeout_s: float = PEAK_SECONDS
+    artifact: Artifact,
+    runtime: str,
+    *,
+    threads: int,
+    batch: int,
+    calls: int = PEAK_CALLS,
+    timeout_s: float = PEAK_SECONDS,
 ) -> PeakMemory:
     """Return the peak memory of a fresh process that answers at one batch size.
 

@@ -26,7 +26,7 @@ IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "t
 """What a process with an idle session of a runtime holds, interpreter and numpy included."""
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 GLIBC_MAPS_BYTES = 32 << 20
-"""From this size on glibc maps a block of its own and gives it back when it is freed; smaller ones leave holes."""
+"""From this size on glibc maps a block for itself and gives it back when it is freed; smaller ones leave holes."""
 INT8_WIDTH = 0.25
 HALF_WIDTH = 0.5
 
@@ -55,13 +55,10 @@ class Rules:
 RULES: Mapping[str, Rules] = {
     "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 1.5, 3.0, 1.4, 2.3, 2.3),
     "openvino": Rules(13 * MB, 0.06 * MB, 0.0, 0.0, 2.3, 2.3, 3.9, 2.6, 3.5),
-    "torchscript": Rules(4 * MB, 0.02 * MB, 13 * MB, 4 * MB, 1.1, 1.3, 2.4, 0.0, 0.0),
+    "torchscript": Rules(3 * MB, 0.04 * MB, 13 * MB, 5 * MB, 1.05, 1.3, 2.4, 0.0, 0.0),
 }
 ENGINE_BYTES = 500 * MB
 """Assumed, not measured: a CUDA context with TensorRT's and cuDNN's kernels."""
-_TORCH_HOLES = 2.4
-_TORCH_MAPPED = 1.3
-_TORCH_RECURRENT = 1.1
 _OPENVINO_GATES = 0.25
 
 
@@ -81,10 +78,14 @@ class MemoryParts:
 
 @dataclass(frozen=True)
 class ModelGraphs:
-    """A graph as it stands; with the channels of convolutions in blocks; and that without the scores of attention."""
+    """A graph in the forms that runtimes compute it in.
+
+    blocked: with the channels of convolutions in blocks.  unscored: without the scores of attention.  fused: both.
+    """
 
     plain: MemoryGraph
     blocked: MemoryGraph
+    unscored: MemoryGraph
     fused: MemoryGraph
 
     @property
@@ -148,9 +149,7 @@ def engine_parts(graphs: ModelGraphs, batch: int, *, weights_scale: float, float
     alone = live_peak([event for event in events if not event.key.startswith("scratch")])
     scratch = live_peak(events) - alone
     weights = graphs.plain.weights.total_bytes * weights_scale
-    return MemoryParts(
-        ENGINE_BYTES, round(weights), round(alone * floats_scale + ends), round(scratch * floats_scale)
-    )
+    return MemoryParts(ENGINE_BYTES, round(weights), round(alone * floats_scale + ends), round(scratch * floats_scale))
 
 
 def _own_models(graphs: ModelGraphs, runtime: str) -> bool:
@@ -180,16 +179,17 @@ def _smaller_gates(event: Event) -> Event:
 
 
 def _torchscript(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
-    graph = graphs.plain
-    events = list(trace(graph, batch, in_place=False))
-    alone = live_peak([event for event in events if not event.key.startswith("scratch")])
-    factor = _TORCH_RECURRENT if graphs.is_recurrent else _torch_factor(events)
-    return factor * alone, factor * (live_peak(events) - alone)
+    events = list(trace(graphs.unscored, batch, in_place=False))
+    whole = _held_by_torch(events)
+    without_scratch = _held_by_torch([event for event in events if not event.key.startswith("scratch")])
+    return without_scratch, max(0.0, whole - without_scratch)
 
 
-def _torch_factor(events: Sequence[Event]) -> float:
-    largest = max((event.size for event in events), default=0)
-    return _TORCH_MAPPED if largest >= GLIBC_MAPS_BYTES else _TORCH_HOLES
+def _held_by_torch(events: Sequence[Event]) -> float:
+    small = [event for event in events if event.size < GLIBC_MAPS_BYTES]
+    mapped = [event for event in events if event.size >= GLIBC_MAPS_BYTES]
+    taken = sum(event.size for event in small if event.take)
+    return math.sqrt(float(live_peak(small)) * taken) + live_peak(mapped)
 
 
 _ACTIVATIONS: Mapping[str, Callable[[ModelGraphs, int], tuple[float, float]]] = {

@@ -2,10 +2,10 @@
 
 Peak above an idle session of the same runtime is, in one fresh process:
 
-    idle    resident memory after the runtime was imported, has loaded a model of one product and a Relu and answered on it, after
-            garbage was collected and free memory given back to the system
-    peak    the kernel's high-water mark, set back at that moment, after the artifact was loaded as `tsexport.load` loads
-            it and has answered at the batch
+    idle    resident memory after the runtime was imported, has loaded a model of one product and a Relu and answered
+            on it, garbage was collected and free memory given back to the system
+    peak    the kernel's high-water mark, set back at that moment, after the artifact was loaded as `tsexport.load`
+            loads it and has answered at the batch
     above   peak - idle
 
 So neither the interpreter, nor the runtime's code and tables, nor the caller's own arrays of inputs are part of it, but

@@ -58,7 +58,7 @@ def memory_graph(model: onnx.ModelProto) -> MemoryGraph:
 def model_graphs(graph: MemoryGraph) -> ModelGraphs:
     """Return a graph in the forms that runtimes compute it in."""
     in_blocks = blocked(graph)
-    return ModelGraphs(graph, in_blocks, fused_attention(in_blocks))
+    return ModelGraphs(graph, in_blocks, fused_attention(graph), fused_attention(in_blocks))
 
 
 def _fixes_batch(model: onnx.ModelProto) -> bool:
@@ -117,8 +117,10 @@ class _Reader:
         makes = tuple(name for name in node.output if name)
         for name in makes:
             self._measure(name)
-        kind: Kind = "view" if node.op_type in VIEWS and node.op_type != "DequantizeLinear" and reads else (
-            "pointwise" if node.op_type in POINTWISE else "step"
+        kind: Kind = (
+            "view"
+            if node.op_type in VIEWS and node.op_type != "DequantizeLinear" and reads
+            else ("pointwise" if node.op_type in POINTWISE else "step")
         )
         return Step(node.name or makes[0], node.op_type, kind, reads, makes, self._scratch(node))
 
@@ -194,9 +196,7 @@ def blocked(graph: MemoryGraph) -> MemoryGraph:
         if plain != name and plain not in sizes
     ]
     sizes.update({plain: sizes[name] for name, plain in zip(graph.outputs, outputs, strict=True) if name in sizes})
-    return MemoryGraph(
-        tuple(steps), sizes, graph.inputs, outputs, graph.weights, graph.computes_shapes, graph.unknown
-    )
+    return MemoryGraph(tuple(steps), sizes, graph.inputs, outputs, graph.weights, graph.computes_shapes, graph.unknown)
 
 
 def fused_attention(graph: MemoryGraph) -> MemoryGraph:

@@ -204,7 +204,9 @@ def estimate(
 
     given = {"device": device, "checkpoint": _path(checkpoint), "component": component, "seed": seed}
     return estimate_memory(
-        options_of(model, target, batch, _path(config), settings=dict(set or {}), inputs=tuple(inputs or ()), over=given)
+        options_of(
+            model, target, batch, _path(config), settings=dict(set or {}), inputs=tuple(inputs or ()), over=given
+        )
     )
 
 

@@ -349,7 +349,9 @@ def _notes(graphs: ModelGraphs, target: Target) -> tuple[str, ...]:
             f"{min(2, os.cpu_count() or 1)} threads, and bench/results/estimate-accuracy.md says how far they are off"
         ]
         if target.precision != "fp32":
-            notes.append(f"activations are counted in fp32; no {target.precision} artifact was measured for the factors")
+            notes.append(
+                f"activations are counted in fp32; no {target.precision} artifact was measured for the factors"
+            )
     if graphs.plain.unknown:
         names = ", ".join(graphs.plain.unknown[:3])
         notes.append(f"{len(graphs.plain.unknown)} tensor(s) of unknown shape count as nothing: {names}")
