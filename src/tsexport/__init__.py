@@ -23,6 +23,7 @@ _PUBLIC = {
     "check": "tsexport.api",
     "compare": "tsexport.api",
     "diff": "tsexport.api",
+    "estimate": "tsexport.api",
     "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
@@ -33,7 +34,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, diff, history, load, report, verify
+    from tsexport.api import attach, benchmark, build, check, compare, diff, estimate, history, load, report, verify
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -51,6 +52,7 @@ __all__ = [
     "check",
     "compare",
     "diff",
+    "estimate",
     "history",
     "list_models",
     "list_runtimes",

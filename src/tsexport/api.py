@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
     from tsexport.diffing import BundleDiff
+    from tsexport.estimating import MemoryEstimate
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
 
@@ -173,6 +174,45 @@ def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceR
     from tsexport.checking import check_file
 
     return check_file(Path(model), target, device)
+
+
+def estimate(
+    model: str,
+    target: str,
+    *,
+    batch: int = 1,
+    device: str | None = None,
+    checkpoint: StrPath | None = None,
+    set: Mapping[str, Any] | None = None,
+    component: str | None = None,
+    config: StrPath | None = None,
+    inputs: Sequence[TensorSpec] | None = None,
+    seed: int | None = None,
+) -> "MemoryEstimate":
+    """Return how much memory a model takes on a target at a batch size, and the largest batch that fits; estimated.
+
+    Nothing is built: the model is exported in memory, and its graph is counted.
+
+    Args:
+        model: a registered name, "module:factory", or an .onnx, TorchScript or .pt2 file.
+        target: such as "cpu4-int8" or "jetson-fp16".
+        batch: from 1 on.
+        device, checkpoint, set, component, config, inputs, seed: as of `build`.
+
+    Raises:
+        UsageError: unknown names, files that are not there, or a batch below 1.
+        UnsupportedError: the device has no arithmetic of the target's precision.
+        ExportError: the model cannot be exported to ONNX.
+        MissingDependencyError: the packages of the extra `build` are not all here.
+    """
+    from tsexport.estimating import estimate_memory, options_of
+
+    given = {"device": device, "checkpoint": _path(checkpoint), "component": component, "seed": seed}
+    return estimate_memory(
+        options_of(
+            model, target, batch, _path(config), settings=dict(set or {}), inputs=tuple(inputs or ()), over=given
+        )
+    )
 
 
 def benchmark(
