@@ -269,6 +269,14 @@ def test_a_batch_that_is_too_large(server):
     assert document["error"] == "the batch is 33; this server takes at most 32: send it in parts"
 
 
+def test_values_that_the_runtime_refuses(server):
+    body = {"inputs": {"x": [[0] * 4], "steps": [[-2]], "flag": [[True]]}, "model": "busy"}
+    status, document, _ = ask(server, "/predict", body)
+    assert status == 422
+    assert document["error"].startswith("onnxruntime failed on fp32-onnx at batch 1: ")
+    assert ask(server, "/predict", body | {"inputs": body["inputs"] | {"steps": [[-1]]}})[0] == 200
+
+
 def test_an_infinite_answer_is_no_json_and_comes_as_binary_data(server, client):
     """exp(1000) is infinite in single precision."""
     feeds = {"x": np.full((1, 4), 1000, np.float32), "steps": np.array([[0]]), "flag": np.array([[True]])}

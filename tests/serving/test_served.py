@@ -285,6 +285,7 @@ def test_a_missing_extra_is_named(tiny, command_line):
         (["nothing", "--max-batch", "0"], "max_batch is 0, allowed are 1 and more"),
         (["nothing", "--timeout", "-1"], "timeout_s is -1, allowed is any time above 0"),
         (["nothing", "--max-json-mib", "0"], "max_json_bytes is 0, allowed are 1 and more"),
+        (["nothing", "--max-request-mib", "nan"], "max_request_bytes is 0, allowed are 1 and more"),
     ],
 )
 def test_wrong_usage(arguments, message):
