@@ -177,22 +177,28 @@ def benchmark(
     batch: Sequence[int] | None = None,
     threads: int | None = None,
     record: StrPath | None = None,
+    container: bool = False,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
 
     Args:
         bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
         batch: batch sizes; 1, 10 and 32 by default.
-        threads: by default as many as the bundle was built with, at most the cores here.
+        threads: by default as many as the bundle was built with, at most the cores here; each bound to a CPU.
         record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+        container: measure within the published container's limits, 3.5 CPUs and 12 GiB (cpu4 only).
 
     Raises:
         BundleError: the bundle is damaged.
+        UsageError: a value is out of range, or a container is asked for and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
+        InconclusiveError: this machine has less than the container, or none can be made here.
     """
     from tsexport.bench.measure import BATCHES
 
-    return benchmark_bundle(bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record))
+    return benchmark_bundle(
+        bundle, batches=tuple(batch or BATCHES), threads=threads, record=_path(record), in_container=container
+    )
 
 
 def compare(

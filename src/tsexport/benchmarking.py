@@ -1,11 +1,16 @@
 """Measure every artifact of bundles on this machine, and judge them against the latency tables."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsexport.bench.affinity import choose_cpus
+from tsexport.bench.container import container, published_limits
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.measure import BATCHES, measure
+from tsexport.bench.noise import NoiseWatch
+from tsexport.bench.process import WORKER_COMMAND
 from tsexport.bench.race import Progress
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bench.tables import latency_budgets
@@ -15,7 +20,9 @@ from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import cores_here
+from tsexport.manifest import ArtifactEntry, Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.targets import Target
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ def benchmark_bundle(
     threads: int | None = None,
     max_seconds: float = 8.0,
     record: Path | None = None,
+    in_container: bool = False,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
@@ -41,13 +49,17 @@ def benchmark_bundle(
     Args:
         bundle: a folder, an archive, or an open bundle; its digests are checked first.
         batches: batch sizes.
-        threads: by default as many as it was built with, at most the cores here.
+        threads: by default as many as it was built with; at most the cores here (and in the container), and those of
+            the target.  The processes are bound to as many CPUs, where the operating system can.
         max_seconds: for each artifact, runtime and batch size.
         record: a folder that keeps the result, as `<bundle>/<machine>.json`.
+        in_container: measure within the published container's limits, which are for cpu4.
 
     Raises:
         BundleError: the bundle is damaged.
+        UsageError: a value is out of range, or a container is asked for and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
+        InconclusiveError: this machine has less than the container, or none can be made here.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
@@ -56,13 +68,75 @@ def benchmark_bundle(
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return benchmark_bundle(
-                opened, batches=batches, threads=threads, max_seconds=max_seconds, record=record, progress=progress
+                opened,
+                batches=batches,
+                threads=threads,
+                max_seconds=max_seconds,
+                record=record,
+                in_container=in_container,
+                progress=progress,
             )
     check_sums(bundle.path)
     manifest = bundle.manifest
-    here = {status.name for status in list_statuses() if status.available}
-    used = min(threads or bundle.selection.threads, cores_here())
+    _check_cpu4(manifest.target, threads, in_container)
+    pairs = _pairs(manifest)
     feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
+    with ExitStack() as stack:
+        machine, limits = fingerprint(), None
+        command: tuple[str, ...] = WORKER_COMMAND
+        if in_container:
+            made = stack.enter_context(container(published_limits(), machine))
+            machine, limits, command = made.machine, made.limits, made.worker_command
+        used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
+        watch = NoiseWatch(choose_cpus(used))
+        measurements = tuple(
+            measurement
+            for entry, runtime in pairs
+            for measurement in measure(
+                bundle.artifact(entry.name),
+                runtime,
+                feeds=feeds,
+                threads=used,
+                machine=machine,
+                batches=batches,
+                max_seconds=max_seconds,
+                cpus=watch.cpus,
+                command=command,
+                watch=watch,
+                progress=progress,
+            )
+        )
+        noise = watch.record()
+    model = manifest.model
+    budgets = latency_budgets(model.name, model.family, model.component)
+    verdicts = judge(budgets, measurements, machine=machine)
+    result = MachineRecord(machine, measurements, (), verdicts, (), noise=noise, container=limits)
+    if record is not None:
+        write_record(result, record / manifest.name)
+    return BenchmarkResult(manifest.name, result, exit_code(verdicts))
+
+
+def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None:
+    """Raise where more threads are asked for than the target has cores, or a container for what is no cpu4."""
+    if threads is not None and threads > target.cores:
+        raise UsageError(
+            f"threads is {threads}; {target.name} has {target.cores} cores",
+            next_step=f"use --threads {target.cores} or fewer",
+        )
+    if in_container and target.instruction_set == "gpu":
+        raise UsageError(
+            f"the published container is a limit of cpu4, and the bundle is for {target.name}",
+            next_step="measure without --container",
+        )
+
+
+def _pairs(manifest: Manifest) -> list[tuple[ArtifactEntry, str]]:
+    """Return what is measured: artifacts on runtimes that are here.
+
+    Raises:
+        NoRuntimeError: there are none.
+    """
+    here = {status.name for status in list_statuses() if status.available}
     # What TensorRT computes in int8, fp16 or bf16 says nothing when it is simulated on a CPU, and takes minutes.
     timed = [e for e in manifest.artifacts if manifest.target.instruction_set != "gpu" or e.precision == "fp32"]
     pairs = [(entry, runtime) for entry in timed for runtime in entry.runtimes if runtime in here]
@@ -72,25 +146,4 @@ def benchmark_bundle(
             f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
             next_step="see `tsexport runtimes` for the pip commands",
         )
-    machine = fingerprint()
-    measurements = tuple(
-        measurement
-        for entry, runtime in pairs
-        for measurement in measure(
-            bundle.artifact(entry.name),
-            runtime,
-            feeds=feeds,
-            threads=used,
-            machine=machine,
-            batches=batches,
-            max_seconds=max_seconds,
-            progress=progress,
-        )
-    )
-    model = manifest.model
-    budgets = latency_budgets(model.name, model.family, model.component)
-    verdicts = judge(budgets, measurements, machine=machine)
-    result = MachineRecord(machine, measurements, (), verdicts, ())
-    if record is not None:
-        write_record(result, record / manifest.name)
-    return BenchmarkResult(manifest.name, result, exit_code(verdicts))
+    return pairs

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, help="By default as many as the bundle was built with, at most the cores here.")
 @click.option("--seconds", type=float, default=8.0, help="At most, for each artifact, runtime and batch size.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder.")
+@click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 @click.pass_context
 def bench(
@@ -26,12 +27,16 @@ def bench(
     threads: int | None,
     seconds: float,
     record: Path | None,
+    container: bool,
     as_json: bool,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
+    Each process is bound to as many CPUs as it has threads, where the operating system can.  --container puts it into a
+    cgroup with the published limits, and is refused where the machine has less, or no cgroup can be made.
+
     \b
-    Exit codes: 0 done, 4 a published row is missed, 6 none could be judged here.
+    Exit codes: 0 done, 4 a published row is missed, 6 none could be judged here, or no such container can be made.
     """
     from tsexport.bench.measure import BATCHES
     from tsexport.benchmarking import benchmark_bundle
@@ -46,6 +51,7 @@ def bench(
                 threads=threads,
                 max_seconds=seconds,
                 record=record,
+                in_container=container,
                 progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
             )
         )
@@ -81,3 +87,6 @@ def show(result: "BenchmarkResult") -> None:
         ],
         title="against the published tables",
     )
+    if result.record.container is not None:
+        click.echo(f"measured in a container of {result.record.container}")
+    click.echo(f"noise: {result.record.noise}")
