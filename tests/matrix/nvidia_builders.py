@@ -1,7 +1,7 @@
 """NVIDIA's builders, where one is installed: TensorRT itself, and TensorRT for RTX.
 
 The latter is a sibling with the same ONNX parser and Python API, which builds engines of strongly typed networks
-without a GPU (`pip install tensorrt-rtx`).  What passes with it is evidence about a graph, and is not claimed of TensorRT.
+without a GPU (`pip install tensorrt-rtx`).  What passes with it is evidence about a graph, not claimed of TensorRT.
 """
 
 import importlib
