@@ -51,7 +51,7 @@ class TensorRtSession(ArtifactSession):
     def __init__(self, artifact: Artifact, threads: int, trt: types.ModuleType = tensorrt) -> None:
         super().__init__(artifact, 1)
         self._trt = trt
-        self._lock = threading.Lock()  # an execution context runs one inference at a time
+        self._lock = threading.RLock()  # an execution context runs one inference at a time
         self._loaded: _LoadedEngine | None = None
         self.built_because = ""
         try:
@@ -103,9 +103,10 @@ class TensorRtSession(ArtifactSession):
         return infer
 
     def _release(self) -> None:
-        if self._loaded is not None:
-            self._loaded.free()
-        self._loaded = None
+        with self._lock:
+            if self._loaded is not None:
+                self._loaded.free()
+            self._loaded = None
 
 
 class _LoadedEngine:
@@ -116,8 +117,8 @@ class _LoadedEngine:
         self._inputs, self._outputs = artifact.inputs, artifact.outputs
         self._logger, self._complaints = make_logger(trt)
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
-        self._engine = _given(self._runtime.deserialize_cuda_engine(engine), "the engine", self._complaints)
-        self._context = _given(self._engine.create_execution_context(), "an execution context", self._complaints)
+        self._engine = _given(self._runtime.deserialize_cuda_engine(engine), "engine", self._complaints)
+        self._context = _given(self._engine.create_execution_context(), "execution context", self._complaints)
         self._dtypes = {spec.name: self._dtype(trt, spec) for spec in (*self._inputs, *self._outputs)}
         self._buffers = {name: DeviceBuffer() for name in self._dtypes}
         self._stream = Stream()
@@ -174,5 +175,5 @@ class _LoadedEngine:
 
 def _given(made: Any, what: str, complaints: Complaints) -> Any:
     if made is None:
-        raise TensorRtFailure(f"TensorRT gives no {what.removeprefix('the ').removeprefix('an ')}: {complaints.take()}")
+        raise TensorRtFailure(f"TensorRT gives no {what}: {complaints.take()}")
     return made

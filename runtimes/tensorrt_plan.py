@@ -55,7 +55,10 @@ def short_version(version: str) -> str:
 
 def refusal_of_version(version: str) -> str:
     """Return why a version of TensorRT is not taken, "" where it is."""
-    short = version_key(short_version(version))
+    try:
+        short = version_key(short_version(version))
+    except UsageError as error:
+        return error.message
     if version_key(FIRST) <= short and short[:1] <= version_key(LAST):
         return ""
     return f"tensorrt {version} is installed; supported are {FIRST} to {LAST}"
@@ -115,6 +118,10 @@ class ProfileRow:
     smallest: tuple[int, ...]
     best: tuple[int, ...]
     largest: tuple[int, ...]
+
+    def __str__(self) -> str:
+        shapes = ("x".join(map(str, shape)) for shape in (self.smallest, self.best, self.largest))
+        return " ".join((self.name, *shapes))
 
 
 def plan_profile(inputs: Iterable[TensorSpec], batches: Sequence[int]) -> tuple[ProfileRow, ...]:

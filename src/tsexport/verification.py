@@ -14,9 +14,10 @@ import numpy as np
 
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENT_SUMS, SUMS, check_sums, read_sums
+from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, GoldenError, NoRuntimeError, TsexportError, UnsupportedError
 from tsexport.golden import INPUTS, OUTPUTS, read_golden
-from tsexport.manifest import ArtifactEntry, GoldenTolerance
+from tsexport.manifest import ArtifactEntry, GoldenTolerance, Manifest
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.simulation import load_for
@@ -125,11 +126,19 @@ def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> Verifica
     checks = tuple(
         _check_artifact(bundle, entry, runtime, statuses.get(runtime), golden, threads)
         for entry in manifest.artifacts
-        for runtime in entry.runtimes
+        for runtime in (*entry.runtimes, *_device_runtimes(manifest, entry, statuses))
     )
     wanted = dict.fromkeys(runtime for entry in manifest.artifacts for runtime in entry.runtimes)
     missing = tuple(statuses[name] for name in wanted if name in statuses and not statuses[name].available)
     return VerificationReport(bundle.name, files, manifest.golden.samples, manifest.golden.batch, checks, missing)
+
+
+def _device_runtimes(
+    manifest: Manifest, entry: ArtifactEntry, statuses: Mapping[str, RuntimeStatus]
+) -> tuple[str, ...]:
+    """Return TensorRT for the graph that engines are built of, where it is installed: there the engine answers too."""
+    status = statuses.get("tensorrt")
+    return ("tensorrt",) if status is not None and status.available and entry == graph_of(manifest) else ()
 
 
 def install_hint(missing: tuple[RuntimeStatus, ...]) -> str:

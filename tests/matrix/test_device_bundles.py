@@ -16,6 +16,7 @@ import onnx
 import pytest
 from cases import BY_NAME
 from exceptions import reason_against_device
+from nvidia_builders import DEPRECATIONS, import_builder
 
 import tsexport
 from tsexport.bundles import Bundle
@@ -23,6 +24,8 @@ from tsexport.device_kit import SCRIPTS, graph_of
 from tsexport.errors import AccuracyError, UnsupportedError
 from tsexport.models.registry import list_entries
 from tsexport.runtimes.options import TENSORRT_BATCHES
+from tsexport.runtimes.tensorrt_engine import build_engine
+from tsexport.runtimes.tensorrt_plan import plan_build, plan_profile
 from tsexport.targets import parse_target
 
 TARGETS = (
@@ -96,6 +99,32 @@ def test_a_whole_bundle_with_its_kit(build, model, target, device):
     assert report.accepted, report.errors
     check_rewrites(bundle, model, target, device)
     check_kit(bundle, graph)
+
+
+TYPED = ("jetson-int8", "jetson-fp16", "a100-bf16", "a100-int8")
+NOT_BUILT = {"tft": "TensorRT for RTX 1.7 compiles Elu with its alpha as a second input, and refuses that itself"}
+
+
+def shipped_graphs():
+    for model in SMALL:
+        for target in TYPED:
+            marks = [pytest.mark.slow]
+            if model in NOT_BUILT:
+                marks.append(pytest.mark.xfail(reason=NOT_BUILT[model], strict=True))
+            yield pytest.param(model, target, marks=marks, id=f"{model}-{target}")
+
+
+@pytest.mark.filterwarnings(DEPRECATIONS)
+@pytest.mark.parametrize(("model", "target"), list(shipped_graphs()))
+def test_a_sibling_of_tensorrt_builds_an_engine_of_the_shipped_graph(build, model, target):
+    """TensorRT for RTX, where it is installed: NVIDIA's own parser and compiler on the graph, without a GPU."""
+    trt = import_builder("tensorrt_rtx")
+    if reason_against_device(target, SMALL[model]):
+        pytest.skip("there is no bundle")
+    bundle = build(model, target, "host")
+    graph = graph_of(bundle.manifest)
+    plan, profile = plan_build(trt.__version__, graph.precision), plan_profile(graph.inputs, BATCHES)
+    assert build_engine(trt, bundle.path / graph.path, plan, profile, 2**30, b"").engine
 
 
 def check_rewrites(bundle: Bundle, model: str, target: str, device: str) -> None:

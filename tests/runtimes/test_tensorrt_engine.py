@@ -4,32 +4,16 @@ TensorRT itself, or TensorRT for RTX, its sibling with the same parser and Pytho
 which builds without a GPU.  What passes with the sibling is not claimed of TensorRT: the tests' names say which it was.
 """
 
-import importlib
 import types
 
 import onnx
 import pytest
+from nvidia_builders import DEPRECATIONS, import_builder
 
 from tsexport.runtimes.tensorrt_engine import Complaints, TensorRtFailure, build_engine, make_logger
 from tsexport.runtimes.tensorrt_plan import plan_build, plan_profile
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # timing caches
-SIBLINGS = ("tensorrt_rtx", "tensorrt_rtx_bindings")
-
-
-def import_builder(name: str) -> types.ModuleType:
-    """Return TensorRT, or its sibling under the version of TensorRT whose API it has; skip where there is none."""
-    if name == "tensorrt":
-        return pytest.importorskip("tensorrt", reason="TensorRT is not installed: nothing here was run with it")
-    for module in SIBLINGS:
-        try:
-            sibling = importlib.import_module(module)
-        except ImportError:
-            continue
-        as_tensorrt = types.ModuleType("tensorrt")
-        vars(as_tensorrt).update({**vars(sibling), "__version__": "11.0.0"})
-        return as_tensorrt
-    return pytest.skip("TensorRT for RTX is not installed")
+pytestmark = pytest.mark.filterwarnings(DEPRECATIONS)
 
 
 @pytest.fixture(params=[pytest.param("tensorrt", marks=pytest.mark.gpu), "tensorrt_rtx"])

@@ -50,6 +50,7 @@ def test_a_version_that_is_none():
     assert short_version("10.3.0.post1") == "10.3"
     with pytest.raises(UsageError, match=r"TensorRT says its version is 'unknown'; expected a number such as 10\.3\.0"):
         short_version("unknown")
+    assert refusal_of_version("unknown").startswith("TensorRT says its version is 'unknown'")
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -92,6 +93,10 @@ def test_a_profile_is_tuned_for_the_first_batch_and_ends_at_the_largest():
         ProfileRow("x", (1, 128, 8), (4, 128, 8), (8, 128, 8)),
         ProfileRow("ids", (1, 2), (4, 2), (8, 2)),
     )
+
+
+def test_a_profile_is_said_as_trtexec_says_it():
+    assert list(map(str, plan_profile((X, IDS), (4, 1, 8)))) == ["x 1x128x8 4x128x8 8x128x8", "ids 1x2 4x2 8x2"]
 
 
 def test_a_frozen_batch_has_no_profile():
