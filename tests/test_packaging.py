@@ -127,7 +127,7 @@ def test_the_core_is_light():
 
 
 def test_the_extras_are_those_of_the_readme():
-    assert set(PROJECT["optional-dependencies"]) == {"build", "quantize", "openvino", "tract", "report", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"build", "quantize", "openvino", "tract", "report", "sign", "dev"}
     readme = (ROOT / "README.md").read_text()
     for extra in ("build", "openvino", "tract", "report"):
         assert f"`{extra}`" in readme

@@ -56,7 +56,7 @@ def test_the_public_names():
     """The contract's, as far as they are built; this list changes with a line in CHANGELOG.md."""
     assert tsexport.__all__ == [
         "Bundle", "Session", "TensorSpec", "TsexportError", "__version__", "attach", "benchmark", "build", "check",
-        "diff", "list_models", "list_runtimes", "list_targets", "load", "report", "verify",
+        "diff", "list_models", "list_runtimes", "list_targets", "load", "report", "sign", "verify",
     ]  # fmt: skip
 
 
