@@ -129,7 +129,7 @@ def test_the_core_is_light():
 
 def test_the_extras_are_those_of_the_readme():
     assert set(PROJECT["optional-dependencies"]) == {
-        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "dev")
+        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dev")
     }
     readme = (ROOT / "README.md").read_text()
     for extra in ("build", "openvino", "tract", "report"):

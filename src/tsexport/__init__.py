@@ -30,11 +30,25 @@ _PUBLIC = {
     "list_targets": "tsexport.listing",
     "load": "tsexport.api",
     "report": "tsexport.api",
+    "sign": "tsexport.api",
     "verify": "tsexport.api",
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, diff, estimate, history, load, report, verify
+    from tsexport.api import (
+        attach,
+        benchmark,
+        build,
+        check,
+        compare,
+        diff,
+        estimate,
+        history,
+        load,
+        report,
+        sign,
+        verify,
+    )
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -59,6 +73,7 @@ __all__ = [
     "list_targets",
     "load",
     "report",
+    "sign",
     "verify",
 ]
 

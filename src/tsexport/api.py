@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tsexport.estimating import MemoryEstimate
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
+    from tsexport.signing import SignedBundle
 
 StrPath = str | Path
 
@@ -145,15 +146,39 @@ def load(
     return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
 
 
-def verify(bundle: StrPath | Bundle) -> VerificationReport:
-    """Check a bundle's digests, and its golden outputs on every runtime here.
+def verify(bundle: StrPath | Bundle, *, key: StrPath | None = None) -> VerificationReport:
+    """Check a bundle's digests, its signature where a key is given, and its golden outputs on every runtime here.
+
+    Args:
+        bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by.
 
     Raises:
-        BundleError: changed, missing or added files.
+        BundleError: changed, missing or added files, or not signed by that key.
+        UsageError: the key cannot be used.
+        MissingDependencyError: a key was given and cryptography is not installed; names the pip command.
         GoldenError: an artifact misses its golden outputs.
         NoRuntimeError: no runtime is installed for any artifact.
     """
-    return verify_bundle(bundle)
+    return verify_bundle(bundle, key=key)
+
+
+def sign(bundle: StrPath | Bundle, key: StrPath, *, force: bool = False) -> "SignedBundle":
+    """Sign a bundle's SHA256SUMS, and with it every file outside measurements/ and the report.
+
+    Args:
+        bundle: a bundle's folder.
+        key: a PEM file with an Ed25519 private key, without a password.
+        force: replace a signature that is there.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        UsageError: it is an archive, is signed already, or cannot be written to, or the key cannot be used.
+        MissingDependencyError: cryptography is not installed; names the pip command.
+    """
+    from tsexport.signing import sign_bundle
+
+    return sign_bundle(bundle, key, force=force)
 
 
 def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceReport":

@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "verify": CommandEntry(
         "tsexport.cli.verify:verify", "Check a bundle's digests and golden outputs on this machine."
     ),
+    "sign": CommandEntry("tsexport.cli.sign:sign", "Sign a bundle, so that verify --key says whose it is."),
     "bench": CommandEntry("tsexport.cli.bench:bench", "Measure bundles and judge them against the latency tables."),
     "compare": CommandEntry(
         "tsexport.cli.compare:compare", "Say whether one bundle is slower than another, here and now."
