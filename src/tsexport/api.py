@@ -11,7 +11,7 @@ from tsexport.verification import VerificationReport, verify_bundle
 
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
-    from tsexport.diffing import BundleDiff
+    from tsexport.diff_records import BundleDiff
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.signing import SignedBundle
 
