@@ -12,7 +12,7 @@ from tsexport.verification import VerificationReport, verify_bundle
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
-    from tsexport.diffing import BundleDiff
+    from tsexport.diff_records import BundleDiff
     from tsexport.estimating import MemoryEstimate
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
