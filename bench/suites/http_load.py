@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -175,34 +176,33 @@ class ServerProcess:
 
     def one_after_another(self, call: Call, calls: int = P99_SAMPLES) -> Summary:
         """Return the latencies of calls on one connection, each sent when the one before is answered."""
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         samples_ms = []
-        for number in range(calls + calls // 10):  # the first tenth warms up
-            started = time.perf_counter()
-            self._once(connection, call)
-            if number >= calls // 10:
-                samples_ms.append(1000 * (time.perf_counter() - started))
-        connection.close()
+        with closing(self._connect()) as connection:
+            for number in range(calls + calls // 10):  # the first tenth warms up
+                started = time.perf_counter()
+                self._once(connection, call)
+                if number >= calls // 10:
+                    samples_ms.append(1000 * (time.perf_counter() - started))
         return summarize(samples_ms)
 
     def paced(self, call: Call, requests_per_s: float, seconds: float) -> PacedLoad:
         """Send a request every so often, and return the processor time that the server took meanwhile."""
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
-        began, used = time.perf_counter(), self.cpu_seconds()
-        for number in range(int(requests_per_s * seconds)):
-            time.sleep(max(0.0, began + number / requests_per_s - time.perf_counter()))
-            self._once(connection, call)
-        time.sleep(max(0.0, began + seconds - time.perf_counter()))
-        passed = time.perf_counter() - began
-        connection.close()
+        with closing(self._connect()) as connection:
+            began, used = time.perf_counter(), self.cpu_seconds()
+            for number in range(int(requests_per_s * seconds)):
+                time.sleep(max(0.0, began + number / requests_per_s - time.perf_counter()))
+                self._once(connection, call)
+            time.sleep(max(0.0, began + seconds - time.perf_counter()))
+            passed = time.perf_counter() - began
         return PacedLoad(requests_per_s, passed, 100 * (self.cpu_seconds() - used) / passed)
 
     def answer(self, call: Call) -> Any:
         """Return the document that answers one call in JSON."""
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
-        body = self._once(connection, call)
-        connection.close()
-        return json.loads(body)
+        with closing(self._connect()) as connection:
+            return json.loads(self._once(connection, call))
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
 
     def _once(self, connection: http.client.HTTPConnection, call: Call) -> bytes:
         connection.request("POST", call.path, call.body, call.headers)

@@ -7,11 +7,12 @@ import logging
 import pytest
 
 from tsexport.serving.gate import Gate
+from tsexport.serving.limits import MIB, Limits
 from tsexport.serving.logs import LOGGER
 from tsexport.serving.metrics import Metrics
 from tsexport.serving.observing import Observed
 
-SCOPE = {"type": "http", "method": "POST", "path": "/predict"}
+SCOPE = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-length", b"100000")]}
 
 
 def answer_of(routes, gate, metrics, *, cancel=False):
@@ -25,7 +26,7 @@ def answer_of(routes, gate, metrics, *, cancel=False):
         sent.append(message)
 
     async def ask():
-        task = asyncio.ensure_future(Observed(routes, gate, metrics)(dict(SCOPE), receive, send))
+        task = asyncio.ensure_future(Observed(routes, Limits(), gate, metrics)(dict(SCOPE), receive, send))
         await asyncio.sleep(0)
         if cancel:
             task.cancel()
@@ -49,7 +50,7 @@ def test_a_bug_is_a_500_with_its_traceback_in_the_log_alone(lines):
     async def routes(scope, receive, send):
         raise ZeroDivisionError("seven by nought")
 
-    gate, metrics = Gate(1), Metrics()
+    gate, metrics = Gate(MIB), Metrics()
     assert answer_of(routes, gate, metrics) == (500, {"error": "a bug in tsexport; its log has the traceback"})
     assert gate.in_flight == 0
     bug, request = lines()
@@ -62,19 +63,19 @@ def test_a_request_that_the_end_cuts_is_told_so(lines):
     async def routes(scope, receive, send):
         await asyncio.sleep(60)
 
-    gate = Gate(1)
+    gate = Gate(MIB)
     assert answer_of(routes, gate, Metrics(), cancel=True) == (503, {"error": "the server is shutting down"})
     assert gate.in_flight == 0
     assert lines()[-1].fields.status == 503
 
 
-def test_more_than_may_be_in_flight_is_refused_before_its_body_is_read(lines):
+def test_what_would_hold_too_much_is_refused_before_it_is_read(lines):
     async def routes(scope, receive, send):
         raise AssertionError("it was let in")
 
-    gate = Gate(1)
-    gate.enter()
+    gate = Gate(MIB)
+    gate.enter(MIB)
     status, document = answer_of(routes, gate, Metrics())
-    assert (status, document) == (429, {"error": "1 requests are in flight; try again later"})
+    assert (status, document) == (429, {"error": "1 requests in flight hold 1 MiB; try again later"})
     assert gate.in_flight == 1
-    assert lines()[-1].fields.error == "1 requests are in flight; try again later"
+    assert lines()[-1].fields.error == "1 requests in flight hold 1 MiB; try again later"

@@ -9,14 +9,15 @@ import pytest
 
 from tsexport.bench.statistics import summarize
 from tsexport.bench.suites import http_load, serve_load
-from tsexport.bench.suites.http_load import Load, calls_of, rates_of, same_answer
+from tsexport.bench.suites.http_load import Call, Load, ServerProcess, calls_of, rates_of, same_answer
 from tsexport.bench.suites.serve_load import Served, judge_goals, judge_row
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bench.verdicts import judge
-from tsexport.errors import UsageError
+from tsexport.errors import InconclusiveError, UsageError
 from tsexport.serving.protocol import parse_request
 from tsexport.types import TensorSpec
 
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 LOAD = Load("/predict", 10, 30.0, 15_000, 0, 10.0, 20.0, 30.0, 50.0, 10**8, 2**20)
 ROWS = [budget for budget in latency_budgets("patchtst-cpu", "transformer") if budget.via == "http"]
 ROWS.sort(key=lambda budget: budget.kind, reverse=True)  # throughput, latency
@@ -109,8 +110,38 @@ def test_without_wrk(monkeypatch, tiny, tmp_path, capsys):
     assert capsys.readouterr().err.endswith("apt install wrk\n")
 
 
+def test_a_server_that_does_not_start(tiny, tmp_path):
+    with (
+        ServerProcess(tiny, tmp_path, "--precision", "fp23") as server,
+        pytest.raises(InconclusiveError, match="the server did not start: error: the bundle has nothing for precision"),
+    ):
+        server.start()
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@needs_wrk
+def test_what_fails_under_load(tiny, tmp_path):
+    call = Call("/nothing", "/nothing", b"{}", "application/json")
+    with ServerProcess(tiny, tmp_path) as server:
+        server.start()
+        with pytest.raises(InconclusiveError, match=r'/nothing was answered 404: \{"error":"Not Found"\}'):
+            server.one_after_another(call, 10)
+        load = server.load(call, connections=1, seconds=1, warmup_seconds=1)
+        assert load.errors == load.requests > 0
+        server.__exit__(None, None, None)
+        with pytest.raises(InconclusiveError, match="wrk ended with 1: unable to connect"):
+            server.load(call, connections=1, seconds=1, warmup_seconds=1)
+
+
+@needs_wrk
+def test_an_answer_that_is_another_ends_the_suite(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_load, "same_answer", lambda *arguments: False)
+    with pytest.raises(InconclusiveError, match="int8-onnx answers otherwise over HTTP than in a session"):
+        serve_load.serve_and_measure(tiny, None, tmp_path, 1.0, 1, ())
+
+
+@pytest.mark.slow
+@needs_wrk
 def test_a_run_on_a_tiny_model(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(serve_load, "use_at_most", lambda cores: None)  # the tests that follow use all cores
     output = tmp_path / "load.json"

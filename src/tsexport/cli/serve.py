@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say, verbosity
+from tsexport.cli.output import print_json, print_table, verbosity
 
 if TYPE_CHECKING:
     from tsexport.serving.server import Listening
@@ -116,4 +116,4 @@ def _show(listening: "Listening") -> None:
             for model in listening.models
         ],
     )
-    say(f"serving on {listening.url}; Ctrl-C ends it")
+    click.echo(f"serving on {listening.url}; Ctrl-C ends it")  # on stdout: stderr has nothing but JSON lines

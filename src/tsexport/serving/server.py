@@ -67,7 +67,7 @@ def serve_bundles(
     try:
         metrics = Metrics()
         models = load_models(paths, choice, limits, metrics)
-        gate = Gate(limits.max_in_flight(len(models)))
+        gate = Gate(limits.max_held_bytes())
         metrics.watch_in_flight(lambda: gate.in_flight)
         metrics.watch_lost_logs(lambda: logs.lost)
         listening = Listening(url_of(bound, host), tuple(model.description for model in models.values()))
