@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from tsexport.bench.fingerprint import Machine
-from tsexport.bench.process import WorkerProcess, write_feeds
+from tsexport.bench.noise import NoiseWatch
+from tsexport.bench.process import WORKER_COMMAND, WorkerProcess, write_feeds
 from tsexport.bench.race import Progress, block_calls_for, lead_in_for
 from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES
 from tsexport.errors import UsageError
@@ -36,6 +37,9 @@ def measure(
     processes: int = PROCESSES,
     samples: int = P99_SAMPLES,
     max_seconds: float = 10.0,
+    cpus: Sequence[int] = (),
+    command: Sequence[str] = WORKER_COMMAND,
+    watch: NoiseWatch | None = None,
     progress: Progress | None = None,
 ) -> tuple[Measurement, ...]:
     """Return one measurement for each batch size, smallest first.
@@ -48,6 +52,9 @@ def measure(
         samples: calls timed for each batch size, over all processes; 662 give a p99.
         max_seconds: no new block begins after it, for each batch size and over all processes, without warm-up and load;
             10 calls are always made.
+        cpus: what the processes are bound to; () for nothing.
+        command: starts a process.
+        watch: looks at the machine between blocks.
         progress: told after each step.
 
     Raises:
@@ -71,7 +78,7 @@ def measure(
         path = write_feeds(feeds, Path(folder))
         for number in range(processes):
             # Only one process at a time: the next starts when this one is gone.
-            with WorkerProcess(artifact, runtime, threads) as worker:
+            with WorkerProcess(artifact, runtime, threads, command=command, cpus=cpus) as worker:
                 loaded = worker.load(path, sizes[0])
                 loads.append(loaded.load_ms)
                 idles.append(loaded.idle_memory_bytes)
@@ -80,7 +87,7 @@ def measure(
                         progress(f"{worker.label}, batch {batch}", (number * len(sizes) + step) / steps)
                     warmed = worker.warm_up(batch)
                     warmups[batch] += warmed.calls
-                    times, peak = _time(worker, batch, warmed.call_ms, share)
+                    times, peak = _time(worker, batch, warmed.call_ms, share, watch)
                     pooled[batch] += times
                     peaks[batch] = max(peaks[batch], peak)
     if progress is not None:
@@ -113,13 +120,17 @@ class _Share:
     seconds: float
 
 
-def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share) -> tuple[list[float], int]:
+def _time(
+    worker: WorkerProcess, batch: int, call_ms: float, share: _Share, watch: NoiseWatch | None
+) -> tuple[list[float], int]:
     """Return milliseconds of its share of calls (fewer where the time is up), and the peak memory by then."""
     times: list[float] = []
     peak, began = 0, time.perf_counter()
     while len(times) < share.samples:
         if len(times) >= share.fewest and time.perf_counter() - began >= share.seconds:
             break
+        if watch is not None:
+            watch.look()
         calls = min(block_calls_for(call_ms), share.samples - len(times))
         timed = worker.time_block(batch, calls, lead_in=lead_in_for(call_ms))
         times += [ns / 1e6 for ns in timed.times_ns]

@@ -49,11 +49,11 @@ def _normal(generator: Generator, s: float) -> Floats:
 
 
 def _two_modes(generator: Generator, s: float) -> Floats:
-    return (generator.random(2) < 0.3) * (s / math.sqrt(0.3 * 0.7))
+    return np.where(generator.random(2) < 0.3, s / math.sqrt(0.3 * 0.7), 0.0)
 
 
 def _odd_ones(generator: Generator, s: float) -> Floats:
-    return generator.normal(0.0, s, 2) + (generator.random(2) < 0.05) * 0.2
+    return generator.normal(0.0, s, 2) + np.where(generator.random(2) < 0.05, 0.2, 0.0)
 
 
 LAYOUTS: Mapping[str, Callable[[Generator, float], Floats]] = {

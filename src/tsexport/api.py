@@ -182,21 +182,25 @@ def benchmark(
     table: StrPath | None = None,
     record: StrPath | None = None,
     commit: str | None = None,
+    container: bool = False,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
 
     Args:
         bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
         batch: batch sizes; 1, 10 and 32 by default.
-        threads: by default as many as the bundle was built with, at most the cores here.
+        threads: by default as many as the bundle was built with, at most the cores here; each bound to a CPU.
         table: a latency table of your own, in place of the published ones.
         record: a folder that keeps the result, as `<bundle>/<machine>/<time>-<commit>-<digest>.json`, for `history`.
         commit: what it is kept under; by default the commit of the git repository here.
+        container: measure within the published container's limits, 3.5 CPUs and 12 GiB (cpu4 only).
 
     Raises:
         BundleError: the bundle is damaged.
         ConfigurationError: the table is not one.
+        UsageError: a value is out of range, or a container is asked for and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
+        InconclusiveError: this machine has less than the container, or none can be made here.
     """
     from tsexport.bench.measure import BATCHES
 
@@ -207,6 +211,7 @@ def benchmark(
         table=_path(table),
         record=_path(record),
         commit=commit,
+        in_container=container,
     )
 
 

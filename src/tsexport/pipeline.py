@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.records import MachineRecord
 from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
@@ -222,7 +224,9 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
-    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
+    watch = NoiseWatch(choose_cpus(chosen.threads))
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough, watch)
+    noise = watch.record() if measurements else None
     tables = context.tables
     projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say, tables)
     verdicts = with_outlook(judge_all(samples, measurements, machine, tables), projected)
@@ -259,7 +263,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
         balance = balance_for(chosen.races, chosen.threads)
-        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds, balance)
+        races = (*chosen.races, *pruning_races)
+        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
