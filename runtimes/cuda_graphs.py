@@ -14,6 +14,7 @@ Two times are taken of a call, each after the call before it has ended:
 Source: torch's notes on CUDA graphs.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -83,7 +84,7 @@ class DeviceCall:
         return self._flatten(self._module(*self.inputs))
 
     def _warm_up_aside(self) -> None:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = _side_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUP_RUNS):
@@ -104,6 +105,12 @@ class DeviceCall:
         self.graph = graph
         graph.replay()
         torch.cuda.synchronize()
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """Return the stream that warms up, one for all: cuBLAS keeps a workspace for each that it is called on."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 def _event() -> torch.cuda.Event:

@@ -33,7 +33,8 @@ def folder_of(package):
 
 
 FOLDERS = {package: folder_of(package) for package in SETUPTOOLS["packages"]}
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract")
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
+         "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
 
 
 def run(*command, cwd=None):
@@ -127,7 +128,9 @@ def test_the_core_is_light():
 
 
 def test_the_extras_are_those_of_the_readme():
-    assert set(PROJECT["optional-dependencies"]) == {"build", "quantize", "openvino", "tract", "report", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dev")
+    }
     readme = (ROOT / "README.md").read_text()
     for extra in ("build", "openvino", "tract", "report"):
         assert f"`{extra}`" in readme
@@ -147,10 +150,24 @@ def test_a_runtimes_pip_command_installs_the_version_of_the_extras():
         assert given in wanted if extra is None else row.package in names(PROJECT["optional-dependencies"][extra[1]])
 
 
-@pytest.mark.parametrize("name", sorted(names(PROJECT["optional-dependencies"]["build"])))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        names(requirement for extra in ("build", "serve") for requirement in PROJECT["optional-dependencies"][extra])
+    ),
+)
 def test_a_distribution_of_an_extra_is_imported_by_its_own_name(name):
     """`extras.require` looks for them so."""
     assert find_spec(name.replace("-", "_")) is not None
+
+
+def test_only_its_own_extra_pulls_tensorrt():
+    """Its wheels are gigabytes from an index of NVIDIA's, and serve GPUs alone."""
+    groups = {"core": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    gpu = {"tensorrt", "cuda-bindings"}
+    assert {group for group, wanted in groups.items() if names(wanted) & gpu} == {"tensorrt"}
+    assert names(groups["tensorrt"]) == gpu
+    assert "tensorrt>=8.6,<12" in groups["tensorrt"]
 
 
 def test_extras_are_read_from_the_metadata():
@@ -190,6 +207,7 @@ main(sys.argv[2:], prog_name="tsexport")
 NEEDS_AN_EXTRA = (
     ("build", ["build", "patchtst-cpu", "--target", "cpu4-int8", "-o", "dist"]),
     ("report", ["report", "BUNDLE", "-o", "page.html"]),
+    ("serve", ["serve", "BUNDLE", "--port", "0"]),
 )
 
 

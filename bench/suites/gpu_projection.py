@@ -130,7 +130,7 @@ def _source(way: str) -> str:
 
 
 def _device_of(report: GpuReport) -> Device:
-    gpu = report.facts.gpu
+    gpu = report.runs[0].gpu
     if report.rehearsal or gpu is None:
         raise DataError(
             "the results are a rehearsal, and nothing in them ran on a GPU", next_step="run the suite on a GPU first"

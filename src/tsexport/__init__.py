@@ -22,17 +22,33 @@ _PUBLIC = {
     "build": "tsexport.api",
     "check": "tsexport.api",
     "compare": "tsexport.api",
+    "diff": "tsexport.api",
+    "estimate": "tsexport.api",
     "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
     "list_targets": "tsexport.listing",
     "load": "tsexport.api",
     "report": "tsexport.api",
+    "sign": "tsexport.api",
     "verify": "tsexport.api",
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, history, load, report, verify
+    from tsexport.api import (
+        attach,
+        benchmark,
+        build,
+        check,
+        compare,
+        diff,
+        estimate,
+        history,
+        load,
+        report,
+        sign,
+        verify,
+    )
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -49,12 +65,15 @@ __all__ = [
     "build",
     "check",
     "compare",
+    "diff",
+    "estimate",
     "history",
     "list_models",
     "list_runtimes",
     "list_targets",
     "load",
     "report",
+    "sign",
     "verify",
 ]
 

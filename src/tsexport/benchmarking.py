@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,8 +79,8 @@ def benchmark_bundle(
     Raises:
         BundleError: the bundle is damaged.
         ConfigurationError: the table is not one.
-        UsageError: a value is out of range, a container is asked for and the bundle is for no cpu4, or a file or folder
-            cannot be read or written.
+        UsageError: a value is out of range, a file or folder cannot be read or written, or a container is asked for
+            and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
         InconclusiveError: this machine has less than the container, or none can be made here.
     """
@@ -107,8 +107,30 @@ def benchmark_bundle(
     check_sums(bundle.path)
     manifest = bundle.manifest
     _check_cpu4(manifest.target, threads, in_container)
-    pairs = _pairs(manifest)
-    feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
+    result = _measured(bundle, batches, threads, max_seconds, in_container, progress)
+    model = manifest.model
+    budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
+    result = replace(result, verdicts=judge(budgets, result.measurements, machine=result.machine))
+    use_cases = answer_use_cases(tables.service_level, result.measurements)
+    figures = figures_of_bundle(manifest, result.measurements, tables)
+    kept = None
+    if record is not None:
+        kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
+    code = _exit_code(exit_code(result.verdicts), figures)
+    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept)
+
+
+def _measured(
+    bundle: Bundle,
+    batches: Sequence[int],
+    threads: int | None,
+    max_seconds: float,
+    in_container: bool,
+    progress: Progress | None,
+) -> MachineRecord:
+    """Return a bundle's measurements, with the noise meanwhile and the container; nothing is judged."""
+    pairs = _pairs(bundle.manifest)
+    feeds = read_golden(bundle.path, INPUTS, bundle.manifest.artifacts[0].inputs, bundle.manifest.golden.samples)
     with ExitStack() as stack:
         machine, limits = fingerprint(), None
         command: tuple[str, ...] = WORKER_COMMAND
@@ -135,17 +157,7 @@ def benchmark_bundle(
             )
         )
         noise = watch.record()
-    model = manifest.model
-    budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
-    verdicts = judge(budgets, measurements, machine=machine)
-    result = MachineRecord(machine, measurements, (), verdicts, (), noise=noise, container=limits)
-    use_cases = answer_use_cases(tables.service_level, measurements)
-    figures = figures_of_bundle(manifest, measurements, tables)
-    kept = None
-    if record is not None:
-        kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
-    code = _exit_code(exit_code(verdicts), figures)
-    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept)
+    return MachineRecord(machine, measurements, noise=noise, container=limits)
 
 
 def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None:

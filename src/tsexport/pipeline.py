@@ -38,12 +38,13 @@ from tsexport.measuring import (
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
+from tsexport.profiling import PROFILE, profile_here
 from tsexport.progress import Progress
 from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
-from tsexport.runtimes.registry import list_statuses
+from tsexport.runtimes.registry import bundle_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
@@ -66,6 +67,7 @@ STEPS = {
     "measure fp32 side by side": 20.0,
     "measure INT8 against fp32": 20.0,
     "measure batch sizes": 25.0,
+    PROFILE: 4.0,
     "pack": 2.0,
 }
 PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
@@ -78,7 +80,7 @@ EXPORT_STEPS: Mapping[Format, str] = {
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
 CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
-MEASURING = RACES | {"measure batch sizes"}
+MEASURING = RACES | {"measure batch sizes", PROFILE}
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def plan_build(options: BuildOptions) -> Plan:
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
     require_prunable(options, identity, plan)
-    statuses = list_statuses()
+    statuses = bundle_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
@@ -227,6 +229,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     watch = NoiseWatch(choose_cpus(chosen.threads))
     measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough, watch)
     noise = watch.record() if measurements else None
+    profiled = profile_here(context, samples, selected, chosen.threads, machine, progress, say)
     tables = context.tables
     projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say, tables)
     verdicts = with_outlook(judge_all(samples, measurements, machine, tables), projected)
@@ -258,6 +261,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         pruning=pruning,
         buildups=buildups,
         projected=projected,
+        profiled=profiled,
     )
 
     def record() -> MachineRecord:

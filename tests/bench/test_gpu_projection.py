@@ -26,8 +26,9 @@ def results(tmp_path, gpu=H100, rehearsal=False, rows=None):
         GpuRow(FP32, "eager", "measured", summarize([0.9] * 9), summarize([1.0] * 9), 1e-7, 4),
         GpuRow(FP32, "compiled", "failed", reason="no compiler"),
     )  # fmt: skip
+    facts = GpuFacts(gpu, "2.11.0", "13.0", None, "3.12.3", "a CPU", "2026-11-26")
     path = tmp_path / "gpu-h100.json"
-    path.write_text(encode(GpuReport("gpu", rehearsal, GpuFacts(gpu, "2.11.0", "13.0", None, "3.12.3", "a CPU"), made)))
+    path.write_text(encode(GpuReport("gpu", rehearsal, (facts,), made)))
     return path
 
 

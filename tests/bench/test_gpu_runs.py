@@ -1,6 +1,7 @@
 """The suite of GPU runs: cases, processes and results, rehearsed on the CPU; on the GPU where there is one."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -15,10 +16,11 @@ from tsexport.bench.suites import gpu_runs
 from tsexport.bench.suites.gpu_cases import CASES, WAYS
 from tsexport.bench.suites.gpu_process import GpuProcess
 from tsexport.bench.suites.gpu_records import OUTPUT_LIMITS, GpuFacts, GpuReport, GpuRow
+from tsexport.bench.suites.gpu_runs import Run, resumed
 from tsexport.bench.suites.gpu_text import device_name, report_name, report_text
 from tsexport.bench.suites.gpu_worker import Begun, Done, Job, from_line, prepare, run_job, time_calls, to_line
 from tsexport.codec import decode, encode
-from tsexport.errors import DataError
+from tsexport.errors import DataError, TsexportError
 from tsexport.gpus import Gpu
 from tsexport.models.definition import component_of
 from tsexport.models.registry import get_entry
@@ -30,15 +32,16 @@ FP16 = next(i for i, case in enumerate(CASES) if case.name == "patchtst-cpu, fp1
 H100 = Gpu("NVIDIA H100 80GB HBM3", 85520809984, "580.65.06", "9.0", 700.0, 1980)
 
 
-def report(gpu=H100, rehearsal=False):
+def report(gpu=H100, rehearsal=False, runs=1):
     case = CASES[0]
     rows = (
         GpuRow(case, "compiled, CUDA graph", "measured", summarize([0.5] * 70), summarize([0.75] * 20), 0.01, 4,
-               10**8, 2.5, ("torch.compile broke the module in 2 places",), clock_mhz=1980),
+               10**8, 2.5, ("torch.compile broke the module in 2 places",), clock_mhz=1980, run=runs - 1),
         GpuRow(case, "eager", "failed", reason="RuntimeError: no kernel image"),
         GpuRow(case, "TorchScript", "wrong", output_error=0.2, checked=4, reason="its error is 0.2, 0.05 allowed"),
     )  # fmt: skip
-    return GpuReport("gpu", rehearsal, GpuFacts(gpu, "2.11.0", "13.0", "3.6.0", "3.12.3", "a CPU"), rows)
+    facts = GpuFacts(gpu, "2.11.0", "13.0", "3.6.0", "3.12.3", "a CPU", "2026-11-26")
+    return GpuReport("gpu", rehearsal, (facts,) * runs, rows, ("the room was warm",))
 
 
 def test_every_case_has_its_model():
@@ -145,8 +148,11 @@ def test_a_result_bears_the_gpu_s_name():
     text = report_text(report())
     assert text.startswith("# torch on a GPU: NVIDIA H100 80GB HBM3\n")
     for part in ("power limit 700 W", "0.500", "n/a", "- eager: failed, RuntimeError: no kernel image", "in 2 places",
-                 "- TorchScript: wrong, its error is 0.2"):  # fmt: skip
+                 "- TorchScript: wrong, its error is 0.2", "- run 1: 2026-11-26; NVIDIA H100", "- the room was warm",
+                 ):  # fmt: skip
         assert part in text
+    assert "| run |" not in text
+    assert next(line for line in report_text(report(runs=2)).splitlines() if "CUDA graph" in line).endswith("|   2 |")
     assert "REHEARSAL" in report_text(report(rehearsal=True)).splitlines()[0]
 
 
@@ -170,6 +176,51 @@ def test_no_gpu_is_no_result(capsys):
     assert "this machine has no NVIDIA GPU" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_resumed_run_takes_only_what_is_not_measured(tmp_path):
+    """What was measured, or found wrong, stays as it is; a new row stands in place of the one that failed."""
+    before = report()
+    facts = before.runs[0]
+    (tmp_path / "gpu-h100.json").write_text(encode(before))
+    assert resumed(tmp_path / "gpu-h100.json", facts) == before
+    run = Run("cuda", 0.1, time.monotonic(), tmp_path, (*before.runs, facts), list(before.rows), before.remarks)
+    assert [job.ways for job in run.jobs([0], WAYS)] == [("eager", "TorchScript, CUDA graph", "compiled")]
+    assert [job.case for job in run.jobs([0, 1], ("TorchScript",))] == [1]
+    run.add(GpuRow(CASES[0], "eager", "measured", summarize([0.5] * 10), summarize([0.7] * 10), 0.01, 4))
+    written = decode(GpuReport, (tmp_path / "gpu-h100.json").read_text(), what="report")
+    assert {(row.way, row.status, row.run) for row in written.rows} == {
+        ("compiled, CUDA graph", "measured", 0), ("TorchScript", "wrong", 0), ("eager", "measured", 1),
+    }  # fmt: skip
+    assert len(written.runs) == 2
+    assert written.remarks == before.remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "rehearsal", "message"),
+    [
+        ({"torch": "2.13.0"}, False, "gpu-h100.json was taken on NVIDIA H100 80GB HBM3 with torch 2.13.0, CUDA 13.0; "
+         "here is NVIDIA H100 80GB HBM3 with torch 2.11.0, CUDA 13.0"),
+        ({"gpu": replace(H100, name="NVIDIA H200")}, False, "was taken on NVIDIA H200 with torch 2.11.0"),
+        ({}, True, "gpu-h100.json is a rehearsal, which no run goes on with"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resumed(tmp_path, change, rehearsal, message):
+    before = report(rehearsal=rehearsal)
+    path = tmp_path / "gpu-h100.json"
+    path.write_text(encode(replace(before, runs=(replace(before.runs[0], **change),))))
+    with pytest.raises(TsexportError, match=re.escape(message)):
+        resumed(path, before.runs[0])
+
+
+def test_the_command_says_what_cannot_be_resumed(tmp_path, capsys):
+    path = tmp_path / "gpu-h100.json"
+    path.write_text(encode(report()))
+    with pytest.raises(SystemExit):
+        gpu_runs.main(["--device", "cpu", "--output", str(tmp_path), "--resume", str(path)])
+    message = " ".join(capsys.readouterr().err.split())
+    assert "gpu-h100.json was taken on NVIDIA H100 80GB HBM3" in message
+    assert "leave --resume out, and give the results an --output of their own" in message
+
+
 @pytest.mark.slow
 def test_a_rehearsal_from_end_to_end(tmp_path):
     only = ["--only", "patchtst, fp32"]
@@ -189,5 +240,6 @@ def test_a_case_on_the_gpu(case):
     rows = [one.row for one in run_job(Job(case, WAYS[:3], "cuda", 0.05)) if isinstance(one, Done)]
     for row in rows:
         assert row.status == "measured", row.reason
-        assert row.device.median_ms < row.wall.median_ms  # the whole call has the copies on top
-        assert row.peak_memory_bytes > 0
+        assert row.device.samples >= 10
+        weights = sum(value.numel() for value in prepare(CASES[case]).module.parameters())
+        assert weights < row.memory_bytes < 2**30  # both models have a few million weights of 2 or 4 bytes

@@ -178,6 +178,19 @@ def test_a_manifest_at_odds_with_the_files(bundle_folder, change, message):
         verify_bundle(bundle_folder)
 
 
+def test_a_served_file_that_is_no_artifacts(bundle_folder):
+    """Also where SHA256SUMS was written anew."""
+    folder = bundle_folder / "triton/tiny/1"
+    folder.mkdir(parents=True)
+    shutil.copyfile(bundle_folder / "artifacts/tiny-int8.onnx", folder / "model.onnx")
+    seal(bundle_folder)
+    assert verify_bundle(bundle_folder).passed
+    (folder / "model.onnx").write_bytes(b"another model")
+    seal(bundle_folder)
+    with pytest.raises(BundleError, match=r"triton/tiny/1/model\.onnx is none of the files of the artifacts"):
+        verify_bundle(bundle_folder)
+
+
 def test_golden_files_are_deterministic_and_read_by_numpy(tmp_path):
     arrays = {"b": np.arange(6.0).reshape(2, 3), "a": np.asfortranarray(np.ones((2, 2), np.float32))}
     texts = []

@@ -35,6 +35,11 @@ def texts(value):
             yield from texts(item)
 
 
+def filled(text, values):
+    """Return a text with its expressions replaced, as GitHub does before a step runs."""
+    return EXPRESSION.sub(lambda match: values[match[1]], text)
+
+
 def run_action(repository, base_ref="main", compare="", **inputs):
     """Run the shell steps of action.yml as the runner does; return (the last step's result, outputs, summary)."""
     given = {name: declared["default"] for name, declared in ACTION["inputs"].items()}
@@ -50,9 +55,7 @@ def run_action(repository, base_ref="main", compare="", **inputs):
             continue
         output = runner / f"output-{step.get('id', 'none')}"
         output.write_text("")
-        environment = {
-            key: EXPRESSION.sub(lambda m, known=values: known[m[1]], str(text)) for key, text in step["env"].items()
-        }
+        environment = {key: filled(str(text), values) for key, text in step["env"].items()}
         environment |= {
             "GITHUB_OUTPUT": str(output),
             "GITHUB_STEP_SUMMARY": str(runner / "summary"),

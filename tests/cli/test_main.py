@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tsexport import __version__, cli, errors
 
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow", "plotly"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow", "plotly", "fastapi", "uvicorn"}
 HELP_SECONDS = 0.3
 EVERY_COMMAND = pytest.mark.parametrize("name", cli.COMMANDS)
 PROBE = """

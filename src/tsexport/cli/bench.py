@@ -23,9 +23,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--table", type=_FILE, help="A latency table of your own, in place of the published ones.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder, for `history`.")
 @click.option("--commit", help="Keep them under this commit, not that of the git repository here.")
-@click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--junit", type=_FILE, help="Write the judged rows as JUnit XML.")
 @click.option("--summary", type=_FILE, help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.")
+@click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 @click.pass_context
 def bench(
@@ -37,22 +37,22 @@ def bench(
     table: Path | None,
     record: Path | None,
     commit: str | None,
-    container: bool,
     junit: Path | None,
     summary: Path | None,
+    container: bool,
     as_json: bool,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
-    Each process is bound to as many CPUs as it has threads, where the operating system can.  --container puts it into a
-    cgroup with the published limits, and is refused where the machine has less, or no cgroup can be made.
-
     The rows of the latency tables are judged, and each artifact is held against the use cases: real-time,
     near-real-time and batch.  Of several bundles, ensembles of their models are judged too.
 
+    Each process is bound to as many CPUs as it has threads, where the operating system can.  --container puts it into a
+    cgroup with the published limits, and is refused where the machine has less, or no cgroup can be made.
+
     \b
-    Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here,
-    or no such container can be made.
+    Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here, or no such container can
+    be made.
     """
     from tsexport.bench.ensembles import Member, judge_ensembles
     from tsexport.bench.measure import BATCHES

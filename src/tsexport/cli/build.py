@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tsexport.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
-    from tsexport.reporting import CandidateRow
+    from tsexport.reporting_candidates import CandidateRow
 
 _FILE = click.Path(path_type=Path)
 
@@ -188,7 +188,8 @@ def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
     from tsexport.explaining import explanations
-    from tsexport.reporting import candidate_rows, read_measurements
+    from tsexport.reporting import read_measurements
+    from tsexport.reporting_candidates import candidate_rows
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):

@@ -1,0 +1,374 @@
+"""`tsexport diff`: what differs between two bundles, and why.
+
+Both must be whole (their digests hold); nothing in them is run.  Files are compared by the digests that the bundles
+list.  Where they differ, the reasons are looked for in what the bundles say of themselves: settings and inputs,
+candidates, operators and the precision of every layer, accuracy, versions, licences.  Latencies are medians that each
+bundle measured for itself: they are set side by side, with a ratio only where machine, threads and batch are the same,
+and decide nothing; `tsexport compare` does.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tsexport.bench.statistics import percentile
+from tsexport.bundles import Bundle, open_bundle
+from tsexport.checksums import check_sums, read_sums
+from tsexport.codec import parse_json, to_plain
+from tsexport.errors import BundleError, MissingDependencyError
+from tsexport.graph_reading import GraphContent, read_graph
+from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
+from tsexport.reporting import read_attached, read_measurements
+
+SBOM = "sbom.cdx.json"
+_MAX_SBOM_BYTES = 64 * 2**20
+_TOLD_ELSEWHERE = ("artifacts", "absent_formats", "parity", "accuracy", "candidates", "rewrites", "caveats", "notes")
+"""Parts of the manifest with a section of their own."""
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs; None where a bundle does not have it."""
+
+    what: str
+    a: str | None
+    b: str | None
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """A file outside `measurements/` and the report: "changed", "only in a" or "only in b", and why."""
+
+    path: str
+    status: str
+    why: str
+
+
+@dataclass(frozen=True)
+class GraphChange:
+    """An artifact's operator and how often it stands there, or a layer and its precision; None where it is absent."""
+
+    artifact: str
+    what: str
+    a: str | None
+    b: str | None
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """An artifact on a runtime: relative RMS output error and degradation, None where there are none."""
+
+    artifact: str
+    runtime: str
+    output_error_a: float | None
+    output_error_b: float | None
+    degradation_a: float | None
+    degradation_b: float | None
+
+
+@dataclass(frozen=True)
+class LatencyChange:
+    """Measured medians of one artifact, each with its machine; `ratio` is b / a, None where the two do not compare."""
+
+    artifact: str
+    runtime: str
+    batch: int
+    threads: int | None
+    machine: str
+    a_ms: float | None
+    b_ms: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class BundleDiff:
+    """Everything that differs.  `same_bytes` is true where no file outside `measurements/` and the report does."""
+
+    a: str
+    b: str
+    same_bytes: bool
+    files: tuple[FileChange, ...]
+    settings: tuple[Change, ...]
+    candidates: tuple[Change, ...]
+    operators: tuple[GraphChange, ...]
+    layers: tuple[GraphChange, ...]
+    accuracy: tuple[AccuracyChange, ...]
+    latency: tuple[LatencyChange, ...]
+    versions: tuple[Change, ...]
+    licences: tuple[Change, ...]
+    not_compared: tuple[str, ...]
+
+
+def diff_bundles(a: str | Path | Bundle, b: str | Path | Bundle) -> BundleDiff:
+    """Return what differs between two bundles.
+
+    Raises:
+        BundleError: one of them is damaged.
+        UsageError: nothing is there, or it is no bundle.
+    """
+    if not isinstance(a, Bundle):
+        with open_bundle(a) as opened:
+            return diff_bundles(opened, b)
+    if not isinstance(b, Bundle):
+        with open_bundle(b) as opened:
+            return diff_bundles(a, opened)
+    for bundle in (a, b):
+        check_sums(bundle.path)
+    one, other = read_sums(a.path), read_sums(b.path)
+    operators, layers, not_compared = _graphs(a, b)
+    licences, no_licences = _licences(a, b)
+    settings = (*_settings(a, b), *_texts(a.manifest, b.manifest))
+    return BundleDiff(
+        a=a.name,
+        b=b.name,
+        same_bytes=one == other,
+        files=tuple(
+            FileChange(path, _status(path, one, other), _why(path, a, b, settings, operators, layers))
+            for path in sorted(one.keys() | other.keys())
+            if one.get(path) != other.get(path)
+        ),
+        settings=settings,
+        candidates=_candidates(a.manifest, b.manifest),
+        operators=operators,
+        layers=layers,
+        accuracy=_accuracy(a.manifest, b.manifest),
+        latency=_latency(a, b),
+        versions=_changes(a.manifest.provenance.versions, b.manifest.provenance.versions),
+        licences=licences,
+        not_compared=(*not_compared, *no_licences),
+    )
+
+
+def _status(path: str, one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    return "changed" if path in one and path in other else "only in a" if path in one else "only in b"
+
+
+def _why(
+    path: str,
+    a: Bundle,
+    b: Bundle,
+    settings: tuple[Change, ...],
+    operators: tuple[GraphChange, ...],
+    layers: tuple[GraphChange, ...],
+) -> str:
+    """Return the reason of a file's difference, as far as the bundles tell it."""
+    if path in (MANIFEST, SELECTION):
+        kinds = [to_plain(bundle.manifest if path == MANIFEST else bundle.selection) for bundle in (a, b)]
+        keys = [key for key in kinds[0] | kinds[1] if kinds[0].get(key) != kinds[1].get(key)]
+        return f"other {', '.join(keys)}" if keys else "the same record, written otherwise"
+    names = {entry.name for bundle in (a, b) for entry in bundle.manifest.artifacts
+             if path in [file.path for file in entry.files]}  # fmt: skip
+    if names:
+        found = [what for what, changes in (("operators", operators), ("precision of layers", layers))
+                 if any(change.artifact in names for change in changes)]  # fmt: skip
+        source = [change.what for change in settings if change.what.startswith(("provenance.", "model.", "config."))]
+        why = f"other {' and '.join(found)}" if found else "the same operators with other values or names"
+        return f"{why}; built from other {', '.join(source)}" if source else why
+    if path.startswith("golden/"):
+        return "other samples, or another source model"
+    folder = path.partition("/")[0]
+    return (
+        f"made of {MANIFEST}, {SELECTION} and the artifacts"
+        if folder in ("triton", "device", "README.md")
+        else ("made while the candidates were")
+    )
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _settings(a: Bundle, b: Bundle) -> tuple[Change, ...]:
+    """Return what differs of target, configuration, inputs and selection, by dotted name."""
+    pairs = []
+    for bundle in (a, b):
+        plain = to_plain(bundle.manifest)
+        kept = {key: value for key, value in plain.items() if key not in _TOLD_ELSEWHERE}
+        kept["provenance"] = {key: value for key, value in kept["provenance"].items() if key != "versions"}
+        selection = to_plain(bundle.selection)
+        kept["selection"] = {key: selection[key] for key in ("threads", "order", "triton_batch_sizes", "rewrites")}
+        kept["artifacts"] = {entry.name: _described(entry) for entry in bundle.manifest.artifacts}
+        kept["absent_formats"] = {one.format: one.reason for one in bundle.manifest.absent_formats}
+        kept["rewrites"] = {
+            f"{one.name} of {one.artifact}": "applied" if one.applied else f"not applied: {one.reason}"
+            for one in bundle.manifest.rewrites
+        }
+        pairs.append(dict(_flat(kept)))
+    return _changes(*pairs)
+
+
+def _described(entry: ArtifactEntry) -> dict[str, Any]:
+    return {
+        "format": entry.format,
+        "precision": entry.precision,
+        "size_bytes": entry.size_bytes,
+        "inputs": ", ".join(map(str, entry.inputs)),
+        "outputs": ", ".join(map(str, entry.outputs)),
+        "runtimes": ", ".join(entry.runtimes),
+        "options": ", ".join(f"{key}={value}" for key, value in entry.options),
+        "provenance": "; ".join(entry.provenance),
+    }
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+
+
+def _texts(a: Manifest, b: Manifest) -> tuple[Change, ...]:
+    """Return caveats and notes that stand in one alone."""
+    changes = []
+    for what, one, other in (("caveat", a.caveats, b.caveats), ("note", a.notes, b.notes)):
+        changes += [Change(what, text, None) for text in one if text not in other]
+        changes += [Change(what, None, text) for text in other if text not in one]
+    return tuple(changes)
+
+
+def _candidates(a: Manifest, b: Manifest) -> tuple[Change, ...]:
+    one, other = (
+        {f"{c.name} ({c.runtime})": f"{c.status}: {c.reason}" for c in manifest.candidates} for manifest in (a, b)
+    )
+    return _changes(one, other)
+
+
+def _changes(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[Change, ...]:
+    names = dict.fromkeys((*one, *other))
+    return tuple(
+        Change(name, _short(one.get(name)), _short(other.get(name)))
+        for name in names
+        if one.get(name) != other.get(name)
+    )
+
+
+def _short(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _graphs(a: Bundle, b: Bundle) -> tuple[tuple[GraphChange, ...], tuple[GraphChange, ...], tuple[str, ...]]:
+    """Return the operators and layers that differ, and what could not be compared.
+
+    Artifacts of the same name are compared; and the selected ones, where their names differ.
+    """
+    operators: list[GraphChange] = []
+    layers: list[GraphChange] = []
+    not_compared: list[str] = []
+    for one, other in _pairs(a.manifest, b.manifest):
+        label = one.name if one.name == other.name else f"{one.name} -> {other.name}"
+        if one.sha256 == other.sha256 and one.options == other.options:
+            continue
+        try:
+            contents = read_graph(one, a.path), read_graph(other, b.path)
+        except MissingDependencyError as error:
+            not_compared.append(f"operators and layers of {label}: {error.message}; {error.next_step}")
+            continue
+        operators += _graph_changes(label, *(_counts(content) for content in contents))
+        if one.format != "torchscript" and other.format != "torchscript":
+            layers += _graph_changes(label, contents[0].layers, contents[1].layers)
+        elif one.precision != other.precision:
+            layers.append(GraphChange(label, "all", one.precision, other.precision))
+    return tuple(operators), tuple(layers), tuple(not_compared)
+
+
+def _pairs(a: Manifest, b: Manifest) -> list[tuple[ArtifactEntry, ArtifactEntry]]:
+    others = {entry.name: entry for entry in b.artifacts}
+    pairs = [(entry, others[entry.name]) for entry in a.artifacts if entry.name in others]
+    if a.selected.artifact != b.selected.artifact:
+        pairs.append((a.artifact(a.selected.artifact), b.artifact(b.selected.artifact)))
+    return pairs
+
+
+def _counts(content: GraphContent) -> dict[str, str]:
+    return {operator: str(count) for operator, count in content.operators.items()}
+
+
+def _graph_changes(artifact: str, one: Mapping[str, str], other: Mapping[str, str]) -> list[GraphChange]:
+    return [GraphChange(artifact, change.what, change.a, change.b) for change in _changes(one, other)]
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(a: Manifest, b: Manifest) -> tuple[AccuracyChange, ...]:
+    one, other = ({(x.artifact, x.runtime): x for x in manifest.accuracy} for manifest in (a, b))
+    changes = []
+    for key in dict.fromkeys((*one, *other)):
+        before, after = one.get(key), other.get(key)
+        if before != after:
+            errors = [found.output_error if found else None for found in (before, after)]
+            degradations = [found.degradation if found else None for found in (before, after)]
+            changes.append(AccuracyChange(*key, *errors, *degradations))
+    return tuple(changes)
+
+
+def _latency(a: Bundle, b: Bundle) -> tuple[LatencyChange, ...]:
+    """Return the measured medians that differ; a median needs ten samples."""
+    one, other = _medians(a), _medians(b)
+    changes = []
+    for key in dict.fromkeys((*one, *other)):
+        before, after = one.get(key), other.get(key)
+        if before == after:
+            continue
+        ratio = after / before if before and after else None
+        artifact, runtime, batch, threads, machine = key
+        changes.append(LatencyChange(artifact, runtime, batch, threads, machine, before, after, ratio))
+    return tuple(changes)
+
+
+_Key = tuple[str, str, int, int | None, str]
+
+
+def _medians(bundle: Bundle) -> dict[_Key, float | None]:
+    """Return the median latency of each artifact, runtime, batch, threads and machine."""
+    found: dict[_Key, float | None] = {}
+    for record in read_measurements(bundle):
+        machine = f"{record.machine.cpu_model} ({record.machine.machine_id})"
+        for one in record.measurements:
+            found[one.artifact, one.runtime, one.batch, one.threads, machine] = percentile(one.samples_ms, 0.5)
+    for attached in read_attached(bundle):
+        copies = f"copies {attached.transfers}"
+        for measured in attached.measurements:
+            key = (attached.artifact, "tensorrt", measured.batch, None, f"{attached.device}, {copies}")
+            found[key] = percentile(measured.samples_ms, 0.5)
+    return found
+
+
+# --- licences --------------------------------------------------------------------------------------------------------
+
+
+def _licences(a: Bundle, b: Bundle) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+    without = [bundle.name for bundle in (a, b) if not (bundle.path / SBOM).is_file()]
+    if without:
+        return (), tuple(f"licences: {name} has no {SBOM}" for name in dict.fromkeys(without))
+    return _changes(*(_licences_of(bundle) for bundle in (a, b))), ()
+
+
+def _licences_of(bundle: Bundle) -> dict[str, str]:
+    """Return the licences of each component of a CycloneDX document, by its name.
+
+    Raises:
+        BundleError: the document is not of that form.
+    """
+    path = bundle.path / SBOM
+    if path.stat().st_size > _MAX_SBOM_BYTES:
+        raise BundleError(f"{SBOM} of {bundle.name} is far too large")
+    document = parse_json(path.read_bytes(), what=SBOM)
+    try:
+        return {
+            component["name"]: " AND ".join(_licence(one) for one in component.get("licenses", ())) or "not stated"
+            for component in document["components"]
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise BundleError(f"{SBOM} of {bundle.name} is no CycloneDX document with named components") from None
+
+
+def _licence(choice: Mapping[str, Any]) -> str:
+    licence = choice.get("license", {})
+    return str(choice.get("expression") or licence.get("id") or licence["name"])

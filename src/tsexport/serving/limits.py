@@ -1,0 +1,50 @@
+"""What one server takes at most.  Everything that could grow with the number or the size of requests has a bound here.
+
+A model's queue holds `max_queue` requests; twice as many may be in flight for each model, the others being read.  So
+bodies take at most 2 x max_queue x max_request_bytes for each model, and what comes on top is answered 429.
+"""
+
+import math
+from dataclasses import dataclass
+
+from tsexport.errors import UsageError
+
+MIB = 2**20
+MAX_DRAIN_S = 6.0
+"""After SIGTERM, what is in flight has this long; closing takes up to 2.6 s more, and 10 s are allowed for all."""
+MIN_DRAIN_S = 0.5
+"""So long a server that is shutting down says so (503), where a closed port would be a refused connection."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a server.
+
+    Attributes:
+        max_batch: rows that are computed together, and rows that one request may have.
+        max_queue: requests that wait for a model; one more is answered 429.
+        batch_delay_ms: how long a request waits for others to be computed with; 0 takes what waits already.
+        timeout_s: from the first byte of a request to its answer, else 408.
+        max_request_bytes: of a body, also after decompression, else 413.
+        max_json_bytes: of its JSON; parsing it holds up every other request, some 15 ms a MiB.
+    """
+
+    max_batch: int = 32
+    max_queue: int = 64
+    batch_delay_ms: float = 0.0
+    timeout_s: float = 30.0
+    max_request_bytes: int = 16 * MIB
+    max_json_bytes: int = 4 * MIB
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_batch", 1), ("max_queue", 1), ("max_request_bytes", 1), ("max_json_bytes", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}, allowed are {least} and more")
+        if not (self.batch_delay_ms >= 0 and math.isfinite(self.batch_delay_ms)):
+            raise UsageError(f"batch_delay_ms is {self.batch_delay_ms:g}, allowed are 0 and more")
+        if not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
+            raise UsageError(f"timeout_s is {self.timeout_s:g}, allowed is any time above 0")
+
+    def max_in_flight(self, models: int) -> int:
+        """Return how many requests may be read, wait and be computed at once."""
+        return 2 * self.max_queue * models
