@@ -306,3 +306,13 @@ def test_this_trees_code_builds_the_bundle_that_is_gated(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["bundle"]
     assert "9.0.1.0" in (out / "bundle/manifest.json").read_text() + (out / "bundle/README.md").read_text()
+
+
+def test_the_page_on_ci_shows_inputs_and_variables_that_there_are():
+    text = (ROOT / "docs/ci.md").read_text()
+    github, gitlab = (
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    )
+    assert set(github[1]["with"]) <= set(ACTION["inputs"])
+    assert set(gitlab["variables"]) <= set(GITLAB["variables"])
+    assert "ci/gitlab/tsexport-gate.yml" in gitlab["include"][0]["remote"]
