@@ -147,18 +147,20 @@ class _Clock:
 
     def __init__(self, began: float, seconds: float) -> None:
         self._began, self._seconds = began, seconds
-        self._longest_s = 0.0
+        self._pairs_s: list[float] = []
 
     @property
     def pair_s(self) -> float:
-        return self._longest_s
+        """The mean of the pairs so far."""
+        return sum(self._pairs_s) / max(1, len(self._pairs_s))
 
     def note(self, pair_s: float) -> None:
-        self._longest_s = max(self._longest_s, pair_s)
+        self._pairs_s.append(pair_s)
 
     def has_time_for(self, pairs: int) -> bool:
+        """Whether so many pairs would fit, if one took as long as the longest yet and the others the mean."""
         spent = time.perf_counter() - self._began
-        return spent + pairs * self._longest_s <= self._seconds
+        return spent + max(self._pairs_s, default=0.0) + (pairs - 1) * self.pair_s <= self._seconds
 
     def fraction(self) -> float:
         return min(1.0, (time.perf_counter() - self._began) / self._seconds)
