@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.scenario import run_scenarios, scenario_options
 
 if TYPE_CHECKING:
     from tsexport.benchmarking import BenchmarkResult
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.option("--seconds", type=float, default=8.0, help="At most, for each artifact, runtime and batch size.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+@scenario_options
 @click.pass_context
 def bench(
     context: click.Context,
@@ -27,12 +29,35 @@ def bench(
     seconds: float,
     record: Path | None,
     as_json: bool,
+    scenario: str | None,
+    qps: float | None,
+    p99_ms: float | None,
+    max_batch: int,
+    runtime: str | None,
+    growth_calls: int,
+    seed: int,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
     \b
     Exit codes: 0 done, 4 a published row is missed, 6 none could be judged here.
+    With --scenario: 4 where memory grows or no rate holds the bound.
     """
+    if scenario is not None:
+        from tsexport.scenarios import ScenarioOptions
+
+        given = ScenarioOptions(
+            seconds=seconds,
+            qps=qps,
+            p99_ms=p99_ms,
+            max_batch=max_batch,
+            growth_calls=growth_calls,
+            threads=threads,
+            runtime=runtime,
+            seed=seed,
+        )
+        run_scenarios(context, bundles, scenario, given, batches, record, as_json)
+        return
     from tsexport.bench.measure import BATCHES
     from tsexport.benchmarking import benchmark_bundle
 
