@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.scenario import run_scenarios, scenario_options
 
 if TYPE_CHECKING:
     from tsexport.benchmarking import BenchmarkResult
@@ -27,6 +28,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--summary", type=_FILE, help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.")
 @click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+@scenario_options
 @click.pass_context
 def bench(
     context: click.Context,
@@ -41,6 +43,13 @@ def bench(
     summary: Path | None,
     container: bool,
     as_json: bool,
+    scenario: str | None,
+    qps: float | None,
+    p99_ms: float | None,
+    max_batch: int,
+    runtime: str | None,
+    growth_calls: int,
+    seed: int,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
@@ -52,8 +61,23 @@ def bench(
 
     \b
     Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here, or no such container can
-    be made.
+    be made.  With --scenario: 4 where memory grows or no rate holds the bound.
     """
+    if scenario is not None:
+        from tsexport.scenarios import ScenarioOptions
+
+        given = ScenarioOptions(
+            seconds=seconds,
+            qps=qps,
+            p99_ms=p99_ms,
+            max_batch=max_batch,
+            growth_calls=growth_calls,
+            threads=threads,
+            runtime=runtime,
+            seed=seed,
+        )
+        run_scenarios(context, bundles, scenario, given, batches, record, as_json)
+        return
     from tsexport.bench.ensembles import Member, judge_ensembles
     from tsexport.bench.measure import BATCHES
     from tsexport.bench.tables import load_tables
