@@ -198,7 +198,10 @@ def profile_torchscript(artifact: Artifact, threads: int, feeds: Mapping[str, Ar
     from tsexport.runtimes.registry import load
 
     with load(artifact, "torchscript", threads) as session:
-        call = lambda: session.run(dict(feeds))  # noqa: E731
+
+        def call() -> object:
+            return session.run(dict(feeds))
+
         plain_ms, _ = _time_calls(call)
         profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
         profiled_ms, calls = _time_calls(call, warmed=profiler.start, most=TORCH_CALLS)

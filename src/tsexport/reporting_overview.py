@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.rows import VerdictRow, interval
+from tsexport.bench.statistics import percentile
 from tsexport.manifest import ArtifactEntry, Manifest
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
@@ -132,14 +133,14 @@ def _row(bundle: BundleView, machine: MachineView | None, device: DeviceView | N
     if machine and (line := machine.headline):
         place = str(machine.record.machine)
         one = _headline(machine, manifest)
-        p50 = Figure(line.p50, _number(line.p50), f"p90 {line.p90}, p99 {line.p99}, {line.samples} calls")
+        p50 = Figure(line.p50, percentile(one.samples_ms, 0.5), f"p90 {line.p90}, p99 {line.p99}, {line.samples} calls")
         memory = Figure(line.peak_memory, float(one.peak_memory_bytes))
         load = Figure(line.load, one.load_ms)
     elif device and device.measurements:
         place = str(device.record.device)
         first = device.measurements[0]
         note = f"p90 {first.p90}, p99 {first.p99}, {first.samples} calls, batch {first.batch}, copies {first.transfers}"
-        p50 = Figure(first.p50, _number(first.p50), note)
+        p50 = Figure(first.p50, percentile(device.record.measurements[0].samples_ms, 0.5), note)
     return OverviewRow(
         bundle=bundle,
         place=place,
@@ -169,14 +170,6 @@ def _headline(machine: MachineView, manifest: Manifest) -> Measurement:
     return next(one for one in machine.record.measurements if (one.artifact, one.runtime, one.batch) == chosen)
 
 
-def _number(text: str) -> float | None:
-    """Return the number that a text of a row begins with; None for "n/a"."""
-    try:
-        return float(text.split()[0])
-    except ValueError:
-        return None
-
-
 def _statuses(judged: Iterable[VerdictRow]) -> tuple[tuple[str, str], ...]:
     found = [row.status for row in judged]
     return tuple((f"{found.count(status)} {status}", status) for status in _ORDER if status in found)
@@ -184,8 +177,8 @@ def _statuses(judged: Iterable[VerdictRow]) -> tuple[tuple[str, str], ...]:
 
 def _projected(bundle: BundleView) -> Figure:
     for projected in bundle.projected:
-        for row in projected.projections[:1]:
-            return Figure(row.total, _number(row.total), f"{projected.record.title}, {row.mode}, batch {row.batch}")
+        for row, one in zip(projected.projections[:1], projected.record.projections[:1], strict=True):
+            return Figure(row.total, one.total_ms, f"{projected.record.title}, {row.mode}, batch {row.batch}")
     return Figure("", None)
 
 
