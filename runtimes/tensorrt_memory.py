@@ -30,7 +30,9 @@ def call(name: str, *arguments: Any) -> Any:
     if code != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(code)
         reason = text.decode() if isinstance(text, bytes) else str(text)
-        hint = '; on an older driver, pip install "cuda-bindings<13"' if "insufficient" in reason else ""
+        hint = ""
+        if "insufficient" in reason:
+            hint = '; there is no driver, or an older one, for which: pip install "cuda-bindings<13"'
         raise CudaFailure(f"{name}: {reason}{hint}")
     if not values:
         return None
