@@ -10,9 +10,11 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tsexport.codec import ADDED_LATER
+from tsexport.gpus import Gpu, first_gpu
 from tsexport.targets import InstructionSet, host_cpu
 
 PACKAGES = ("numpy", "nncf", "onnx", "onnxruntime", "openvino", "torch", "tract", "tsexport")
@@ -25,7 +27,8 @@ class Machine:
 
     `usable_cores` is what a process may really use: the least of its affinity and its cgroup's quota, rounded down.
     `governor` is the CPU frequency governor ("" where the kernel does not say).  `packages` are (name, version) of
-    what is installed; they are read from metadata, nothing is imported.
+    what is installed; they are read from metadata, nothing is imported.  `gpu` is the first NVIDIA GPU, the one that
+    torch computes on, as the driver tells it; None where there is none.
     """
 
     machine_id: str
@@ -46,6 +49,7 @@ class Machine:
     operating_system: str
     python: str
     packages: tuple[tuple[str, str], ...]
+    gpu: Gpu | None = field(default=None, metadata=ADDED_LATER)
 
     def __str__(self) -> str:
         return f"{self.cpu_model}, {self.usable_cores} cores, {self.instruction_set}"
@@ -66,6 +70,8 @@ def fingerprint() -> Machine:
         cpu.model, platform.machine(), cpu.instruction_set, cpu.vnni, cpu.bf16, list(cpu.flags), logical, physical,
         usable, quota, round(memory_bytes / _GIB), None if limit is None else round(limit / _GIB), governor,
     ]  # fmt: skip
+    gpu = first_gpu()
+    hardware += [] if gpu is None else [gpu.name, round(gpu.memory_bytes / _GIB), gpu.power_limit_w, gpu.is_part]
     return Machine(
         machine_id=hashlib.sha256(json.dumps(hardware).encode()).hexdigest()[:12],
         cpu_model=cpu.model,
@@ -85,6 +91,7 @@ def fingerprint() -> Machine:
         operating_system=operating_system(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         packages=installed_versions(PACKAGES),
+        gpu=gpu,
     )
 
 

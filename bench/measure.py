@@ -1,5 +1,8 @@
 """Latency, throughput, load time and memory of one artifact on one runtime, in fresh processes.
 
+A latency is the wall-clock time of `Session.run`, from arrays to arrays; on a GPU that includes the copies to it and
+back, and the session's launches are also timed there by events, without copies (`Measurement.device_ms`).
+
 Each of at least two processes loads the artifact, and for each batch size, smallest first, warms up until stable and is
 timed.  Latencies of all processes are pooled: memory layout differs from process to process, and one may be lucky.
 `load_ms` is the median over the processes, from the request to the first answer at the smallest batch, the import of
@@ -19,6 +22,7 @@ from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.process import WORKER_COMMAND, WorkerProcess, write_feeds
 from tsexport.bench.race import Progress, block_calls_for, lead_in_for
 from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES
+from tsexport.bench.wire import Timed
 from tsexport.errors import UsageError
 from tsexport.types import Artifact, Feeds, Measurement
 
@@ -68,6 +72,7 @@ def measure(
     if processes < 1 or samples < 1 or threads < 1:
         raise ValueError("processes, samples and threads are at least 1")
     pooled: dict[int, list[float]] = {batch: [] for batch in sizes}
+    on_device: dict[int, list[float]] = {batch: [] for batch in sizes}
     warmups = dict.fromkeys(sizes, 0)
     peaks = dict.fromkeys(sizes, 0)
     loads: list[float] = []
@@ -87,9 +92,10 @@ def measure(
                         progress(f"{worker.label}, batch {batch}", (number * len(sizes) + step) / steps)
                     warmed = worker.warm_up(batch)
                     warmups[batch] += warmed.calls
-                    times, peak = _time(worker, batch, warmed.call_ms, share, watch)
-                    pooled[batch] += times
-                    peaks[batch] = max(peaks[batch], peak)
+                    timed = _time(worker, batch, warmed.call_ms, share, watch)
+                    pooled[batch] += [ns / 1e6 for ns in timed.times_ns]
+                    on_device[batch] += timed.device_ms
+                    peaks[batch] = max(peaks[batch], timed.peak_memory_bytes)
     if progress is not None:
         progress(f"{artifact.name} on {runtime}", 1.0)
     return tuple(
@@ -106,6 +112,7 @@ def measure(
             idle_memory_bytes=min(idles),
             warmup_runs=warmups[batch],
             processes=processes,
+            device_ms=tuple(on_device[batch]),
         )
         for batch in sizes
     )
@@ -120,11 +127,10 @@ class _Share:
     seconds: float
 
 
-def _time(
-    worker: WorkerProcess, batch: int, call_ms: float, share: _Share, watch: NoiseWatch | None
-) -> tuple[list[float], int]:
-    """Return milliseconds of its share of calls (fewer where the time is up), and the peak memory by then."""
-    times: list[float] = []
+def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share, watch: NoiseWatch | None) -> Timed:
+    """Return its share of calls (fewer where the time is up), and the peak memory by then."""
+    times: tuple[int, ...] = ()
+    on_device: tuple[float, ...] = ()
     peak, began = 0, time.perf_counter()
     while len(times) < share.samples:
         if len(times) >= share.fewest and time.perf_counter() - began >= share.seconds:
@@ -133,6 +139,7 @@ def _time(
             watch.look()
         calls = min(block_calls_for(call_ms), share.samples - len(times))
         timed = worker.time_block(batch, calls, lead_in=lead_in_for(call_ms))
-        times += [ns / 1e6 for ns in timed.times_ns]
+        times += timed.times_ns
+        on_device += timed.device_ms
         peak = timed.peak_memory_bytes
-    return times, peak
+    return Timed(times, peak, on_device)

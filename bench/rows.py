@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tsexport.bench.device_records import DeviceRecord
 from tsexport.bench.race import RaceResult
-from tsexport.bench.statistics import Ratio, summarize, throughput_per_s
+from tsexport.bench.statistics import Ratio, percentile, summarize, throughput_per_s
 from tsexport.types import Budget, Measurement, Verdict
 
 NOT_AVAILABLE = "n/a"
@@ -36,7 +36,7 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class MeasurementRow:
-    """One measurement; a percentile with too few samples is "n/a"."""
+    """One measurement; a percentile with too few samples is "n/a".  Those of the `device` are without copies."""
 
     artifact: str
     runtime: str
@@ -51,6 +51,8 @@ class MeasurementRow:
     throughput: str
     load: str
     peak_memory: str
+    device_p50: str
+    device_p90: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def measurement_rows(measurements: Sequence[Measurement]) -> tuple[MeasurementRo
                 throughput=per_second(throughput_per_s(m.samples_ms, m.batch)),
                 load=milliseconds(m.load_ms),
                 peak_memory=megabytes(m.peak_memory_bytes),
+                device_p50=milliseconds(percentile(m.device_ms, 0.50)),
+                device_p90=milliseconds(percentile(m.device_ms, 0.90)),
             )
         )
     return tuple(rows)

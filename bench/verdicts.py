@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from tsexport.bench.device_records import MeasuredDevice
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.statistics import P90_SAMPLES, percentile, summarize, throughput_per_s
+from tsexport.runtimes.registry import TORCH_CUDA
 from tsexport.types import Budget, Measurement, Verdict, VerdictStatus
 
 Place = Machine | MeasuredDevice
@@ -69,7 +70,7 @@ def _judge_one(budget: Budget, measurements: tuple[Measurement, ...], machine: P
     if not measurements:
         return _not_measured(budget, f"a budget of {budget.device or 'any device'}; nothing was measured")
     if budget.device != device and device not in _INCLUDES.get(budget.device or "any", ()):
-        return _not_measured(budget, f"a budget of {budget.device}; measured on {device}: {machine}")
+        return _not_measured(budget, _of_another_device(budget, measurements, machine, device))
     eligible = _eligible(budget, measurements, device)
     if not eligible:
         return _not_measured(budget, _why_nothing(budget, measurements, device))
@@ -78,6 +79,23 @@ def _judge_one(budget: Budget, measurements: tuple[Measurement, ...], machine: P
     if budget.kind == "throughput":
         return _judge_throughput(budget, eligible, machine)
     return _judge_latency(budget, eligible, machine)
+
+
+def _of_another_device(budget: Budget, measurements: tuple[Measurement, ...], machine: Place, device: str) -> str:
+    """Say where it was measured instead; a GPU's latency is told beside the row, and decides nothing."""
+    text = f"a budget of {budget.device or 'any device'}; measured on {device}: {_place(machine, device)}"
+    eligible = _eligible(budget, measurements, device)
+    if device == CPU4 or not isinstance(machine, Machine) or budget.kind != "latency" or not eligible:
+        return text
+    fastest = min(eligible, key=lambda m: summarize(m.samples_ms).median_ms)
+    summary = summarize(fastest.samples_ms)
+    name, value = ("p90", summary.p90_ms) if summary.p90_ms is not None else ("median", summary.median_ms)
+    return f"{text}, {name} {value:.3g} ms of {fastest.artifact} on {fastest.runtime}, which decides nothing here"
+
+
+def _place(machine: Place, device: str) -> str:
+    on_gpu = isinstance(machine, Machine) and machine.gpu is not None and device != CPU4
+    return str(machine.gpu if on_gpu and isinstance(machine, Machine) else machine)
 
 
 def _eligible(budget: Budget, measurements: tuple[Measurement, ...], device: str) -> tuple[Measurement, ...]:
@@ -139,6 +157,8 @@ def _judge_throughput(budget: Budget, measurements: tuple[Measurement, ...], mac
 def _judge_memory(budget: Budget, measurements: tuple[Measurement, ...], machine: Place) -> Verdict:
     if budget.max_memory_mb is None:
         return _not_measured(budget, "the row names no figure")
+    if measurements[0].runtime == TORCH_CUDA:
+        return _not_measured(budget, "a session on a GPU keeps the model there, and the process's memory is the host's")
     fastest = min(measurements, key=lambda m: (m.batch, summarize(m.samples_ms).median_ms))
     same = [m for m in measurements if (m.artifact, m.runtime) == (fastest.artifact, fastest.runtime)]
     largest = max(same, key=lambda m: m.peak_memory_bytes - m.idle_memory_bytes)
@@ -178,6 +198,11 @@ def _how(measurement: Measurement, machine: Place) -> str:
         return (
             f"measured with {measurement.artifact} on {measurement.runtime}, batch {measurement.batch}, "
             f"{len(measurement.samples_ms)} samples, on {machine}"
+        )
+    if measurement.runtime == TORCH_CUDA and machine.gpu is not None:
+        return (
+            f"measured with {measurement.artifact} on {measurement.runtime}, batch {measurement.batch}, "
+            f"{len(measurement.samples_ms)} samples, both copies included, on {machine.gpu}"
         )
     threads, cores = measurement.threads, machine.usable_cores
     return (

@@ -67,10 +67,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Timed:
-    """Wall-clock nanoseconds of each call, in order, and the process's peak memory by now."""
+    """Wall-clock nanoseconds of each call, in order, and the process's peak memory by now.
+
+    `device_ms` are as many launches after them, by the device's own clock; () where the session has none.
+    """
 
     times_ns: tuple[int, ...]
     peak_memory_bytes: int
+    device_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

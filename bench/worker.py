@@ -22,7 +22,7 @@ import numpy as np
 
 from tsexport.bench.wire import Answer, Block, Failed, Load, Loaded, Timed, Warmed, WarmUp, from_line, to_line
 from tsexport.errors import DataError, TsexportError
-from tsexport.types import Array, Session
+from tsexport.types import Array, DeviceTimed, Session
 
 DISTINCT_BATCHES = 8
 """Calls cycle through as many different batches, so that no call sees only its predecessor's data."""
@@ -57,6 +57,12 @@ class Timer:
             self._session.run(feeds)
             times.append(time.perf_counter_ns() - start)
         return times
+
+    def device_ms(self, batch: int, calls: int) -> tuple[float, ...]:
+        """Return the device's milliseconds of `calls` launches, () where the session has no clock there."""
+        if not isinstance(self._session, DeviceTimed):
+            return ()
+        return tuple(self._session.device_ms(batch) for _ in range(calls))
 
     def warm_up(self, request: WarmUp) -> Warmed:
         """Call until stable or capped."""
@@ -189,7 +195,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
                 wait_until_quiet()
             elif isinstance(request, Block):
                 timer.time_calls(request.batch, request.lead_in)
-                answer = Timed(tuple(timer.time_calls(request.batch, request.calls)), peak_bytes())
+                times_ns = tuple(timer.time_calls(request.batch, request.calls))
+                answer = Timed(times_ns, peak_bytes(), timer.device_ms(request.batch, request.calls))
                 if request.quiet:
                     wait_until_quiet()
             else:

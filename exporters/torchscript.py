@@ -28,13 +28,20 @@ from tsexport.exporters.tracing import (
     tracer_caveats,
 )
 from tsexport.runtimes.comparison import TOLERANCES
-from tsexport.types import Artifact, Feeds, ModelSpec
+from tsexport.types import Artifact, Feeds, ModelSpec, Precision
 
 _CALLS = 4  # the profiling executor specializes within the first three; the fourth must equal the third
 
 
 def export_torchscript(
-    module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *, name: str = "torchscript-fp32"
+    module: nn.Module,
+    spec: ModelSpec,
+    feeds: Feeds,
+    path: Path,
+    *,
+    name: str = "torchscript-fp32",
+    precision: Precision = "fp32",
+    runtimes: tuple[str, ...] = EXPORT_FORMATS["torchscript"].runtimes,
 ) -> Artifact:
     """Trace `module` and write it to `path`; the same module gives the same bytes.
 
@@ -42,6 +49,7 @@ def export_torchscript(
         module: takes tensors in the order of `spec.inputs`, returns a tensor or a tuple in that of `spec.outputs`.
         feeds: example inputs by name, [batch, ...].
         path: the file to write (`.pt`).
+        name, precision, runtimes: of the artifact; `precision` is what the module computes in.
 
     Raises:
         ExportError: the module cannot be traced, is random in eval mode, or its trace fails at another batch size.
@@ -67,9 +75,7 @@ def export_torchscript(
         )
     write_atomically(path, data)
     provenance = (f"torch.jit.trace in eval mode under no_grad, torch {_version()}", *(f"caveat: {c}" for c in caveats))
-    return describe(
-        (path,), "torchscript", spec, provenance, name=name, precision="fp32", runtimes=export_format.runtimes
-    )
+    return describe((path,), "torchscript", spec, provenance, name=name, precision=precision, runtimes=runtimes)
 
 
 def _trace(module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]) -> tuple[bytes, tuple[str, ...]]:

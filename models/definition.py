@@ -70,11 +70,24 @@ class Component:
     take: Callable[[Any], "nn.Module"]
 
 
+@dataclass(frozen=True)
+class Narrowing:
+    """What of a model stays in fp32 where torch computes the rest in fp16 or bf16, beyond `FP32_LAYERS`.
+
+    `keep` are modules, as their parent calls them; `within` the children that alone are cast, () for all.
+    """
+
+    keep: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    reason: str = ""
+
+
 class Definition(Protocol):
     """A model's module: `tsexport.models.<file>`, or a third party's.
 
-    Three more names may be there.  `COMPONENTS` are the parts that can be built alone.  `FP32_LAYERS` are the names of
-    modules, as their parent calls them ("film"), that stay in fp32 in an artifact of fp16 or bf16.
+    Four more names may be there.  `COMPONENTS` are the parts that can be built alone.  `FP32_LAYERS` are the names of
+    modules, as their parent calls them ("film"), that stay in fp32 in an artifact of fp16 or bf16; `NARROWING` says
+    what more does in torch.
     `misfit_hint(config, misfit) -> str` says what to do about a checkpoint that does not fit (a
     `models.loading.Misfit`), where the model knows better than its settings; "" where it does not.
     """
@@ -95,6 +108,12 @@ def fp32_layers_of(definition: Definition) -> tuple[str, ...]:
     """Return the modules that stay in fp32 where the rest is fp16 or bf16, () where it makes no difference."""
     layers: tuple[str, ...] = getattr(definition, "FP32_LAYERS", ())
     return layers
+
+
+def narrowing_of(definition: Definition) -> Narrowing:
+    """Return what more stays in fp32 in torch, nothing where the model does not say."""
+    narrowing: Narrowing = getattr(definition, "NARROWING", Narrowing())
+    return narrowing
 
 
 def component_of(definition: Definition, name: str, *, model: str) -> Component:

@@ -24,7 +24,7 @@ from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import Sizes, require_classes, require_divisible, require_positive
+from tsexport.models.definition import Narrowing, Sizes, require_classes, require_divisible, require_positive
 from tsexport.types import BATCH, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -246,3 +246,9 @@ def network() -> "type[nn.Module]":
 def build(config: Config) -> "nn.Module":
     """Return the model with freshly initialised weights, in training mode."""
     return network()(config)
+
+
+NARROWING = Narrowing(
+    within=("backbone", "head"),
+    reason="the window's mean and deviation, and what they are applied to, stay in fp32",
+)

@@ -36,7 +36,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tsexport.errors import ConfigurationError
-from tsexport.models.definition import require_divisible, require_positive
+from tsexport.models.definition import Narrowing, require_divisible, require_positive
 from tsexport.types import BATCH, HeadLayout, TensorSpec
 
 if TYPE_CHECKING:
@@ -257,3 +257,10 @@ def network() -> "type[nn.Module]":
 def build(config: Config) -> "nn.Module":
     """Return the model with freshly initialised weights, in training mode."""
     return network()(config)
+
+
+NARROWING = Narrowing(
+    keep=("spectral",),
+    reason="the Fourier transforms and the complex products between them stay in fp32: torch has no products of "
+    "complex halves, and cuFFT none in bf16",
+)

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from tsexport.models import sfno
 from tsexport.models.definition import Sizes
-from tsexport.models.sfno import build
+from tsexport.models.sfno import NARROWING, build
 
-__all__ = ["Config", "build"]
+__all__ = ["NARROWING", "Config", "build"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,6 @@ its source and the faults of the published one that are not here stand in `tsexp
 Limits: about 2 GB in fp32, so its ONNX file keeps its weights in a second file; some 600 GFLOP a step.
 """
 
-from tsexport.models.sfno import Config, build
+from tsexport.models.sfno import NARROWING, Config, build
 
-__all__ = ["Config", "build"]
+__all__ = ["NARROWING", "Config", "build"]

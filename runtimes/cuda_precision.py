@@ -69,6 +69,14 @@ def narrowed(
     return copied
 
 
+def narrowed_model(
+    module: nn.Module, precision: Precision, *, keep: Collection[str] = (), within: Collection[str] = ()
+) -> nn.Module:
+    """As `narrowed`, for a model or a part of it: names of `keep` that a part does not have are passed over."""
+    held = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+    return narrowed(module, precision, keep=[name for name in keep if name in held], within=within)
+
+
 def exact_products() -> None:
     """Turn TF32 off, and the accumulation of cuBLAS in less than fp32, for this process.
 

@@ -104,9 +104,10 @@ RUNTIMES: tuple[BuiltInRuntime, ...] = (
     ),
 )
 
+TORCH_CUDA = "torch-cuda"
 GPU_RUNTIMES: tuple[BuiltInRuntime, ...] = (
     BuiltInRuntime(
-        name="torch-cuda",
+        name=TORCH_CUDA,
         formats=("torchscript",),
         package="torch",
         session="tsexport.runtimes.torch_cuda:TorchCudaSession",

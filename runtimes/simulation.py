@@ -10,6 +10,8 @@ Integer kernels differ from CPU to CPU (those without VNNI saturate), so none of
     bf16 in OpenVINO          an ONNX graph that rounds at every operator stands in for it, where the artifact was built
                               with one beside it; that is no exact simulation, and the artifact's caveat says so
 
+    bf16 and fp16 in torch    torch's own kernels of this CPU in that type, whose sums may round otherwise
+
 What else OpenVINO decides by itself at run time (activations quantized in groups, bf16 for the rest of an int8 graph)
 cannot be simulated and is refused.  What is in fp32 runs as it is.
 
@@ -57,6 +59,8 @@ def simulate(artifact: Artifact, runtime: str, threads: int) -> Session:
     """
     if artifact.precision == "fp32":
         return load(artifact, runtime, threads)
+    if artifact.format == "torchscript":
+        return load(artifact, "torchscript", threads)
     if runtime not in AS_WRITTEN:
         raise UsageError(
             f"artifact {artifact.name} is {artifact.precision}, and {runtime} cannot simulate it; "

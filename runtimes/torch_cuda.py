@@ -67,6 +67,12 @@ class ModuleSession(BatchSpecialised):
         self._infer_for(batch)
         return self._calls[batch]
 
+    def device_ms(self, batch: int) -> float:
+        """Return the milliseconds that one launch takes on the device (see `DeviceCall.device_ms`)."""
+        call = self.device_call(batch)
+        with self._turn:
+            return call.device_ms()
+
     def _compile(self, batch: int | None) -> Infer:
         if batch is None:
             return self._dynamic

@@ -24,8 +24,7 @@ WINDOW_MINUTES = 60
 class Case:
     """One model, or a part of it, in one precision at one batch size.
 
-    `settings` are the model's.  `keep` are modules that stay in fp32 beyond those that the model names itself, `within`
-    the children that alone are cast (see `runtimes.cuda_precision`); `note` says why.
+    `settings` are the model's.  What of it stays in fp32 is the model's to say (`models.definition.Narrowing`).
     """
 
     model: str
@@ -34,9 +33,6 @@ class Case:
     component: str | None = None
     settings: tuple[tuple[str, int], ...] = ()
     form: Form = "source"
-    keep: tuple[str, ...] = ()
-    within: tuple[str, ...] = ()
-    note: str = ""
 
     @property
     def name(self) -> str:
@@ -52,27 +48,16 @@ class Case:
         return "-".join(words)
 
 
-FFT = (
-    "the Fourier transforms and the complex products between them stay in fp32: torch has no products of complex "
-    "halves, and cuFFT none in bf16"
-)
-REVIN = "the window's mean and deviation, and what they are applied to, stay in fp32"
-
-
 def _hrm(component: str | None, batch: int, precision: Precision = "bf16", *settings: tuple[str, int]) -> Case:
     return Case("hrm-27m", precision, batch, component, settings)
 
 
 def _patchtst(model: str, precision: Precision, batch: int = 1) -> Case:
-    if model == "patchtst" and precision != "fp32":
-        return Case(model, precision, batch, within=("backbone", "head"), note=REVIN)
     return Case(model, precision, batch)
 
 
 def _sfno(model: str, form: Form) -> Case:
-    if form == "matrix products":
-        return Case(model, "fp16", 1, form=form)
-    return Case(model, "fp16", 1, keep=("spectral",), note=FFT)
+    return Case(model, "fp16", 1, form=form)
 
 
 CASES: tuple[Case, ...] = (

@@ -16,11 +16,10 @@ import numpy as np
 from tsexport.bench.projection import fitted
 from tsexport.bench.suites.gpu_cases import WAYS, Case
 from tsexport.bench.suites.gpu_records import GpuReport, GpuRow
-from tsexport.bench.suites.gpu_text import device_name
 from tsexport.bench.suites.projection import Anchor, Placed, Report, place, report_text, run
 from tsexport.bench.suites.report import publish, table
 from tsexport.codec import decode, read_text, write_whole
-from tsexport.devices import Device, list_devices
+from tsexport.devices import Device, device_of, list_devices
 from tsexport.errors import DataError, TsexportError
 from tsexport.exporters.conversion import convert_to_onnx
 from tsexport.models.sources import identify, open_source
@@ -136,7 +135,7 @@ def _device_of(report: GpuReport) -> Device:
             "the results are a rehearsal, and nothing in them ran on a GPU", next_step="run the suite on a GPU first"
         )
     known = {device.name: device for device in list_devices()}
-    name = device_name(gpu)
+    name = device_of(gpu)
     if name not in known or not known[name].peak:
         raise DataError(
             f"nothing is known of what a {gpu.name} reaches at peak, so nothing can be projected for it",

@@ -1,32 +1,23 @@
 """The results of `gpu_runs.py` as Markdown, and what they are called."""
 
-import re
 from collections.abc import Sequence
 
 from tsexport.bench.statistics import Summary
 from tsexport.bench.suites.gpu_cases import WAYS
 from tsexport.bench.suites.gpu_records import OUTPUT_LIMITS, GpuFacts, GpuReport, GpuRow
 from tsexport.bench.suites.report import NOT_MEASURED, megabytes, milliseconds, table
-from tsexport.devices import list_devices
-from tsexport.gpus import Gpu, is_device
+from tsexport.devices import device_of
 
 COLUMNS = (
     "way", "device p50 ms", "p90", "p99", "calls", "whole call p50 ms", "p90", "p99", "calls", "output error",
     "memory MB", "first call s", "MHz",
 )  # fmt: skip
-_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
-
-
-def device_name(gpu: Gpu) -> str:
-    """Return the name that devices.toml has for a GPU, such as "h100", else the driver's in small letters."""
-    known = next((one.name for one in list_devices() if is_device(gpu, one.name)), None)
-    return known or _NOT_IN_A_NAME.sub("-", gpu.name.lower()).strip("-")
 
 
 def report_name(report: GpuReport) -> str:
     """Return "gpu-h100"; "gpu-rehearsal" where nothing ran on a GPU."""
     gpu = report.runs[0].gpu
-    return "gpu-rehearsal" if report.rehearsal or gpu is None else f"gpu-{device_name(gpu)}"
+    return "gpu-rehearsal" if report.rehearsal or gpu is None else f"gpu-{device_of(gpu)}"
 
 
 def report_text(report: GpuReport) -> str:

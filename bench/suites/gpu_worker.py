@@ -29,9 +29,11 @@ from tsexport.bench.suites.gpu_records import OUTPUT_LIMITS, GpuRow
 from tsexport.codec import from_plain, to_plain
 from tsexport.errors import DataError
 from tsexport.exporters.rewrites.spectral import SpectralAsMatrixProducts
+from tsexport.models.definition import Narrowing, narrowing_of
+from tsexport.models.registry import get_entry
 from tsexport.models.sources import identify, open_source
 from tsexport.runtimes.comparison import relative_rms
-from tsexport.runtimes.cuda_precision import exact_products, narrowed
+from tsexport.runtimes.cuda_precision import exact_products, narrowed_model
 from tsexport.runtimes.torch_cuda import ModuleSession, TorchCudaSession, compiled, module_session
 from tsexport.types import Array, Artifact, ModelSpec, random_feeds
 
@@ -138,9 +140,17 @@ def prepare(case: Case) -> Prepared:
     feeds, expected = _expected(case.model, case.component, case.settings, case.batch)
     if case.form == "matrix products":
         source, _ = SpectralAsMatrixProducts().call(copy.deepcopy(source), ())
-    held = {name.rpartition(".")[2] for name, _ in source.named_modules()}
-    keep = (*(name for name in spec.fp32_layers if name in held), *case.keep)
-    return Prepared(case, spec, narrowed(source, case.precision, keep=keep, within=case.within), feeds, expected)
+    narrowing = narrowing_for(case)
+    keep = (*spec.fp32_layers, *narrowing.keep)
+    module = narrowed_model(source, case.precision, keep=keep, within=narrowing.within)
+    return Prepared(case, spec, module, feeds, expected)
+
+
+def narrowing_for(case: Case) -> Narrowing:
+    """Return what stays in fp32 of a case; products of real matrices need no exception for what was a transform."""
+    if case.component is not None or case.precision == "fp32" or case.form == "matrix products":
+        return Narrowing()
+    return narrowing_of(get_entry(case.model).definition())
 
 
 def run_job(job: Job) -> Iterator[Begun | Done]:
@@ -210,14 +220,14 @@ class Lanes:
             reason = f"its error is {shown}; {limit.name} allows {limit.limit:g}"
             return GpuRow(case, way, "wrong", output_error=finite, checked=CHECKED, reason=reason)
         on_gpu = self._job.device != "cpu"
-        call = session.device_call(case.batch)
-        device = time_calls(call.device_ms, self._job.seconds) if on_gpu else None
+        device = time_calls(lambda: session.device_ms(case.batch), self._job.seconds) if on_gpu else None
         clock = clock_mhz() if on_gpu else None
         feeds = prepared.batch(0)
         wall = time_calls(lambda: _wall_ms(session, feeds), self._job.seconds)
         return GpuRow(
             case, way, "measured", device, wall, finite, CHECKED,
-            first_call_s=first_call_s, notes=tuple(note for note in (case.note, _compiler_note(way)) if note),
+            first_call_s=first_call_s,
+            notes=tuple(note for note in (narrowing_for(case).reason, _compiler_note(way)) if note),
             clock_mhz=clock,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.container import container, published_limits
 from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
 from tsexport.bench.figures import figures_for
-from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.kept_records import KeptArtifact, KeptRecord, check_commit, time_text, write_kept
 from tsexport.bench.measure import BATCHES, measure
 from tsexport.bench.noise import NoiseWatch
@@ -19,16 +19,17 @@ from tsexport.bench.race import Progress
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
 from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
-from tsexport.bench.verdicts import exit_code, judge
+from tsexport.bench.verdicts import CPU4, exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
-from tsexport.manifest import ArtifactEntry, Manifest
+from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
 from tsexport.targets import Target
+from tsexport.timing_pairs import TimingPairs, timing_pairs
 from tsexport.types import Measurement
 
 
@@ -38,7 +39,8 @@ class BenchmarkResult:
 
     `use_cases` say what each artifact is fast enough for, `figures` are the tables' other numbers (sizes, memory,
     gains), judged.  `exit_code` is 4 where a row is missed, 6 where none could be judged, else 0; descriptions and use
-    cases decide neither.  `kept` is the file that holds the result, None where it was not asked for.
+    cases decide neither.  `kept` is the file that holds the result, None where it was not asked for.  `device` is what
+    the machine stood for in the tables: "cpu4", or its GPU ("h200").
     """
 
     bundle: str
@@ -48,6 +50,15 @@ class BenchmarkResult:
     figures: tuple[FigureVerdict, ...]
     exit_code: int
     kept: Path | None = None
+    device: str = CPU4
+
+    @property
+    def title(self) -> str:
+        """The bundle, and the CPU or GPU that it was measured on."""
+        machine = self.record.machine
+        if self.device != CPU4:
+            return f"{self.bundle} on {machine.gpu}"
+        return f"{self.bundle} on {machine.cpu_model}, {machine.instruction_set}"
 
 
 def benchmark_bundle(
@@ -107,17 +118,19 @@ def benchmark_bundle(
     check_sums(bundle.path)
     manifest = bundle.manifest
     _check_cpu4(manifest.target, threads, in_container)
-    result = _measured(bundle, batches, threads, max_seconds, in_container, progress)
+    result, timed = _measured(bundle, batches, threads, max_seconds, in_container, progress)
     model = manifest.model
     budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
-    result = replace(result, verdicts=judge(budgets, result.measurements, machine=result.machine))
+    verdicts = judge(budgets, result.measurements, machine=result.machine, device=timed.device)
+    result = replace(result, verdicts=verdicts)
     use_cases = answer_use_cases(tables.service_level, result.measurements)
-    figures = figures_of_bundle(manifest, result.measurements, tables)
+    # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
+    figures = figures_of_bundle(manifest, () if timed.on_gpu else result.measurements, tables)
     kept = None
     if record is not None:
         kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
     code = _exit_code(exit_code(result.verdicts), figures)
-    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept)
+    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept, timed.device)
 
 
 def _measured(
@@ -127,9 +140,8 @@ def _measured(
     max_seconds: float,
     in_container: bool,
     progress: Progress | None,
-) -> MachineRecord:
-    """Return a bundle's measurements, with the noise meanwhile and the container; nothing is judged."""
-    pairs = _pairs(bundle.manifest)
+) -> tuple[MachineRecord, TimingPairs]:
+    """Return a bundle's measurements, with the noise meanwhile and the container, and what they are of; not judged."""
     feeds = read_golden(bundle.path, INPUTS, bundle.manifest.artifacts[0].inputs, bundle.manifest.golden.samples)
     with ExitStack() as stack:
         machine, limits = fingerprint(), None
@@ -137,11 +149,12 @@ def _measured(
         if in_container:
             made = stack.enter_context(container(published_limits(), machine))
             machine, limits, command = made.machine, made.limits, made.worker_command
+        timed = _timed_here(bundle.manifest, machine)
         used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
         watch = NoiseWatch(choose_cpus(used))
         measurements = tuple(
             measurement
-            for entry, runtime in pairs
+            for entry, runtime in timed.pairs
             for measurement in measure(
                 bundle.artifact(entry.name),
                 runtime,
@@ -157,7 +170,7 @@ def _measured(
             )
         )
         noise = watch.record()
-    return MachineRecord(machine, measurements, noise=noise, container=limits)
+    return MachineRecord(machine, measurements, noise=noise, container=limits), timed
 
 
 def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None:
@@ -174,23 +187,21 @@ def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None
         )
 
 
-def _pairs(manifest: Manifest) -> list[tuple[ArtifactEntry, str]]:
+def _timed_here(manifest: Manifest, machine: Machine) -> TimingPairs:
     """Return what is measured: artifacts on runtimes that are here.
 
     Raises:
         NoRuntimeError: there are none.
     """
     here = {status.name for status in list_statuses() if status.available}
-    # What TensorRT computes in int8, fp16 or bf16 says nothing when it is simulated on a CPU, and takes minutes.
-    timed = [e for e in manifest.artifacts if manifest.target.instruction_set != "gpu" or e.precision == "fp32"]
-    pairs = [(entry, runtime) for entry in timed for runtime in entry.runtimes if runtime in here]
-    if not pairs:
+    timed = timing_pairs(manifest, here, machine.gpu)
+    if not timed.pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
         raise NoRuntimeError(
             f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
             next_step="see `tsexport runtimes` for the pip commands",
         )
-    return pairs
+    return timed
 
 
 def figures_of_bundle(

@@ -4,7 +4,8 @@
 bytes; NaN and infinity are refused, since JSON has no word for them (a bound that is absent is None).  `decode` accepts
 exactly that: an unknown, missing or repeated key, or a value of another type, is an error that names the place
 ("artifacts[0].format") and what is allowed.  `from_plain` does the same for what was parsed already, TOML included;
-tables that people write may leave out keys whose fields have defaults.
+tables that people write may leave out keys whose fields have defaults.  A field that came to a record after files of
+its schema version had been written bears `ADDED_LATER`: those files are read, too.
 
 Field types that are understood: str, int, float, bool, None, Path (a string), Literal, unions of these with one
 dataclass, frozen dataclasses, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, and Any (any JSON value; sequences
@@ -25,6 +26,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from tsexport.errors import BundleError, TsexportError, did_you_mean
 
 Record = TypeVar("Record")
+ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"added later": True})
+"""Metadata of a field with a default whose key an older file may lack."""
 _NAMES = {
     str: "a string",
     int: "an integer",
@@ -180,13 +183,16 @@ class _Reader:
             if key not in allowed:
                 hint = did_you_mean(key, allowed)
                 raise _Mismatch(where, f"unknown key {key!r}{hint}; allowed are {', '.join(allowed)}")
-        needed = [name for name, field in allowed.items() if not (self.defaults and _has_default(field))]
+        needed = [name for name, field in allowed.items() if not self._may_be_absent(field)]
         missing = [name for name in needed if name not in given]
         if missing:
             raise _Mismatch(where, f"missing {', '.join(map(repr, missing))}; needed are {', '.join(needed)}")
         return kind(
             **{name: self.read(hints[name], given[name], _join(where, name)) for name in allowed if name in given}
         )
+
+    def _may_be_absent(self, field: "dataclasses.Field[Any]") -> bool:
+        return _has_default(field) and (self.defaults or field.metadata == ADDED_LATER)
 
     def _tuple(self, members: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
         items = _expect(list, "a list", value, where)

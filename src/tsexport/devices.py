@@ -6,6 +6,7 @@ group `tsexport.targets`: an entry loads to a `Device` of the entry's name, and 
 """
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from importlib.resources import files
 
 from tsexport.codec import from_plain
 from tsexport.errors import ConfigurationError, TsexportError
+from tsexport.gpus import Gpu, is_device
 from tsexport.types import Precision
 
 ENTRY_POINT_GROUP = "tsexport.targets"
+_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 BF16_FROM = "9.0"
 """TensorRT computes in bf16 from this version on."""
 
@@ -156,3 +159,9 @@ def _load(point: EntryPoint) -> Device:
             next_step=f"repair or uninstall {owner}",
         )
     return device
+
+
+def device_of(gpu: Gpu) -> str:
+    """Return the name that a GPU has in the tables, such as "h100", else the driver's in small letters."""
+    known = next((one.name for one in list_devices() if is_device(gpu, one.name)), None)
+    return known or _NOT_IN_A_NAME.sub("-", gpu.name.lower()).strip("-")

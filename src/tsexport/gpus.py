@@ -103,6 +103,11 @@ def _gpu(row: list[str]) -> Gpu:
     )
 
 
+def first_gpu() -> Gpu | None:
+    """Return the GPU that torch computes on by default, None where there is none."""
+    return next(iter(list_gpus()), None)
+
+
 def _number(cell: str) -> float | None:
     """Return a cell's number, None for "[N/A]" and the like."""
     return float(cell) if _NUMBER.fullmatch(cell) else None

@@ -20,6 +20,7 @@ from tsexport.device_kit import write_kit
 from tsexport.entries import artifact_entry
 from tsexport.exporting import Exports
 from tsexport.golden import write_golden
+from tsexport.gpu_scripts import shipped_scripts
 from tsexport.manifest import (
     MANIFEST,
     SELECTION,
@@ -179,19 +180,24 @@ def _entries(context: Context, samples: Samples, packed: Packed, root: Path) -> 
     for one in packed.fp32:
         runtimes.setdefault(one.artifact.name, []).append(one.runtime)
     artifacts = [
-        replace(one, runtimes=tuple(runtimes[one.name])) for one in packed.exports.artifacts if one.name in runtimes
+        (replace(one, runtimes=tuple(runtimes[one.name])), packed.selected_accuracy)
+        for one in packed.exports.artifacts
+        if one.name in runtimes
     ]
     chosen = packed.selected.artifact
     if chosen.name not in runtimes:
-        artifacts.append(replace(chosen, runtimes=(packed.selected.runtime,)))
+        artifacts.append((replace(chosen, runtimes=(packed.selected.runtime,)), packed.selected_accuracy))
+    for script in shipped_scripts(packed.tried):
+        assert script.artifact is not None
+        artifacts.append((script.artifact, AccuracyResult(script.accuracy, script.golden_error)))
     return tuple(
         artifact_entry(
             _copy(_with_profile(artifact, context), root),
             root,
-            _golden_tolerance(samples, artifact, packed.selected_accuracy),
+            _golden_tolerance(samples, artifact, result),
             batch_dependent=_is_batch_dependent(artifact, packed.tried),
         )
-        for artifact in artifacts
+        for artifact, result in artifacts
     )
 
 

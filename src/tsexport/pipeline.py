@@ -26,6 +26,7 @@ from tsexport.errors import MissingDependencyError, ParityError, UsageError, did
 from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
 from tsexport.fitting import fit_to_device
+from tsexport.gpu_scripts import accuracies_of, try_scripts
 from tsexport.loading import cores_here
 from tsexport.measuring import (
     Placed,
@@ -215,6 +216,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         fp32, left_out = hold_budget(budget, fp32, judged)
         fp32, drifted = hold_buildup(context, samples, fp32)
         buildups = buildups_of(context, samples, fp32, tried)
+        scripts = try_scripts(context, samples, exports)
     machine = fingerprint()
     if context.options.selection is not None:
         chosen = repeat(context, fp32, tried)
@@ -241,11 +243,11 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         fp32=fp32,
         selected=selected,
         why=chosen.choice.why,
-        tried=tried,
+        tried=(*tried, *scripts),
         order=chosen.order,
         threads=chosen.threads,
         parity=parity,
-        accuracy=_accuracies(selected_accuracy, [judged[one.key] for one in fp32]),
+        accuracy=_accuracies(selected_accuracy, [*(judged[one.key] for one in fp32), *accuracies_of(scripts)]),
         selected_accuracy=selected_accuracy,
         budget=budget,
         caveats=(

@@ -7,6 +7,7 @@ level of the tables.  Memory fails where the second half of 10,000 calls adds mo
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
@@ -117,12 +118,11 @@ def failure_of(record: ScenarioRecord) -> str:
 
 
 def _named(scenario: str) -> ScenarioName:
-    found: ScenarioName | None = next((one for one in SCENARIOS if one == scenario), None)  # type: ignore[assignment]
-    if found is None:
+    if scenario not in SCENARIOS:
         raise UsageError(
             f"unknown scenario {scenario!r}{did_you_mean(scenario, SCENARIOS)}; scenarios are {', '.join(SCENARIOS)}"
         )
-    return found
+    return cast(ScenarioName, scenario)
 
 
 def _run(bundle: Bundle, scenario: ScenarioName, options: ScenarioOptions, say: Say) -> ScenarioRecord:

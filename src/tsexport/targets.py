@@ -3,7 +3,9 @@
 A target is `<family>-<precision>`: `cpu4-int8`, `jetson-int8`, `a100-bf16`.  cpu4 is the published "4-core CPU without
 a GPU" deployment, on this machine's instruction set or on another (`--device avx2`).  The GPUs and boards are those of
 `devices.toml`, each with a TensorRT version that `--device NAME@jetpack-6.2` or `--device @tensorrt-8.6` chooses.
-Latency can be measured only where the target is this machine (`Target.here`); elsewhere numerics are simulated.
+Latency can be measured only where the target is this machine (`Target.here`); elsewhere numerics are simulated.  A GPU
+target is never this machine, since TensorRT does not run here; `gpu_here` says whether its device is, so that PyTorch
+can be timed on it.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Literal
 
 from tsexport.devices import BF16_FROM, Device, broken_devices, facts, list_devices, version_key
 from tsexport.errors import ConfigurationError, UnsupportedError, UsageError, did_you_mean
+from tsexport.gpus import first_gpu, is_device
 from tsexport.types import FORMATS, Format, Precision
 
 InstructionSet = Literal["avx2", "avx512-vnni", "amx", "arm64", "generic", "gpu"]
@@ -163,6 +166,12 @@ def formats_of(target: Target, asked: tuple[Format, ...]) -> tuple[Format, ...]:
             next_step="leave --formats out, or name one of them",
         )
     return formats
+
+
+def gpu_here(target: Target) -> bool:
+    """Return whether the first GPU of this machine is the target's device; False for a CPU."""
+    gpu = first_gpu()
+    return target.instruction_set == "gpu" and gpu is not None and is_device(gpu, target.device)
 
 
 def caveats_of(target: Target) -> tuple[str, ...]:

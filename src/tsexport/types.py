@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tsexport.codec import ADDED_LATER
 from tsexport.work import Coverage
 
 Format = Literal["onnx", "torchscript", "openvino"]
@@ -146,6 +147,15 @@ class Session(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """A session that can also time its launches by the clock of the device."""
+
+    def device_ms(self, batch: int) -> float:
+        """Launch once what a call of that batch size launches; return milliseconds without copies."""
+        ...
+
+
 class Runtime(Protocol):
     """Something that loads artifacts of some formats and runs them."""
 
@@ -257,7 +267,10 @@ class Measurement:
     """Latency of one artifact on one runtime at one batch size, on one machine.
 
     `samples_ms` are wall-clock times of single calls after warm-up, pooled over `processes` fresh processes.
-    `load_ms` is from the request for the session to its first answer; `peak_memory_bytes` is that of the process.
+    They are of the whole call, from arrays to arrays: on a GPU with the copies to it and back.  `device_ms` are of
+    other calls, between two events on the GPU's stream around the launches, without copies; () where the session has
+    no such clock.  `load_ms` is from the request for the session to its first answer; `peak_memory_bytes` is that of
+    the process, on the host.
     """
 
     artifact: str
@@ -272,6 +285,7 @@ class Measurement:
     idle_memory_bytes: int
     warmup_runs: int
     processes: int
+    device_ms: tuple[float, ...] = field(default=(), metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True)

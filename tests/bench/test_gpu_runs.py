@@ -17,9 +17,10 @@ from tsexport.bench.suites.gpu_cases import CASES, WAYS
 from tsexport.bench.suites.gpu_process import GpuProcess
 from tsexport.bench.suites.gpu_records import OUTPUT_LIMITS, GpuFacts, GpuReport, GpuRow
 from tsexport.bench.suites.gpu_runs import Run, resumed
-from tsexport.bench.suites.gpu_text import device_name, report_name, report_text
+from tsexport.bench.suites.gpu_text import report_name, report_text
 from tsexport.bench.suites.gpu_worker import Begun, Done, Job, from_line, prepare, run_job, time_calls, to_line
 from tsexport.codec import decode, encode
+from tsexport.devices import device_of
 from tsexport.errors import DataError, TsexportError
 from tsexport.gpus import Gpu
 from tsexport.models.definition import component_of
@@ -144,7 +145,7 @@ def test_a_result_bears_the_gpu_s_name():
     assert report_name(report()) == "gpu-h100"
     assert report_name(report(gpu=replace(H100, name="NVIDIA H200"))) == "gpu-h200"
     assert report_name(report(rehearsal=True)) == "gpu-rehearsal"
-    assert device_name(replace(H100, name="NVIDIA GeForce RTX 4090")) == "nvidia-geforce-rtx-4090"
+    assert device_of(replace(H100, name="NVIDIA GeForce RTX 4090")) == "nvidia-geforce-rtx-4090"
     text = report_text(report())
     assert text.startswith("# torch on a GPU: NVIDIA H100 80GB HBM3\n")
     for part in ("power limit 700 W", "0.500", "n/a", "- eager: failed, RuntimeError: no kernel image", "in 2 places",

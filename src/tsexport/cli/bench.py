@@ -81,6 +81,7 @@ def bench(
     from tsexport.bench.ensembles import Member, judge_ensembles
     from tsexport.bench.measure import BATCHES
     from tsexport.bench.tables import load_tables
+    from tsexport.bench.verdicts import CPU4
     from tsexport.benchmarking import benchmark_bundle
     from tsexport.gating import bench_report, publish
 
@@ -103,7 +104,9 @@ def bench(
         )
         if results[-1].kept is not None:
             say(f"kept as {results[-1].kept}")
-    ensembles = judge_ensembles(tables, [Member(one.model, one.record.measurements) for one in results])
+    ensembles = judge_ensembles(
+        tables, [Member(one.model, one.record.measurements) for one in results if one.device == CPU4]
+    )
     publish(bench_report(results, ensembles), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
@@ -111,6 +114,7 @@ def bench(
         document = [
             {
                 "name": one.bundle,
+                "device": one.device,
                 "record": to_plain(one.record),
                 "use_cases": to_plain(one.use_cases),
                 "figures": to_plain(one.figures),
@@ -134,15 +138,21 @@ def show(result: "BenchmarkResult") -> None:
     from tsexport.bench.rows import measurement_rows
     from tsexport.bench.use_cases import use_case_rows, use_case_titles
 
-    machine = result.record.machine
+    rows = measurement_rows(result.record.measurements)
     print_table(
         ("artifact", "runtime", "batch", "threads", "p50", "p90", "p99", "throughput", "load", "peak memory"),
         [
             (m.artifact, m.runtime, m.batch, m.threads, m.p50, m.p90, m.p99, m.throughput, m.load, m.peak_memory)
-            for m in measurement_rows(result.record.measurements)
+            for m in rows
         ],
-        title=f"{result.bundle} on {machine.cpu_model}, {machine.instruction_set}",
+        title=result.title,
     )
+    if any(m.device_ms for m in result.record.measurements):
+        print_table(
+            ("artifact", "runtime", "batch", "device p50", "device p90", "whole call p50"),
+            [(m.artifact, m.runtime, m.batch, m.device_p50, m.device_p90, m.p50) for m in rows],
+            title="between two events on the GPU's stream, without copies; a whole call has both copies",
+        )
     if result.use_cases:
         print_table(
             ("artifact", "runtime", "batch", "p90", "samples", *use_case_titles(result.use_cases)),

@@ -8,7 +8,7 @@ import click
 
 from tsexport.cli.output import print_json, print_table, say
 from tsexport.devices import broken_devices, list_devices
-from tsexport.targets import CPU_DEVICES, Target, host_cpu, refusal_of, resolve_target, target_names
+from tsexport.targets import CPU_DEVICES, Target, gpu_here, host_cpu, refusal_of, resolve_target, target_names
 
 if TYPE_CHECKING:
     from tsexport.types import RuntimeStatus
@@ -26,10 +26,7 @@ def targets(as_json: bool) -> None:
         return
     print_table(
         ("target", "device", "TensorRT", "measured here", "summary"),
-        [
-            (row["name"], row["device"], row["tensorrt"] or "-", "yes" if row["runs_here"] else "no", row["summary"])
-            for row in rows
-        ],
+        [(row["name"], row["device"], row["tensorrt"] or "-", _measured_here(row), row["summary"]) for row in rows],
         title=f"{machine['cpu']}, {machine['instruction_set']}, {machine['cores']} cores",
     )
     print_table(
@@ -112,9 +109,16 @@ def _target_row(target: Target, missing: str) -> dict[str, Any]:
         "formats": list(target.formats),
         "summary": target.summary,
         "runs_here": target.here and not missing and refusal is None,
+        "device_here": gpu_here(target),
         "caveats": list(target.caveats),
         "note": refusal.message if refusal else missing or fewer,
     }
+
+
+def _measured_here(row: dict[str, Any]) -> str:
+    if row["runs_here"]:
+        return "yes"
+    return "its device is here, for PyTorch" if row["device_here"] else "no"
 
 
 def _device_rows() -> list[dict[str, Any]]:

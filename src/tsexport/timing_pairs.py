@@ -1,0 +1,46 @@
+"""Which artifacts of a bundle are timed on this machine, on which runtimes, and what the machine stands for then.
+
+A bundle for a GPU is timed by torch on the GPU at hand, where there is one: its TorchScript artifacts, in the precision
+that each is in.  Its ONNX graphs are TensorRT's, which nothing here runs.  Where there is no GPU its fp32 artifacts are
+timed on this CPU; what TensorRT computes in int8, fp16 or bf16 says nothing when it is simulated, and takes minutes.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tsexport.bench.verdicts import CPU4
+from tsexport.devices import device_of
+from tsexport.gpus import Gpu
+from tsexport.manifest import ArtifactEntry, Manifest
+from tsexport.runtimes.registry import TORCH_CUDA
+
+
+@dataclass(frozen=True)
+class TimingPairs:
+    """What is timed: (artifact, runtime); `device` is what the tables call the place, such as "cpu4" or "h200"."""
+
+    pairs: tuple[tuple[ArtifactEntry, str], ...]
+    device: str = CPU4
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != CPU4
+
+
+def timing_pairs(manifest: Manifest, here: Collection[str], gpu: Gpu | None) -> TimingPairs:
+    """Return what is timed of a bundle.
+
+    Args:
+        here: the runtimes that this machine has.
+        gpu: the GPU that torch computes on, None where there is none.
+    """
+    if manifest.target.instruction_set != "gpu":
+        return TimingPairs(_pairs(manifest.artifacts, here))
+    scripts = tuple((one, TORCH_CUDA) for one in manifest.artifacts if one.format == "torchscript")
+    if gpu is not None and TORCH_CUDA in here and scripts:
+        return TimingPairs(scripts, device_of(gpu))
+    return TimingPairs(_pairs(tuple(one for one in manifest.artifacts if one.precision == "fp32"), here))
+
+
+def _pairs(artifacts: tuple[ArtifactEntry, ...], here: Collection[str]) -> tuple[tuple[ArtifactEntry, str], ...]:
+    return tuple((entry, runtime) for entry in artifacts for runtime in entry.runtimes if runtime in here)
