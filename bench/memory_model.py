@@ -53,7 +53,7 @@ class Rules:
 
 
 RULES: Mapping[str, Rules] = {
-    "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 1.5, 3.0, 1.4, 2.3, 2.3),
+    "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 1.5, 2.5, 1.4, 2.3, 2.3),
     "openvino": Rules(13 * MB, 0.06 * MB, 0.0, 0.0, 2.3, 2.3, 3.9, 2.6, 3.5),
     "torchscript": Rules(3 * MB, 0.04 * MB, 13 * MB, 5 * MB, 1.05, 1.3, 2.4, 0.0, 0.0),
 }

@@ -9,6 +9,7 @@ halved until a run is valid, then by bisection until valid and invalid rates are
 so that its arrivals are those of another rate, stretched.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -73,8 +74,10 @@ class ScenarioProcess:
         assert self._process.stdout is not None
         self._process.kill()  # it holds nothing that is worth keeping
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            stream.close()
+        with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._stderr.close()
         self._folder.cleanup()
 
     def ask(

@@ -28,8 +28,8 @@ def test_the_idle_model_is_one_product():
 def test_the_peak_holds_the_activations_of_the_batch(long_chain):
     """30 products of [batch, 128]: two tensors live at once, and a second run's block beside the first one's."""
     small = memory.measure_peak(long_chain, "onnxruntime", threads=1, batch=1)
-    large = memory.measure_peak(long_chain, "onnxruntime", threads=1, batch=65_536)
-    tensor = 65_536 * 128 * 4
+    large = memory.measure_peak(long_chain, "onnxruntime", threads=1, batch=16_384)
+    tensor = 16_384 * 128 * 4
     grown = large.above_idle_bytes - small.above_idle_bytes
     assert small.above_idle_bytes < 20 * MIB
     assert 2 * tensor <= grown <= 8 * tensor
@@ -85,6 +85,6 @@ def test_messages_come_back_and_garbage_is_refused(short_chain):
 
 
 def test_feeds_are_part_of_neither(short_chain):
-    """The caller's own 64 MiB of inputs are there before the session is idle."""
-    found = memory.measure_peak(short_chain, "onnxruntime", threads=1, batch=131_072)
-    assert found.idle_bytes > np.float32().itemsize * 128 * 131_072
+    """The caller's own 16 MiB of inputs are there before the session is idle."""
+    found = memory.measure_peak(short_chain, "onnxruntime", threads=1, batch=32_768)
+    assert found.idle_bytes > np.float32().itemsize * 128 * 32_768
