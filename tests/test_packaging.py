@@ -132,7 +132,7 @@ def test_the_extras_are_those_of_the_readme():
         *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dev")
     }
     readme = (ROOT / "README.md").read_text()
-    for extra in ("build", "openvino", "tract", "report"):
+    for extra in PROJECT["optional-dependencies"]:
         assert f"`{extra}`" in readme
 
 
