@@ -34,14 +34,15 @@ The verdict, with threshold h and floor f:
 
 It is given at most after each number of pairs in LOOKS; each look spends an equal share of alpha = 5 %, so that all of
 them together err no more often, however they depend on each other.  At the first look 1 - 2^(1 - 6) = 96.9 % is all
-that six pairs can claim: where the true change is exactly h, a run is red in at most 1.6 % + 4 x 0.5 % = 3.6 % of
-cases, and twice in a row, which alone counts as a regression, in 0.13 %.  Two copies of one bundle are a whole
-threshold away from that: all six pairs would have to show more than h by layout alone, and six fresh ones once more.
-What simulation says of both errors and of a bundle slowed by 10 %, layouts spreading by 1 to 4 % between processes, is
-printed by `bench/suites/compare_rule.py` and stands in docs/compare.md; what was measured, there too.
+that six pairs can claim: where the true change is exactly h, one run is red in nominally 1.6 % + 4 x 0.5 % = 3.6 % of
+cases, and twice in a row, which alone counts as a regression, in 0.13 %.  Drawn from a normal distribution it was 1.6 %
+at six pairs (of 500) and 0.5 % at ten (of 400); with a tenth of the resamples tails are cut, and 9 of 100 first runs
+were red, none twice.  Two copies of one bundle are a whole threshold away from that: all six pairs would have to show
+more than h by layout alone, and six fresh ones once more.  `bench/suites/compare_rule.py` simulates both errors and a
+bundle slowed by 10 %; what it gave, and what was measured, stands in docs/compare.md.
 
-Limits: pairs share the machine, hence what a machine does to one file and not to the other for
-minutes (a file in a slow page, an alignment that one build always gets) is part of the ratio.
+Limits: pairs share the machine, hence what a machine does to one file and not to the other for minutes (a file in a
+slow page, an alignment that one build always gets) is part of the ratio.
 """
 
 import math
