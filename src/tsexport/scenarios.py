@@ -117,7 +117,7 @@ def failure_of(record: ScenarioRecord) -> str:
 
 
 def _named(scenario: str) -> ScenarioName:
-    found: ScenarioName | None = next((one for one in SCENARIOS if one == scenario), None)  # type: ignore[assignment]
+    found: ScenarioName | None = next((one for one in SCENARIOS if one == scenario), None)
     if found is None:
         raise UsageError(
             f"unknown scenario {scenario!r}{did_you_mean(scenario, SCENARIOS)}; scenarios are {', '.join(SCENARIOS)}"
