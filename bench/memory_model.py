@@ -180,6 +180,9 @@ def _smaller_gates(event: Event) -> Event:
 
 def _torchscript(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
     events = list(trace(graphs.unscored, batch, in_place=False))
+    if graphs.is_recurrent:  # a few large tensors, which leave few holes
+        alone = live_peak([event for event in events if not event.key.startswith("scratch")])
+        return alone, live_peak(events) - alone
     whole = _held_by_torch(events)
     without_scratch = _held_by_torch([event for event in events if not event.key.startswith("scratch")])
     return without_scratch, max(0.0, whole - without_scratch)

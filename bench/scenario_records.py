@@ -19,8 +19,8 @@ from tsexport.types import Artifact
 SCHEMA_VERSION = 1
 MLPERF_SECONDS = 600.0
 MLPERF_OFFLINE_SAMPLES = 24_576
-SCENARIOS = ("single-stream", "offline", "server", "memory")
 ScenarioName = Literal["single-stream", "offline", "server", "memory"]
+SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline", "server", "memory")
 
 
 @dataclass(frozen=True)
