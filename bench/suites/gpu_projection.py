@@ -8,15 +8,14 @@ bf16 count as one, and fp32 without TF32.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from tsexport.bench.projection import fitted
 from tsexport.bench.suites.gpu_cases import WAYS, Case
 from tsexport.bench.suites.gpu_records import GpuReport, GpuRow
-from tsexport.bench.suites.projection import Anchor, Placed, Report, place, report_text, run
+from tsexport.bench.suites.projection import Placed, place, report_text, run
+from tsexport.bench.suites.projection_records import Anchor, Report
+from tsexport.bench.suites.projection_totals import FASTEST, Total, fastest, total, way_of
 from tsexport.bench.suites.report import publish, table
 from tsexport.codec import decode, read_text, write_whole
 from tsexport.devices import Device, device_of, list_devices
@@ -26,17 +25,6 @@ from tsexport.models.sources import identify, open_source
 
 GRAPHS = "graphs"
 SUITE = "gpu_runs"
-
-
-@dataclass(frozen=True)
-class WayError:
-    """How far projections were from one way of running: median and worst of |projected / measured - 1|."""
-
-    way: str
-    runs: int
-    median: float
-    worst_ratio: float
-    worst: str
 
 
 def project_results(results: Path, output: Path) -> int:
@@ -71,27 +59,17 @@ def export_graphs(cases: Sequence[Case], folder: Path) -> None:
         convert_to_onnx(source.module, None, source.spec, None, path)
 
 
-def way_errors(report: Report) -> tuple[WayError, ...]:
-    """Return the error of each way that was run, in the order of WAYS."""
-    errors = []
-    for way in WAYS:
-        rows = [row for row in report.rows if row.anchor.source == _source(way)]
-        if not rows:
-            continue
-        ratios = np.array([row.ratio for row in rows])
-        worst = int(np.argmax(np.abs(np.log(ratios))))
-        errors.append(
-            WayError(
-                way, len(rows), float(np.median(np.abs(ratios - 1))), float(ratios[worst]), str(rows[worst].anchor)
-            )
-        )
-    return tuple(errors)
+def way_errors(report: Report) -> tuple[Total, ...]:
+    """Return the error of each way that was run, in the order of WAYS, and of the fastest way of each model."""
+    of_way = {way: [row for row in report.rows if way_of(row) == way] for way in WAYS}
+    ways = [total(way, rows) for way, rows in of_way.items() if rows]
+    return (*ways, total(FASTEST, fastest(report.rows)))
 
 
 def projection_text(report: Report, placed: Sequence[Placed]) -> str:
-    """Return the tables as Markdown: each way first, then every row."""
+    """Return the tables as Markdown: every row, then each way."""
     rows = [
-        [one.way, f"{one.runs}", f"{100 * one.median:.0f} %", f"{one.worst_ratio:.2f}", one.worst]
+        [one.name, f"{one.rows}", f"{100 * one.median:.0f} %", f"{one.worst_ratio:.2f}", one.worst]
         for one in way_errors(report)
     ]
     head = table(["way", "runs", "median error", "worst ratio", "of"], rows)

@@ -18,9 +18,10 @@ Results go to bench/results/projection.json and .md.  `--runs` judges other meas
 are: rows as those of anchors.toml, whose `model` may be the path of an ONNX file, relative to that of the rows.  What
 such a file holds in fp32 counts as fp16 where the row is of fp16 or bf16; a row of fp32 is one without TF32.
 
-What it does not say: how GPU runs of one's own compare (none are recorded here; `--runs` judges them), nor what holds
-for devices without anchors, the Orin Nano, H100 and H200 among them: the error with a device left out is the better
-guess.
+The last table takes the GPU runs in, as `gpu_runs.py --project` left them in bench/results: alone and together.
+
+What it does not say: what holds for devices without anchors or runs, the Orin Nano and H100 among them: the error with
+a device left out is the better guess.
 """
 
 import argparse
@@ -30,7 +31,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -39,6 +39,8 @@ from numpy.typing import NDArray
 from tsexport.bench.projection import AnchorError, Efficiency, Fitted, fitted, peak_flops, project, share_of_peak
 from tsexport.bench.suites.anchor_models import ANCHOR_MODELS, anchor_model
 from tsexport.bench.suites.goals import Status
+from tsexport.bench.suites.projection_records import Anchor, Report, Row
+from tsexport.bench.suites.projection_totals import read_gpu_runs, totals, totals_text
 from tsexport.bench.suites.report import RESULTS, publish, table
 from tsexport.codec import from_plain
 from tsexport.devices import Device, Peak, list_devices
@@ -58,33 +60,11 @@ BANDWIDTH = 0.7
 _TENSOR_CORES = np.arange(0.2, 0.86, 0.02)
 _PLAIN_CORES = np.arange(0.3, 0.96, 0.02)
 _LAUNCH_US = np.arange(1.0, 15.1, 0.5)
-SCHEMA_VERSION = 1
 FITTED_ON_THESE = (
     "The bandwidth's share was set, the other three fitted on these same anchors; the last column of the second table "
     "is the error where a device's own anchors were left out of the fit."
 )
 FITTED_ELSEWHERE = "They were fitted on public latencies, and on none of these."
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A published latency of one call; see bench/data/anchors.toml for its fields."""
-
-    model: str
-    device: str
-    precision: str
-    batch: int
-    measured_ms: float
-    statistic: Literal["mean", "p50", "throughput"]
-    source: str
-    mode: str = ""
-    tokens: int = 0
-    plugins: bool = False
-    left_out: str = ""
-
-    def __str__(self) -> str:
-        tokens = f", {self.tokens} tokens" if self.tokens else ""
-        return f"{self.model} on {self.device}, {self.precision}, batch {self.batch}{tokens} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -107,33 +87,6 @@ class Placed:
     def ratio(self, efficiency: Efficiency) -> float:
         """Return projected / measured."""
         return project(self.work, self.device, self.peak, efficiency).total_ms / self.anchor.measured_ms
-
-
-@dataclass(frozen=True)
-class Row:
-    """One anchor, projected."""
-
-    anchor: Anchor
-    projected_ms: float
-    least_ms: float
-    ratio: float
-    bound: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the suite found.  `of_devices` are (device, anchors, median error, that with the device left out)."""
-
-    suite: str
-    efficiency: Efficiency
-    rows: tuple[Row, ...]
-    left_out: tuple[Anchor, ...]
-    of_devices: tuple[tuple[str, int, float, float], ...]
-    error: AnchorError
-    goal: float
-    status: Status
-    fitted_on_these: bool = True
-    schema_version: int = SCHEMA_VERSION
 
 
 def load_anchors(path: Path = DATA / "anchors.toml") -> tuple[Anchor, ...]:
@@ -379,7 +332,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.fit:
         text = fitted_text(Fitted(1, report.efficiency, report.error))
         (DATA / "projection.toml").write_text(text, encoding="utf-8")
-    publish(report, report_text(report), args.output)
+    text = report_text(report)
+    if args.runs is None:
+        try:
+            found = totals(report.rows, read_gpu_runs(report.efficiency))
+        except TsexportError as error:
+            print(f"error: {error}; {error.next_step}", file=sys.stderr)
+            return error.exit_code
+        text = f"{text}\n{totals_text(found, GOAL)}"
+    publish(report, text, args.output)
     return 0
 
 

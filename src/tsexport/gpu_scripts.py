@@ -5,6 +5,7 @@ What a GPU target selects is the ONNX graph that TensorRT takes.  Beside it stan
 this CPU; one that misses the accuracy budget is listed as rejected and not shipped.  It is never selected.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -103,7 +104,9 @@ def _build(context: Context, samples: Samples, recipe: Recipe, traced: Artifact)
         except (TsexportError, RuntimeError) as error:  # torch lacks some kernels in fp16 or bf16
             words = error.message if isinstance(error, TsexportError) else (str(error).splitlines() or [""])[0]
             return BuildResult(None, portable(words[:200], context.cache))
-        return BuildResult(store_artifact(artifact, folder))
+        told = f"cast to {recipe.precision}, with inputs and outputs in fp32"
+        provenance = (f"{told}; {narrowing.reason}" if narrowing.reason else told, *artifact.provenance)
+        return BuildResult(store_artifact(replace(artifact, provenance=provenance), folder))
 
     cached = context.cache.stage("gpu-script", inputs, BuildResult, produce)
     stored = cached.result.artifact
