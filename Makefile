@@ -7,11 +7,11 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection
+.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,quantize,report,serve,tract,dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,quantize,report,serve,sign,tract,dev]"
 	@touch $@
 
 demo: $(BIN)/tsexport  ## a bundle of the reference model, in dist/
@@ -41,6 +41,10 @@ bench-projection: $(BIN)/tsexport
 # INT8 against the other tools' defaults; with Olive where BENCH_ARGS names its --olive-python.
 bench-int8: $(BIN)/tsexport
 	$(BIN)/python bench/suites/int8_defaults.py $(BENCH_ARGS)
+
+# The server under load; needs wrk.
+bench-serve: $(BIN)/tsexport
+	$(BIN)/python bench/suites/serve_load.py $(BENCH_ARGS)
 
 check: lint types test
 

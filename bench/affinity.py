@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tsexport.errors import UsageError
-
 
 def can_bind() -> bool:
     """Return whether this operating system lets a process be bound to CPUs."""
@@ -18,19 +16,10 @@ def can_bind() -> bool:
 
 
 def choose_cpus(threads: int, root: Path = Path("/")) -> tuple[int, ...]:
-    """Return as many CPUs as there are threads, sorted, of those this process may use; () where none can be bound.
-
-    Raises:
-        UsageError: there are fewer.
-    """
+    """Return as many CPUs as there are threads, at most those this process may use; () where none can be bound."""
     if not can_bind():
         return ()
     allowed = sorted(os.sched_getaffinity(0), reverse=True)
-    if threads > len(allowed):
-        raise UsageError(
-            f"threads is {threads}; this process may use {len(allowed)} CPU{'s' if len(allowed) > 1 else ''}",
-            next_step=f"use --threads {len(allowed)} or fewer, or a machine with more cores",
-        )
     seen: set[str] = set()
     first: list[int] = []
     for cpu in allowed:

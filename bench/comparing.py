@@ -71,7 +71,8 @@ def compare_contenders(
 ) -> tuple[ComparisonRun, ...]:
     """Return one run, or two where the first found a regression: the second is to confirm it.
 
-    The first run leaves time for a second one of FEWEST_PAIRS.
+    The first run leaves time for a second one of FEWEST_PAIRS, where 120 s hold as many; where they do not, a
+    regression cannot be confirmed, and is inconclusive.
 
     Raises:
         InconclusiveError: a process died, hung or answered garbage, or its runtime failed.
@@ -87,6 +88,8 @@ def compare_contenders(
         first = _run(time_one, clock, limits, reserve=FEWEST_PAIRS, what="comparing", progress=progress)
         if first.verdict != "regression":
             return (first,)
+        if not _fits(clock, 0, 0):
+            return (replace(first, verdict="inconclusive", reason=f"{first.reason}; no time is left to confirm it"),)
         again = replace(limits, seed=limits.seed + len(LOOKS))
         return first, _run(time_one, clock, again, reserve=0, what="confirming", progress=progress)
 
@@ -144,18 +147,20 @@ class _Clock:
 
     def __init__(self, began: float, seconds: float) -> None:
         self._began, self._seconds = began, seconds
-        self._longest_s = 0.0
+        self._pairs_s: list[float] = []
 
     @property
     def pair_s(self) -> float:
-        return self._longest_s
+        """The mean of the pairs so far."""
+        return sum(self._pairs_s) / max(1, len(self._pairs_s))
 
     def note(self, pair_s: float) -> None:
-        self._longest_s = max(self._longest_s, pair_s)
+        self._pairs_s.append(pair_s)
 
     def has_time_for(self, pairs: int) -> bool:
+        """Whether so many pairs would fit, if one took as long as the longest yet and the others the mean."""
         spent = time.perf_counter() - self._began
-        return spent + pairs * self._longest_s <= self._seconds
+        return spent + max(self._pairs_s, default=0.0) + (pairs - 1) * self.pair_s <= self._seconds
 
     def fraction(self) -> float:
         return min(1.0, (time.perf_counter() - self._began) / self._seconds)
@@ -177,21 +182,23 @@ def _run(
     """
     began = time.perf_counter()
     pairs: list[PairTimes] = []
-    looks = 0
-    judgement: Judgement | None = None
+    looks: list[Judgement] = []
+
+    def look() -> Judgement:
+        looks.append(judge_pairs(pairs, threshold=limits.threshold, seed=limits.seed + len(looks)))
+        return looks[-1]
+
     while len(pairs) < LOOKS[-1] and _fits(clock, len(pairs), reserve):
         if progress is not None:
             progress(f"{what}, pair {len(pairs) + 1}", clock.fraction())
         started = time.perf_counter()
         pairs.append(time_one())
         clock.note(time.perf_counter() - started)
-        is_last = len(pairs) >= FEWEST_PAIRS and not _fits(clock, len(pairs), reserve)
-        if len(pairs) in LOOKS or is_last:
-            judgement = judge_pairs(pairs, threshold=limits.threshold, seed=limits.seed + looks)
-            looks += 1
-            if judgement.verdict != "inconclusive":
-                break
-    return _record(pairs, judgement, looks, time.perf_counter() - began, clock)
+        if len(pairs) in LOOKS and look().verdict != "inconclusive":
+            break
+    if len(pairs) >= FEWEST_PAIRS and len(pairs) not in LOOKS:
+        look()  # the time is up
+    return _record(pairs, looks, time.perf_counter() - began, clock)
 
 
 def _fits(clock: _Clock, done: int, reserve: int) -> bool:
@@ -199,35 +206,34 @@ def _fits(clock: _Clock, done: int, reserve: int) -> bool:
     return clock.has_time_for(max(1, FEWEST_PAIRS - done) + (reserve if done >= FEWEST_PAIRS else 0))
 
 
-def _record(
-    pairs: Sequence[PairTimes], judgement: Judgement | None, looks: int, seconds: float, clock: _Clock
-) -> ComparisonRun:
+def _record(pairs: Sequence[PairTimes], looks: Sequence[Judgement], seconds: float, clock: _Clock) -> ComparisonRun:
     ratios = tuple(pair.ratio for pair in pairs)
-    if judgement is None:
-        value = math.exp(float(np.median(np.log(ratios)))) if ratios else 1.0
-        judgement = Judgement(
-            "inconclusive",
-            f"the time was up after {len(pairs)} of {FEWEST_PAIRS} pairs of processes, each of which took "
-            f"{clock.pair_s:.0f} s",
-            Slowdown(value, 0.0, None, 0.0),
-            0.0,
-            0.0,
-        )
+    judgement = looks[-1] if looks else _too_few(ratios, clock)
     return ComparisonRun(
         processes=len(pairs),
-        rounds=min((len(pair.base_ms) for pair in pairs), default=0),
+        rounds=min(len(pair.base_ms) for pair in pairs),
         base_medians_ms=tuple(pair.base_median_ms for pair in pairs),
         candidate_medians_ms=tuple(pair.candidate_median_ms for pair in pairs),
         pair_ratios=ratios,
         ratio=judgement.ratio,
         process_floor=judgement.process_floor,
         machine_floor=judgement.machine_floor,
-        looks=looks,
+        looks=len(looks),
         unstable=sum(2 - pair.stable_warmups for pair in pairs),
         verdict=judgement.verdict,
         reason=judgement.reason,
         seconds=seconds,
     )
+
+
+def _too_few(ratios: Sequence[float], clock: _Clock) -> Judgement:
+    """Return what stands for a look at fewer than FEWEST_PAIRS: a ratio without bounds, and no floors."""
+    reason = (
+        f"the time was up after {len(ratios)} of {FEWEST_PAIRS} pairs of processes, each of which took "
+        f"{clock.pair_s:.0f} s"
+    )
+    value = math.exp(float(np.median(np.log(ratios))))
+    return Judgement("inconclusive", reason, Slowdown(value, 0.0, None, 0.0), 0.0, 0.0)
 
 
 def _by_round(values: Sequence[float]) -> tuple[tuple[float, float], ...]:

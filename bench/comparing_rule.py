@@ -1,8 +1,8 @@
 """The rule of `tsexport compare`: from interleaved pairs of fresh processes to a ratio, a noise floor and a verdict.
 
-What is resampled.  A process keeps its layout in memory as long as it lives, and its latency with it: a few percent
-between processes of one file, which no number of calls averages away.  So the unit is the pair, one fresh process of
-each side, timed in rounds of four blocks (A B B A, the next round B A A B).  With a, b the medians of blocks,
+What is resampled.  A process keeps its layout in memory as long as it lives, and its latency with it: half a percent to
+a few between processes of one file, which no number of calls averages away.  So the unit is the pair, one fresh process
+of each side, timed in rounds of four blocks (A B B A, the next round B A A B).  With a, b the medians of blocks,
 
     round:  l = (log b1 + log b2 - log a1 - log a2) / 2        a linear drift of the machine cancels
     pair:   d_i = median of l over its rounds
@@ -11,16 +11,19 @@ each side, timed in rounds of four blocks (A B B A, the next round B A A B).  Wi
 which one odd process of ten does not move, and which loses 5 % of the mean's efficiency where none is odd (J. L. Hodges
 and E. L. Lehmann, "Estimates of location based on rank tests", 1963).
 
-The interval is a percentile bootstrap in two steps, pairs and within each its rounds, both with replacement, seeded.
-Percentile intervals of few units are too narrow; the tails are widened as T. Hesterberg gives it ("What teachers should
-know about the bootstrap", 2015, section 4.1): alpha / 2 becomes Phi(-sqrt(n / (n - 1)) t), t being Student's quantile
-for n - 1 degrees.  No interval claims more than 1 - 2^(1 - n), since n pairs all lie on one side of the true ratio that
-often.
+The interval is a percentile bootstrap over pairs, with replacement, seeded.  Rounds are not resampled within them: what
+they vary by is in the d_i already, and would count twice (A. Davison and D. Hinkley, "Bootstrap Methods and their
+Application", 1997, section 3.8: of nested data the upper level alone).  Percentile intervals of few units are too
+narrow; the tails are widened as T. Hesterberg gives it ("What teachers should know about the bootstrap", 2015, section
+4.1): alpha / 2 becomes Phi(-sqrt(n / (n - 1)) t), t being Student's quantile for n - 1 degrees.  No interval claims
+more than 1 - 2^(1 - n), since n pairs all lie on one side of the true ratio that often.
 
-The noise floor is what two copies of one bundle may show in such a run.  Of the processes: t s sqrt(2 / n), s being the
-spread between the processes of one side after the drift that both sides share is taken out.  Of the machine: the idle
-loop (`bench.noise`), timed beside each block, is compared as if it were the two bundles; its bound is what the machine
-alone can make of nothing.
+The noise floor is what two copies of one bundle may show in such a run.  Of the processes: the half-width
+t s_w / ((1 - 2 g / n) sqrt(n)) that the spread of the d_i leaves for two copies, s_w being their standard deviation
+after the g = n / 10 largest and smallest became their neighbours, t of n - 2 g - 1 degrees (K. Yuen, "The two-sample
+trimmed t for unequal population variances", 1974); what drifts for both sides alike is not in the d_i.  Of the machine:
+the idle loop (`bench.noise`), timed beside each block, is compared as if it were the two bundles; its bound is what the
+machine alone can make of nothing.
 
 The verdict, with threshold h and floor f:
 
@@ -31,14 +34,15 @@ The verdict, with threshold h and floor f:
 
 It is given at most after each number of pairs in LOOKS; each look spends an equal share of alpha = 5 %, so that all of
 them together err no more often, however they depend on each other.  At the first look 1 - 2^(1 - 6) = 96.9 % is all
-that six pairs can claim: where the true change is exactly h, a run is red in at most 1.6 % + 4 x 0.5 % = 3.6 % of
-cases, and twice in a row, which alone counts as a regression, in 0.13 %.  Two copies of one bundle are a whole
-threshold away from that: all six pairs would have to show more than h by layout alone, and six fresh ones once more.
-What simulation says of both errors and of a bundle slowed by 10 %, layouts spreading by 1 to 5 % between processes, is
-printed by `bench/suites/compare_rule.py` and stands in docs/compare.md; what was measured, there too.
+that six pairs can claim: where the true change is exactly h, one run is red in nominally 1.6 % + 4 x 0.5 % = 3.6 % of
+cases, and twice in a row, which alone counts as a regression, in 0.13 %.  Drawn from a normal distribution it was 1.6 %
+at six pairs (of 500) and 0.5 % at ten (of 400); with a tenth of the resamples tails are cut, and 9 of 100 first runs
+were red, none twice.  Two copies of one bundle are a whole threshold away from that: all six pairs would have to show
+more than h by layout alone, and six fresh ones once more.  `bench/suites/compare_rule.py` simulates both errors and a
+bundle slowed by 10 %; what it gave, and what was measured, stands in docs/compare.md.
 
-Limits: pairs share the machine, hence what a machine does to one file and not to the other for
-minutes (a file in a slow page, an alignment that one build always gets) is part of the ratio.
+Limits: pairs share the machine, hence what a machine does to one file and not to the other for minutes (a file in a
+slow page, an alignment that one build always gets) is part of the ratio.
 """
 
 import math
@@ -59,8 +63,8 @@ FEWEST_PAIRS = 5
 """Where the time is up, a verdict takes at least so many."""
 ALPHA = 0.05
 RESAMPLES = 20_000
-WITHIN_RESAMPLES = 400
-"""Resampled pairs that the bootstrap draws from, for each pair."""
+WINSORIZED = 0.1
+"""The share of pairs at either end whose size does not count for the spread between processes."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,12 @@ def judge_pairs(pairs: Sequence[PairTimes], *, threshold: float, seed: int, resa
     """
     if len(pairs) < FEWEST_PAIRS:
         raise ValueError(f"{len(pairs)} pairs; a verdict takes {FEWEST_PAIRS}")
-    ratio = slowdown([pair.log_ratios for pair in pairs], alpha=ALPHA / len(LOOKS), seed=seed, resamples=resamples)
-    by_process = process_floor(
-        [pair.base_median_ms for pair in pairs], [pair.candidate_median_ms for pair in pairs], alpha=ALPHA
+    found = [float(np.median(pair.log_ratios)) for pair in pairs]
+    ratio = slowdown(found, alpha=ALPHA / len(LOOKS), seed=seed, resamples=resamples)
+    by_process = process_floor(found, alpha=ALPHA)
+    idle = slowdown(
+        [float(np.median(pair.idle_log_ratios)) for pair in pairs], alpha=ALPHA, seed=seed + 1, resamples=resamples
     )
-    idle = slowdown([pair.idle_log_ratios for pair in pairs], alpha=ALPHA, seed=seed + 1, resamples=resamples)
     by_machine = max(1.0 / idle.low, idle.high or math.inf) - 1.0
     verdict, reason = decide(ratio, threshold=threshold, floor=max(by_process, by_machine))
     return Judgement(verdict, reason, ratio, by_process, by_machine)
@@ -148,37 +153,34 @@ def decide(ratio: Slowdown, *, threshold: float, floor: float) -> tuple[Comparis
     return "inconclusive", f"{ratio} holds the threshold of {threshold:.1%}, on either side of which it may lie"
 
 
-def slowdown(log_ratios: Sequence[Floats], *, alpha: float, seed: int, resamples: int = RESAMPLES) -> Slowdown:
-    """Return exp of the Hodges-Lehmann estimate over pairs, with its widened two-step bootstrap interval.
+def slowdown(log_ratios: Sequence[float], *, alpha: float, seed: int, resamples: int = RESAMPLES) -> Slowdown:
+    """Return exp of the Hodges-Lehmann estimate over pairs, with its widened bootstrap interval.
 
     Args:
-        log_ratios: of each pair, [rounds]; at least 2 pairs.
+        log_ratios: log(candidate / base) of each pair; at least 2.
         alpha: of both tails together.
     """
-    n = len(log_ratios)
-    value = float(hodges_lehmann(np.array([[np.median(pair) for pair in log_ratios]]))[0])
-    generator = np.random.default_rng(seed)
-    bank = np.stack([_resampled_medians(pair, generator) for pair in log_ratios])  # [pairs, within]
-    drawn = bank[
-        generator.integers(0, n, (resamples, n)), generator.integers(0, WITHIN_RESAMPLES, (resamples, n))
-    ]  # [resamples, pairs]
-    estimates = hodges_lehmann(drawn)
+    values, n = np.asarray(log_ratios, dtype=np.float64), len(log_ratios)
+    value = float(hodges_lehmann(values[None])[0])
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
     tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1.0 - alpha / 2.0, n - 1))
-    low, high = np.quantile(estimates, [tail, 1.0 - tail])
+    low, high = np.quantile(hodges_lehmann(values[drawn]), [tail, 1.0 - tail])
     confidence = min(1.0 - alpha, 1.0 - 2.0 ** (1 - n))
     return Slowdown(math.exp(value), math.exp(min(float(low), value)), math.exp(max(float(high), value)), confidence)
 
 
-def process_floor(base_ms: Sequence[float], candidate_ms: Sequence[float], *, alpha: float) -> float:
-    """Return by how much the medians of n processes of each side differ by layout alone: t s sqrt(2 / n).
+def process_floor(log_ratios: Sequence[float], *, alpha: float) -> float:
+    """Return by how much two copies may differ in so many pairs, by the spread between processes alone.
 
-    s^2 is the variance between processes of one side; what both processes of a pair share is taken out, which leaves
-    half the variance of their differences.
+    Args:
+        log_ratios: log(candidate / base) of each pair; at least 2.
+        alpha: of both tails together.
     """
-    differences = np.log(np.asarray(candidate_ms)) - np.log(np.asarray(base_ms))
-    n = len(differences)
-    s = float(np.std(differences, ddof=1)) / math.sqrt(2.0)
-    return math.expm1(student_quantile(1.0 - alpha / 2.0, n - 1) * s * math.sqrt(2.0 / n))
+    values, n = np.sort(np.asarray(log_ratios, dtype=np.float64)), len(log_ratios)
+    g = int(WINSORIZED * n)
+    winsorized = np.clip(values, values[g], values[n - 1 - g])
+    error = float(np.std(winsorized, ddof=1)) / ((1.0 - 2.0 * g / n) * math.sqrt(n))
+    return math.expm1(student_quantile(1.0 - alpha / 2.0, n - 2 * g - 1) * error)
 
 
 def hodges_lehmann(values: Floats) -> Floats:
@@ -204,10 +206,4 @@ def _log_ratios(base: Sequence[tuple[float, float]], candidate: Sequence[tuple[f
     if not base or len(base) != len(candidate):
         raise ValueError(f"{len(base)} against {len(candidate)} rounds; as many are needed in both, at least one")
     result: Floats = np.mean(np.log(np.asarray(candidate)), axis=1) - np.mean(np.log(np.asarray(base)), axis=1)
-    return result
-
-
-def _resampled_medians(values: Floats, generator: np.random.Generator) -> Floats:
-    drawn = values[generator.integers(0, len(values), (WITHIN_RESAMPLES, len(values)))]
-    result: Floats = np.median(drawn, axis=1)
     return result

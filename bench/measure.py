@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 
 from tsexport.bench.fingerprint import Machine
-from tsexport.bench.process import WorkerProcess, write_feeds
+from tsexport.bench.noise import NoiseWatch
+from tsexport.bench.process import WORKER_COMMAND, WorkerProcess, write_feeds
 from tsexport.bench.race import Progress, block_calls_for, lead_in_for
 from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES
 from tsexport.bench.wire import Timed
@@ -40,6 +41,9 @@ def measure(
     processes: int = PROCESSES,
     samples: int = P99_SAMPLES,
     max_seconds: float = 10.0,
+    cpus: Sequence[int] = (),
+    command: Sequence[str] = WORKER_COMMAND,
+    watch: NoiseWatch | None = None,
     progress: Progress | None = None,
 ) -> tuple[Measurement, ...]:
     """Return one measurement for each batch size, smallest first.
@@ -52,6 +56,9 @@ def measure(
         samples: calls timed for each batch size, over all processes; 662 give a p99.
         max_seconds: no new block begins after it, for each batch size and over all processes, without warm-up and load;
             10 calls are always made.
+        cpus: what the processes are bound to; () for nothing.
+        command: starts a process.
+        watch: looks at the machine between blocks.
         progress: told after each step.
 
     Raises:
@@ -76,7 +83,7 @@ def measure(
         path = write_feeds(feeds, Path(folder))
         for number in range(processes):
             # Only one process at a time: the next starts when this one is gone.
-            with WorkerProcess(artifact, runtime, threads) as worker:
+            with WorkerProcess(artifact, runtime, threads, command=command, cpus=cpus) as worker:
                 loaded = worker.load(path, sizes[0])
                 loads.append(loaded.load_ms)
                 idles.append(loaded.idle_memory_bytes)
@@ -85,7 +92,7 @@ def measure(
                         progress(f"{worker.label}, batch {batch}", (number * len(sizes) + step) / steps)
                     warmed = worker.warm_up(batch)
                     warmups[batch] += warmed.calls
-                    timed = _time(worker, batch, warmed.call_ms, share)
+                    timed = _time(worker, batch, warmed.call_ms, share, watch)
                     pooled[batch] += [ns / 1e6 for ns in timed.times_ns]
                     on_device[batch] += timed.device_ms
                     peaks[batch] = max(peaks[batch], timed.peak_memory_bytes)
@@ -120,7 +127,7 @@ class _Share:
     seconds: float
 
 
-def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share) -> Timed:
+def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share, watch: NoiseWatch | None) -> Timed:
     """Return its share of calls (fewer where the time is up), and the peak memory by then."""
     times: tuple[int, ...] = ()
     on_device: tuple[float, ...] = ()
@@ -128,6 +135,8 @@ def _time(worker: WorkerProcess, batch: int, call_ms: float, share: _Share) -> T
     while len(times) < share.samples:
         if len(times) >= share.fewest and time.perf_counter() - began >= share.seconds:
             break
+        if watch is not None:
+            watch.look()
         calls = min(block_calls_for(call_ms), share.samples - len(times))
         timed = worker.time_block(batch, calls, lead_in=lead_in_for(call_ms))
         times += timed.times_ns

@@ -77,6 +77,11 @@ class NoiseWatch:
         self._mhz: list[float] = []
         self._note_frequency()
 
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """What the measured processes are bound to."""
+        return self._cpus
+
     def look(self) -> float:
         """Time the idle loop on a watched CPU and return its median in microseconds."""
         with bound(self._cpus[:1]):

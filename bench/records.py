@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsexport.bench.container import ContainerLimits
 from tsexport.bench.fingerprint import Machine
+from tsexport.bench.noise import MachineNoise
 from tsexport.bench.race import RaceResult
 from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.types import Measurement, Verdict
@@ -30,7 +32,9 @@ class MachineRecord:
     """Everything that was measured on one machine.
 
     `races` are artifacts side by side, `stage_seconds` the wall-clock time of a build's stages.  `balance` is None
-    where no artifacts were raced.
+    where no artifacts were raced.  `noise` was seen while the measurements were taken, None where there are none;
+    its `cpus` are what the measuring processes were bound to.  `container` are the limits that they ran in, None for
+    none of their own; the machine is then what was seen from inside.
     """
 
     machine: Machine
@@ -39,6 +43,8 @@ class MachineRecord:
     verdicts: tuple[Verdict, ...] = ()
     stage_seconds: tuple[tuple[str, float], ...] = ()
     balance: Balance | None = None
+    noise: MachineNoise | None = None
+    container: ContainerLimits | None = None
     schema_version: int = SCHEMA_VERSION
 
 

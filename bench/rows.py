@@ -107,7 +107,7 @@ def measurement_rows(measurements: Sequence[Measurement]) -> tuple[MeasurementRo
                 p90=milliseconds(summary.p90_ms),
                 p99=milliseconds(summary.p99_ms),
                 mean=milliseconds(summary.mean_ms),
-                throughput=f"{throughput_per_s(m.samples_ms, m.batch):.4g}/s",
+                throughput=per_second(throughput_per_s(m.samples_ms, m.batch)),
                 load=milliseconds(m.load_ms),
                 peak_memory=megabytes(m.peak_memory_bytes),
                 device_p50=milliseconds(percentile(m.device_ms, 0.50)),
@@ -160,6 +160,12 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return NOT_AVAILABLE
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def per_second(value: float) -> str:
+    """Return "12,300/s" with four significant digits, never with an exponent."""
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}/s" if rounded >= 10_000 else f"{rounded:g}/s"
 
 
 def megabytes(size_bytes: int) -> str:

@@ -4,7 +4,9 @@ Which nodes need one is what the tables of `device_check` say: those that the ve
 So a rewrite ends with the first version that takes the node, and later ones get the graph as it is.  Like every rewrite
 it proves itself on probes, and is taken back where it does not; what stays refused is named by the check.
 
-The batch stays symbolic, as every version has it (an optimization profile gives its range); INT64 stays, since versions
+The batch stays symbolic, as every version has it: an optimization profile gives its range, from 1 to the largest of the
+batches asked for (`tsexport.device_kit`, `runtimes.tensorrt_plan`).  What is computed from it is rewritten where a
+version wants it constant or of another type, and refused by name where that cannot be.  INT64 stays, since versions
 before 9 narrow it to INT32 themselves, and the check says where values are beyond it.
 """
 
@@ -28,7 +30,13 @@ from tsexport.exporters.rewrites.device_logic import (
     where_of_booleans,
 )
 from tsexport.exporters.rewrites.device_products import dft, einsum, with_height
-from tsexport.exporters.rewrites.device_types import booleans_compared, booleans_moved, clip_of_integers, counts
+from tsexport.exporters.rewrites.device_types import (
+    booleans_compared,
+    booleans_moved,
+    clip_of_integers,
+    counts,
+    range_of_integers,
+)
 from tsexport.exporters.rewrites.parts import Parts
 from tsexport.exporters.rewrites.proofs import Applied, answer, rewrite_graph
 from tsexport.types import Array, Feeds
@@ -69,6 +77,7 @@ DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
     NodeRewrite("where-as-logic", ("Where",), where_of_booleans),
     NodeRewrite("counts-in-fp32", ("ReduceSum", "CumSum"), counts),
     NodeRewrite("clip-of-integers", ("Clip",), clip_of_integers),
+    NodeRewrite("range-in-int32", ("Range",), range_of_integers),
     NodeRewrite("equal-of-integers", ("Equal",), booleans_compared),
     NodeRewrite("booleans-as-integers", _MOVERS, booleans_moved),
 )

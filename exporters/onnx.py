@@ -75,6 +75,18 @@ def export_onnx(module: nn.Module, spec: ModelSpec, feeds: Feeds, path: Path, *,
         return finish_onnx(model, spec, path, (*provenance, *(f"caveat: {c}" for c in caveats)), name=name)
 
 
+def graph_of(module: nn.Module, spec: ModelSpec, feeds: Feeds, folder: Path) -> onnx.ModelProto:
+    """Return what the exporter gives for a module in evaluation mode, neither checked nor compared with the module.
+
+    Args:
+        folder: gets the weights of a model that is too large for one file.
+
+    Raises:
+        ExportError: no exporter can hold the module in opset 17.
+    """
+    return _convert(module, spec, example_tensors(spec, feeds), folder)[0]
+
+
 def _first_departing_layer(module: nn.Module, spec: ModelSpec, model: onnx.ModelProto, missed: Feeds) -> str:
     if external_tensors(model):
         return "the first layer was not looked for: the weights are too many for one file"

@@ -57,12 +57,17 @@ def count(model: onnx.ModelProto, batch: int, fusion: Fusion, *, floats: str | N
     Raises:
         ExportError: its shapes contradict each other at this batch.
     """
-    graph = _inferred(model, batch).graph
+    graph = inferred_at(model, batch).graph
     counted = _Counted(graph, floats)
     return GraphWork(batch, counted.kernels(fusion), counted.least_bytes(), tuple(counted.unknown))
 
 
-def _inferred(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+def inferred_at(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """Return a copy with the batch fixed and every shape inferred, without the values of large weights.
+
+    Raises:
+        ExportError: its shapes contradict each other at this batch.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(_light(model))
     open_dims = [dim for one in copy.graph.input for dim in one.type.tensor_type.shape.dim if dim.dim_param]

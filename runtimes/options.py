@@ -29,6 +29,8 @@ ONNXRUNTIME_OPTIONS: tuple[str, ...] = (
     "optimization.enable_gelu_approximation",
     "mlas.enable_gemm_fastmath_arm64_bfloat16",
 )
+TENSORRT_BATCHES = "tensorrt.batches"  # ours: "1,8", what an engine's optimization profile covers, tuned for the first
+DEFAULT_TENSORRT_BATCHES = (1, 8)
 _OPENVINO_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
@@ -44,9 +46,30 @@ def own_options(artifact: Artifact, runtime: str) -> dict[str, str]:
 def _owner(key: str, artifact: Artifact) -> str:
     if key in ONNXRUNTIME_OPTIONS:
         return "onnxruntime"
+    if key == TENSORRT_BATCHES:
+        return "tensorrt"
     if _OPENVINO_NAME.fullmatch(key):
         return "openvino"
     raise ConfigurationError(
-        f"artifact {artifact.name} has the unknown runtime option {key!r}{did_you_mean(key, ONNXRUNTIME_OPTIONS)}; "
-        f"ONNX Runtime's are {', '.join(ONNXRUNTIME_OPTIONS)}, and OpenVINO's are its property names in upper case"
+        f"artifact {artifact.name} has the unknown runtime option {key!r}"
+        f"{did_you_mean(key, (*ONNXRUNTIME_OPTIONS, TENSORRT_BATCHES))}; ONNX Runtime's are "
+        f"{', '.join(ONNXRUNTIME_OPTIONS)}, TensorRT's is {TENSORRT_BATCHES}, and OpenVINO's are its property names in "
+        "upper case"
     )
+
+
+def tensorrt_batches(artifact: Artifact) -> tuple[int, ...]:
+    """Return the batches that a TensorRT engine of the artifact is built for, the most important first.
+
+    Raises:
+        ConfigurationError: a list that holds something else than whole numbers from 1 on.
+    """
+    given = own_options(artifact, "tensorrt").get(TENSORRT_BATCHES)
+    if given is None:
+        return DEFAULT_TENSORRT_BATCHES
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", given):
+        raise ConfigurationError(
+            f"artifact {artifact.name} has the option {TENSORRT_BATCHES}={given!r}; allowed are whole numbers from 1 "
+            "on, with commas between them, such as 1,8"
+        )
+    return tuple(map(int, given.split(",")))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tsexport.errors import BundleError, MissingDependencyError, UsageError, did_you_mean
 from tsexport.runtimes.cuda_build import cuda_obstacle
+from tsexport.runtimes.tensorrt_plan import refusal_of_version
 from tsexport.types import Artifact, Format, Runtime, RuntimeStatus, Session
 
 ENTRY_POINT_GROUP = "tsexport.runtimes"
@@ -23,8 +24,8 @@ class BuiltInRuntime:
     """One row of the table.  Nothing is imported before `load`.
 
     `package` is the name that pip and import share; `session` is "module:class", the class taking (artifact, threads);
-    `pip_command` installs the least that makes the runtime work.  `obstacle` says why the installed package cannot work
-    on this machine, "" where it can; it imports nothing heavy.
+    `pip_command` installs the least that makes the runtime work.  `also` are modules that it needs besides.
+    `obstacle` says why the installed version cannot work on this machine, "" where it can; it imports nothing heavy.
     """
 
     name: str
@@ -32,7 +33,8 @@ class BuiltInRuntime:
     package: str
     session: str
     pip_command: str
-    obstacle: Callable[[], str] | None = None
+    also: tuple[str, ...] = ()
+    obstacle: Callable[[str], str] | None = None
 
     def check(self) -> RuntimeStatus:
         """Return whether the runtime can be used and its package's version, without importing it."""
@@ -60,9 +62,10 @@ class BuiltInRuntime:
 
     def _reason(self) -> str:
         """Return why the runtime cannot be used here, "" where it can."""
-        if not _is_installed(self.package):
-            return f"the package {self.package} is not installed"
-        return self.obstacle() if self.obstacle is not None else ""
+        for module in (self.package, *self.also):
+            if not _is_installed(module):
+                return f"the package {module} is not installed"
+        return self.obstacle(_installed_version(self.package) or "") if self.obstacle is not None else ""
 
     def _missing(self, reason: str) -> MissingDependencyError:
         return MissingDependencyError(
@@ -109,7 +112,16 @@ GPU_RUNTIMES: tuple[BuiltInRuntime, ...] = (
         package="torch",
         session="tsexport.runtimes.torch_cuda:TorchCudaSession",
         pip_command='pip install "torch==2.13.0" --index-url https://download.pytorch.org/whl/cu130',
-        obstacle=cuda_obstacle,
+        obstacle=lambda version: cuda_obstacle(),
+    ),
+    BuiltInRuntime(
+        name="tensorrt",
+        formats=("onnx",),
+        package="tensorrt",
+        session="tsexport.runtimes.tensorrt:TensorRtSession",
+        pip_command='pip install "tsexport[tensorrt]"',
+        also=("cuda.bindings",),
+        obstacle=refusal_of_version,
     ),
 )
 """Those that need a GPU.  No bundle counts on them; whoever has one may name them."""
@@ -151,6 +163,12 @@ def get_runtime(name: str) -> Runtime:
 def list_statuses() -> tuple[RuntimeStatus, ...]:
     """Return every runtime's status; no built-in runtime's package is imported for it."""
     return tuple(_status(name) for name in runtime_names())
+
+
+def bundle_statuses() -> tuple[RuntimeStatus, ...]:
+    """Return the status of the runtimes that a build compares and measures its artifacts on: all without a GPU."""
+    needs_gpu = {row.name for row in GPU_RUNTIMES}
+    return tuple(status for status in list_statuses() if status.name not in needs_gpu)
 
 
 def runtimes_for(artifact_format: Format) -> tuple[RuntimeStatus, ...]:

@@ -99,13 +99,13 @@ def stand_in_beside(artifact: Path) -> Path:
 def load_for(target: Target, artifact: Artifact, runtime: str, threads: int) -> Session:
     """Return a session on an artifact of a target's bundle, on this machine.
 
-    As `registry.load`, but bf16 for a GPU, which no runtime here has kernels for, is simulated.
+    As `registry.load`, but bf16 for a GPU, which no runtime of CPUs has kernels for, is simulated there.
 
     Raises:
         MissingDependencyError: simulating needs packages that are not installed.
         UsageError: as `simulate`.
     """
-    if target.instruction_set == "gpu" and artifact.precision == "bf16":
+    if target.instruction_set == "gpu" and artifact.precision == "bf16" and runtime != "tensorrt":
         return simulate(artifact, runtime, threads)
     return load(artifact, runtime, threads)
 

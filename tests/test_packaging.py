@@ -128,9 +128,11 @@ def test_the_core_is_light():
 
 
 def test_the_extras_are_those_of_the_readme():
-    assert set(PROJECT["optional-dependencies"]) == {"build", "quantize", "openvino", "tract", "report", "serve", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dev")
+    }
     readme = (ROOT / "README.md").read_text()
-    for extra in ("build", "openvino", "tract", "report"):
+    for extra in PROJECT["optional-dependencies"]:
         assert f"`{extra}`" in readme
 
 
@@ -157,6 +159,15 @@ def test_a_runtimes_pip_command_installs_the_version_of_the_extras():
 def test_a_distribution_of_an_extra_is_imported_by_its_own_name(name):
     """`extras.require` looks for them so."""
     assert find_spec(name.replace("-", "_")) is not None
+
+
+def test_only_its_own_extra_pulls_tensorrt():
+    """Its wheels are gigabytes from an index of NVIDIA's, and serve GPUs alone."""
+    groups = {"core": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    gpu = {"tensorrt", "cuda-bindings"}
+    assert {group for group, wanted in groups.items() if names(wanted) & gpu} == {"tensorrt"}
+    assert names(groups["tensorrt"]) == gpu
+    assert "tensorrt>=8.6,<12" in groups["tensorrt"]
 
 
 def test_extras_are_read_from_the_metadata():

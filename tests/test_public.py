@@ -1,6 +1,7 @@
 """What other people's code may rely on: `tsexport.__all__`, and that everything imports quickly and quietly."""
 
 import ast
+import importlib.util
 import inspect
 import json
 import subprocess
@@ -19,8 +20,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 IMPORT_SECONDS = 0.1
 MAX_LINES = 400
 FUNCTIONS = [name for name in tsexport.__all__ if inspect.isfunction(getattr(tsexport, name))]
-# Public functions of later versions (the contract names them), whose names no module may take meanwhile.
-RESERVED = {"compare", "estimate", "diff", "attach"}
+NEED_TENSORRT = {"tsexport.runtimes.tensorrt", "tsexport.runtimes.tensorrt_memory"}
 
 
 def modules():
@@ -56,7 +56,8 @@ def test_the_public_names():
     """The contract's, as far as they are built; this list changes with a line in CHANGELOG.md."""
     assert tsexport.__all__ == [
         "Bundle", "Session", "TensorSpec", "TsexportError", "__version__", "attach", "benchmark", "build", "check",
-        "compare", "diff", "history", "list_models", "list_runtimes", "list_targets", "load", "report", "verify",
+        "compare", "diff", "estimate", "history", "list_models", "list_runtimes", "list_targets", "load", "report",
+        "sign", "verify",
     ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_no_module_bears_a_public_functions_name():
     """`tsexport.build` would be the module once it is imported, and the function before."""
     beside = {path.stem for path in (ROOT / "src/tsexport").iterdir() if path.suffix == ".py" or path.is_dir()}
     rooms = {name.removeprefix("tsexport.") for name in SETUPTOOLS["package-dir"]}
-    assert not (beside | rooms) & ({*FUNCTIONS} | RESERVED)
+    assert not (beside | rooms) & {*FUNCTIONS}
 
 
 def test_a_bundle_has_what_the_contract_names(bundle):
@@ -172,6 +173,8 @@ def test_loading_imports_only_the_runtime_it_needs(bundle_folder):
 @pytest.mark.slow
 def test_every_module_imports_without_a_warning():
     names = [name for name, _ in MODULES if not name.endswith("__main__")]
+    if importlib.util.find_spec("tensorrt") is None:  # its packages are the only ones that CI cannot install
+        names = [name for name in names if name not in NEED_TENSORRT]
     assert len(names) > 80
     code = f"""
 import importlib, warnings

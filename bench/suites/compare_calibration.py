@@ -241,7 +241,7 @@ def share(what: str, count: int, runs: int, asked: str) -> Share:
     """Return a share with its exact bounds (Clopper and Pearson); of no runs anything may be true."""
     if runs == 0:
         return Share(what, 0, 0, 0.0, 1.0, asked)
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # comes with nncf
 
     bounds = binomtest(count, runs).proportion_ci(0.95, method="exact")
     return Share(what, count, runs, float(bounds.low), float(bounds.high), asked)

@@ -4,6 +4,7 @@
     Equal of booleans                                                       of INT32
     Sums of counts: ReduceSum and CumSum of booleans cast to integers       of FP32, between casts
     Clip of integers                                                        Min(Max(x, least), most)
+    Range of INT64 whose limits are computed, as from the batch             of INT32, between casts
 
 A boolean is 0 or 1 in any type.  FP32 counts exactly up to 2^24, so integers of any other source are left alone.
 """
@@ -61,6 +62,14 @@ def clip_of_integers(parts: Parts) -> bool:
         return False
     made = parts.add("Max", "from_least", [x, least]) if least is not None else x
     return parts.replace(parts.add("Min", "to_most", [made, most]) if most is not None else made)
+
+
+def range_of_integers(parts: Parts) -> bool:
+    """Write Range of INT64 as one of INT32: it counts what a tensor holds, which is below 2^31."""
+    if type_of(parts.given(0)) != ir.DataType.INT64:
+        return False
+    limits = [_cast(parts, f"limit_{place}", value, ir.DataType.INT32) for place, value in enumerate(parts.node.inputs)]
+    return parts.replace(_cast(parts, "integers", parts.add("Range", "of_int32", limits), ir.DataType.INT64))
 
 
 def _cast(parts: Parts, name: str, value: ir.Value | None, kind: ir.DataType) -> ir.Value:

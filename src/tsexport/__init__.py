@@ -23,17 +23,32 @@ _PUBLIC = {
     "check": "tsexport.api",
     "compare": "tsexport.api",
     "diff": "tsexport.api",
+    "estimate": "tsexport.api",
     "history": "tsexport.api",
     "list_models": "tsexport.listing",
     "list_runtimes": "tsexport.listing",
     "list_targets": "tsexport.listing",
     "load": "tsexport.api",
     "report": "tsexport.api",
+    "sign": "tsexport.api",
     "verify": "tsexport.api",
 }
 
 if TYPE_CHECKING:
-    from tsexport.api import attach, benchmark, build, check, compare, diff, history, load, report, verify
+    from tsexport.api import (
+        attach,
+        benchmark,
+        build,
+        check,
+        compare,
+        diff,
+        estimate,
+        history,
+        load,
+        report,
+        sign,
+        verify,
+    )
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
@@ -51,12 +66,14 @@ __all__ = [
     "check",
     "compare",
     "diff",
+    "estimate",
     "history",
     "list_models",
     "list_runtimes",
     "list_targets",
     "load",
     "report",
+    "sign",
     "verify",
 ]
 

@@ -12,9 +12,11 @@ from tsexport.verification import VerificationReport, verify_bundle
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
-    from tsexport.diffing import BundleDiff
+    from tsexport.diff_records import BundleDiff
+    from tsexport.estimating import MemoryEstimate
     from tsexport.exporters.device_check import DeviceReport
     from tsexport.history_series import History
+    from tsexport.signing import SignedBundle
 
 StrPath = str | Path
 
@@ -47,6 +49,7 @@ def build(
     runtime: str | None = None,
     formats: Sequence[str] | None = None,
     selection: StrPath | None = None,
+    table: StrPath | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     threads: int | None = None,
@@ -106,6 +109,7 @@ def build(
         "runtime": runtime,
         "formats": tuple(formats) if formats else None,
         "selection": _path(selection),
+        "table": _path(table),
         "atol": atol,
         "rtol": rtol,
         "threads": threads,
@@ -142,15 +146,39 @@ def load(
     return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
 
 
-def verify(bundle: StrPath | Bundle) -> VerificationReport:
-    """Check a bundle's digests, and its golden outputs on every runtime here.
+def verify(bundle: StrPath | Bundle, *, key: StrPath | None = None) -> VerificationReport:
+    """Check a bundle's digests, its signature where a key is given, and its golden outputs on every runtime here.
+
+    Args:
+        bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by.
 
     Raises:
-        BundleError: changed, missing or added files.
+        BundleError: changed, missing or added files, or not signed by that key.
+        UsageError: the key cannot be used.
+        MissingDependencyError: a key was given and cryptography is not installed; names the pip command.
         GoldenError: an artifact misses its golden outputs.
         NoRuntimeError: no runtime is installed for any artifact.
     """
-    return verify_bundle(bundle)
+    return verify_bundle(bundle, key=key)
+
+
+def sign(bundle: StrPath | Bundle, key: StrPath, *, force: bool = False) -> "SignedBundle":
+    """Sign a bundle's SHA256SUMS, and with it every file outside measurements/ and the report.
+
+    Args:
+        bundle: a bundle's folder.
+        key: a PEM file with an Ed25519 private key, without a password.
+        force: replace a signature that is there.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        UsageError: it is an archive, is signed already, or cannot be written to, or the key cannot be used.
+        MissingDependencyError: cryptography is not installed; names the pip command.
+    """
+    from tsexport.signing import sign_bundle
+
+    return sign_bundle(bundle, key, force=force)
 
 
 def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceReport":
@@ -173,6 +201,45 @@ def check(model: StrPath, target: str, *, device: str | None = None) -> "DeviceR
     return check_file(Path(model), target, device)
 
 
+def estimate(
+    model: str,
+    target: str,
+    *,
+    batch: int = 1,
+    device: str | None = None,
+    checkpoint: StrPath | None = None,
+    set: Mapping[str, Any] | None = None,
+    component: str | None = None,
+    config: StrPath | None = None,
+    inputs: Sequence[TensorSpec] | None = None,
+    seed: int | None = None,
+) -> "MemoryEstimate":
+    """Return how much memory a model takes on a target at a batch size, and the largest batch that fits; estimated.
+
+    Nothing is built: the model is exported in memory, and its graph is counted.
+
+    Args:
+        model: a registered name, "module:factory", or an .onnx, TorchScript or .pt2 file.
+        target: such as "cpu4-int8" or "jetson-fp16".
+        batch: from 1 on.
+        device, checkpoint, set, component, config, inputs, seed: as of `build`.
+
+    Raises:
+        UsageError: unknown names, files that are not there, or a batch below 1.
+        UnsupportedError: the device has no arithmetic of the target's precision.
+        ExportError: the model cannot be exported to ONNX.
+        MissingDependencyError: the packages of the extra `build` are not all here.
+    """
+    from tsexport.estimating import estimate_memory, options_of
+
+    given = {"device": device, "checkpoint": _path(checkpoint), "component": component, "seed": seed}
+    return estimate_memory(
+        options_of(
+            model, target, batch, _path(config), settings=dict(set or {}), inputs=tuple(inputs or ()), over=given
+        )
+    )
+
+
 def benchmark(
     bundle: StrPath | Bundle,
     *,
@@ -181,21 +248,25 @@ def benchmark(
     table: StrPath | None = None,
     record: StrPath | None = None,
     commit: str | None = None,
+    container: bool = False,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
 
     Args:
         bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
         batch: batch sizes; 1, 10 and 32 by default.
-        threads: by default as many as the bundle was built with, at most the cores here.
+        threads: by default as many as the bundle was built with, at most the cores here; each bound to a CPU.
         table: a latency table of your own, in place of the published ones.
         record: a folder that keeps the result, as `<bundle>/<machine>/<time>-<commit>-<digest>.json`, for `history`.
         commit: what it is kept under; by default the commit of the git repository here.
+        container: measure within the published container's limits, 3.5 CPUs and 12 GiB (cpu4 only).
 
     Raises:
         BundleError: the bundle is damaged.
         ConfigurationError: the table is not one.
+        UsageError: a value is out of range, or a container is asked for and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
+        InconclusiveError: this machine has less than the container, or none can be made here.
     """
     from tsexport.bench.measure import BATCHES
 
@@ -206,6 +277,7 @@ def benchmark(
         table=_path(table),
         record=_path(record),
         commit=commit,
+        in_container=container,
     )
 
 

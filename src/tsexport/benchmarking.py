@@ -1,15 +1,20 @@
 """Measure every artifact of bundles on this machine, and judge them against the latency tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tsexport.bench.affinity import choose_cpus
+from tsexport.bench.container import container, published_limits
 from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
 from tsexport.bench.figures import figures_for
-from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.kept_records import KeptArtifact, KeptRecord, check_commit, time_text, write_kept
 from tsexport.bench.measure import BATCHES, measure
+from tsexport.bench.noise import NoiseWatch
+from tsexport.bench.process import WORKER_COMMAND
 from tsexport.bench.race import Progress
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
@@ -23,7 +28,8 @@ from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
-from tsexport.timing_pairs import timing_pairs
+from tsexport.targets import Target
+from tsexport.timing_pairs import TimingPairs, timing_pairs
 from tsexport.types import Measurement
 
 
@@ -64,6 +70,7 @@ def benchmark_bundle(
     table: Path | None = None,
     record: Path | None = None,
     commit: str | None = None,
+    in_container: bool = False,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Measure every artifact of a bundle on every runtime here, and judge the published rows.
@@ -71,18 +78,22 @@ def benchmark_bundle(
     Args:
         bundle: a folder, an archive, or an open bundle; its digests are checked first.
         batches: batch sizes.
-        threads: by default as many as it was built with, at most the cores here.
+        threads: by default as many as it was built with; at most the cores here (and in the container), and those of
+            the target.  The processes are bound to as many CPUs, where the operating system can.
         max_seconds: for each artifact, runtime and batch size.
         table: a latency table in place of the published ones.
         record: a folder that keeps the result, as `<bundle>/<machine>/<time>-<commit>-<digest>.json`.
         commit: what `record` files it under; by default the commit of the git repository here.
+        in_container: measure within the published container's limits, which are for cpu4.
         progress: told after each step.
 
     Raises:
         BundleError: the bundle is damaged.
         ConfigurationError: the table is not one.
+        UsageError: a value is out of range, a file or folder cannot be read or written, or a container is asked for
+            and the bundle is for no cpu4.
         NoRuntimeError: no runtime here runs any of its artifacts.
-        UsageError: an option that is not allowed, or a file or folder that cannot be read or written.
+        InconclusiveError: this machine has less than the container, or none can be made here.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; allowed are whole numbers from 1 on")
@@ -101,14 +112,88 @@ def benchmark_bundle(
                 table=table,
                 record=record,
                 commit=commit,
+                in_container=in_container,
                 progress=progress,
             )
     check_sums(bundle.path)
     manifest = bundle.manifest
+    _check_cpu4(manifest.target, threads, in_container)
+    result, timed = _measured(bundle, batches, threads, max_seconds, in_container, progress)
+    model = manifest.model
+    budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
+    verdicts = judge(budgets, result.measurements, machine=result.machine, device=timed.device)
+    result = replace(result, verdicts=verdicts)
+    use_cases = answer_use_cases(tables.service_level, result.measurements)
+    # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
+    figures = figures_of_bundle(manifest, () if timed.on_gpu else result.measurements, tables)
+    kept = None
+    if record is not None:
+        kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
+    code = _exit_code(exit_code(result.verdicts), figures)
+    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept, timed.device)
+
+
+def _measured(
+    bundle: Bundle,
+    batches: Sequence[int],
+    threads: int | None,
+    max_seconds: float,
+    in_container: bool,
+    progress: Progress | None,
+) -> tuple[MachineRecord, TimingPairs]:
+    """Return a bundle's measurements, with the noise meanwhile and the container, and what they are of; not judged."""
+    feeds = read_golden(bundle.path, INPUTS, bundle.manifest.artifacts[0].inputs, bundle.manifest.golden.samples)
+    with ExitStack() as stack:
+        machine, limits = fingerprint(), None
+        command: tuple[str, ...] = WORKER_COMMAND
+        if in_container:
+            made = stack.enter_context(container(published_limits(), machine))
+            machine, limits, command = made.machine, made.limits, made.worker_command
+        timed = _timed_here(bundle.manifest, machine)
+        used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
+        watch = NoiseWatch(choose_cpus(used))
+        measurements = tuple(
+            measurement
+            for entry, runtime in timed.pairs
+            for measurement in measure(
+                bundle.artifact(entry.name),
+                runtime,
+                feeds=feeds,
+                threads=used,
+                machine=machine,
+                batches=batches,
+                max_seconds=max_seconds,
+                cpus=watch.cpus,
+                command=command,
+                watch=watch,
+                progress=progress,
+            )
+        )
+        noise = watch.record()
+    return MachineRecord(machine, measurements, noise=noise, container=limits), timed
+
+
+def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None:
+    """Raise where more threads are asked for than the target has cores, or a container for what is no cpu4."""
+    if threads is not None and threads > target.cores:
+        raise UsageError(
+            f"threads is {threads}; {target.name} has {target.cores} cores",
+            next_step=f"use --threads {target.cores} or fewer",
+        )
+    if in_container and target.instruction_set == "gpu":
+        raise UsageError(
+            f"the published container is a limit of cpu4, and the bundle is for {target.name}",
+            next_step="measure without --container",
+        )
+
+
+def _timed_here(manifest: Manifest, machine: Machine) -> TimingPairs:
+    """Return what is measured: artifacts on runtimes that are here.
+
+    Raises:
+        NoRuntimeError: there are none.
+    """
     here = {status.name for status in list_statuses() if status.available}
-    used = min(threads or bundle.selection.threads, cores_here())
-    feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
-    machine = fingerprint()
     timed = timing_pairs(manifest, here, machine.gpu)
     if not timed.pairs:
         wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
@@ -116,32 +201,7 @@ def benchmark_bundle(
             f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
             next_step="see `tsexport runtimes` for the pip commands",
         )
-    measurements = tuple(
-        measurement
-        for entry, runtime in timed.pairs
-        for measurement in measure(
-            bundle.artifact(entry.name),
-            runtime,
-            feeds=feeds,
-            threads=used,
-            machine=machine,
-            batches=batches,
-            max_seconds=max_seconds,
-            progress=progress,
-        )
-    )
-    model = manifest.model
-    budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
-    verdicts = judge(budgets, measurements, machine=machine, device=timed.device)
-    result = MachineRecord(machine, measurements, (), verdicts, ())
-    use_cases = answer_use_cases(tables.service_level, measurements)
-    # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
-    figures = figures_of_bundle(manifest, () if timed.on_gpu else measurements, tables)
-    kept = None
-    if record is not None:
-        kept = write_kept(_kept(manifest, result, use_cases, figures, commit), record)
-    code = _exit_code(exit_code(verdicts), figures)
-    return BenchmarkResult(manifest.name, model.name, result, use_cases, figures, code, kept, timed.device)
+    return timed
 
 
 def figures_of_bundle(

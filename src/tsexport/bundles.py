@@ -73,11 +73,11 @@ class Bundle:
         """
         return bundle_artifact(self.manifest.artifact(name), self.path)
 
-    def verify(self) -> "VerificationReport":
-        """Check digests and golden outputs; see `tsexport.verify`."""
+    def verify(self, key: str | Path | None = None) -> "VerificationReport":
+        """Check digests, the signature where a key is given, and golden outputs; see `tsexport.verify`."""
         from tsexport.verification import verify_bundle
 
-        return verify_bundle(self)
+        return verify_bundle(self, key=key)
 
     def close(self) -> None:
         """Remove the temporary folder, if there is one."""
@@ -154,6 +154,12 @@ def _bundle_root(folder: Path, source: Path) -> Path:
     if (folder / MANIFEST).exists():
         return folder
     inside = list(folder.iterdir())
+    nested = [path.name for path in inside if path.is_file() and is_archive(path)]
+    if nested:
+        raise BundleError(
+            f"{source} holds another archive, {nested[0]}; archives within archives are not unpacked",
+            next_step="unpack it, and give the archive in it",
+        )
     if len(inside) == 1 and (inside[0] / MANIFEST).exists():
         return inside[0]
     raise BundleError(f"{source} holds no bundle: {MANIFEST} is neither at its top nor in its only folder")

@@ -2,7 +2,7 @@
 
 Two lists, both in the format of `sha256sum -c`.  `SHA256SUMS` covers everything that does not depend on measuring;
 `measurements/SHA256SUMS` covers `measurements/` and `report.html`.  Together they cover every file but themselves, so a
-file that stands in neither was added.
+file that stands in neither was added.  `SHA256SUMS.sig` stands in neither: it is a signature of the first.
 """
 
 import os
@@ -16,6 +16,8 @@ from tsexport.manifest import relative_path
 from tsexport.types import file_sha256
 
 SUMS = "SHA256SUMS"
+SIGNATURE = f"{SUMS}.sig"
+"""A signature of SHA256SUMS, where the bundle is signed; `tsexport.signing` writes and checks it."""
 MEASUREMENTS = "measurements"
 REPORT = "report.html"
 MEASUREMENT_SUMS = f"{MEASUREMENTS}/{SUMS}"
@@ -31,7 +33,7 @@ def seal(root: Path) -> None:
         BundleError: the folder holds a link, something that is no plain file, or a name that a list cannot hold.
     """
     seal_measurements(root)
-    names = [name for name in _files(root) if not _depends_on_measuring(name) and name != SUMS]
+    names = [name for name in _files(root) if not _depends_on_measuring(name) and name not in (SUMS, SIGNATURE)]
     _write(root / SUMS, {name: name for name in names}, root)
 
 
@@ -56,7 +58,7 @@ def check_sums(root: Path) -> int:
     present = set(_files(root))
     listed = read_sums(root) | _read_measurement_sums(root)
     problems = [f"missing: {name}" for name in sorted(listed.keys() - present)]
-    problems += [f"added: {name}" for name in sorted(present - listed.keys() - {SUMS, MEASUREMENT_SUMS})]
+    problems += [f"added: {name}" for name in sorted(present - listed.keys() - {SUMS, MEASUREMENT_SUMS, SIGNATURE})]
     for name in sorted(listed.keys() & present):
         if file_sha256(root / name) != listed[name]:
             problems.append(f"changed: {name}")

@@ -194,15 +194,15 @@ def _require_runnable(bundle: Bundle, threads: int) -> None:
             + (f": {status.reason}" if status and status.reason else ""),
             next_step=install_hint((status,)) if status else "see `tsexport runtimes`",
         )
-    most = min(target.cores, cores_here())
-    if threads > most:
-        why = (
-            f"{target.name} has {target.cores} cores"
-            if most == target.cores
-            else f"this process may use {most} core" + ("s" if most > 1 else "")
-        )
+    if threads > target.cores:
         raise UsageError(
-            f"threads is {threads}; {why}", next_step=f"use --threads {most} or fewer, or a machine with more cores"
+            f"threads is {threads}; {target.name} has {target.cores} cores",
+            next_step=f"use --threads {target.cores} or fewer",
+        )
+    if threads > (most := cores_here()):
+        raise UsageError(
+            f"threads is {threads}; this process may use {most} core{'s' if most > 1 else ''}",
+            next_step=f"use --threads {most} or fewer, or a machine with more cores",
         )
 
 

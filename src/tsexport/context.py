@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tsexport.bench.tables import LatencyTables, load_tables
 from tsexport.cache import Cache, digest_of
 from tsexport.data import DataPlan, Opened, open_calibration, open_evaluation
 from tsexport.errors import UsageError
@@ -50,6 +51,16 @@ class Context:
     def built(self) -> str:
         """The model, with its component."""
         return " ".join(name for name in (self.identity.name, self.options.component) if name)
+
+    @cached_property
+    def tables(self) -> LatencyTables:
+        """The latency tables that are judged: the user's own, else the published ones.
+
+        Raises:
+            UsageError: they cannot be read.
+            ConfigurationError: they are none.
+        """
+        return load_tables(self.options.table)
 
     @cached_property
     def selection(self) -> Selection | None:

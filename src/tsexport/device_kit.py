@@ -149,6 +149,11 @@ def _sorted_batches(batches: Sequence[int], frozen: int | None) -> tuple[int, ..
     return (frozen,) if frozen is not None else tuple(sorted(set(batches)))
 
 
+def _tuned_batch(batches: Sequence[int], frozen: int | None) -> int:
+    """Return the batch that kernels are chosen for: the first that was asked for."""
+    return batches[0] if frozen is None else frozen
+
+
 def _input_shapes(graph: ArtifactEntry) -> tuple[str, ...]:
     """Return each input as "name:@batchx128x8", as trtexec's --shapes takes it once the batch is written in.
 
@@ -186,6 +191,7 @@ def _settings(
         "KIT_TENSORRT_LAST": versions.last,
         "KIT_WORKSPACE_MIB": str(workspace_mib(manifest.target)),
         "KIT_FROZEN_BATCH": "" if frozen is None else str(frozen),
+        "KIT_TUNED_BATCH": str(_tuned_batch(batches, frozen)),
     }
     several = {
         "KIT_BATCHES": [str(batch) for batch in _sorted_batches(batches, frozen)],
@@ -230,6 +236,7 @@ def _readme(
         versions=tensorrt_range(manifest.target),
         frozen=frozen,
         batches=_sorted_batches(batches, frozen),
+        tuned=_tuned_batch(batches, frozen),
         held=len(held),
         left_out=len(layers) - len(held),
     )

@@ -9,7 +9,7 @@ and decide nothing; `tsexport compare` does.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tsexport.bench.statistics import percentile
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums, read_sums
 from tsexport.codec import parse_json, to_plain
+from tsexport.diff_records import AccuracyChange, BundleDiff, Change, FileChange, GraphChange, LatencyChange
 from tsexport.errors import BundleError, MissingDependencyError
 from tsexport.graph_reading import GraphContent, read_graph
 from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
@@ -26,80 +27,11 @@ SBOM = "sbom.cdx.json"
 _MAX_SBOM_BYTES = 64 * 2**20
 _TOLD_ELSEWHERE = ("artifacts", "absent_formats", "parity", "accuracy", "candidates", "rewrites", "caveats", "notes")
 """Parts of the manifest with a section of their own."""
+_PLAIN_SOURCES = ("model.", "config.", "provenance.checkpoint", "provenance.seed")
+"""Settings that an fp32 artifact is built from; others are built from the calibration data too."""
 _LONGEST_TEXT = 200
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that differs; None where a bundle does not have it."""
-
-    what: str
-    a: str | None
-    b: str | None
-
-
-@dataclass(frozen=True)
-class FileChange:
-    """A file outside `measurements/` and the report: "changed", "only in a" or "only in b", and why."""
-
-    path: str
-    status: str
-    why: str
-
-
-@dataclass(frozen=True)
-class GraphChange:
-    """An artifact's operator and how often it stands there, or a layer and its precision; None where it is absent."""
-
-    artifact: str
-    what: str
-    a: str | None
-    b: str | None
-
-
-@dataclass(frozen=True)
-class AccuracyChange:
-    """An artifact on a runtime: relative RMS output error and degradation, None where there are none."""
-
-    artifact: str
-    runtime: str
-    output_error_a: float | None
-    output_error_b: float | None
-    degradation_a: float | None
-    degradation_b: float | None
-
-
-@dataclass(frozen=True)
-class LatencyChange:
-    """Measured medians of one artifact, each with its machine; `ratio` is b / a, None where the two do not compare."""
-
-    artifact: str
-    runtime: str
-    batch: int
-    threads: int | None
-    machine: str
-    a_ms: float | None
-    b_ms: float | None
-    ratio: float | None
-
-
-@dataclass(frozen=True)
-class BundleDiff:
-    """Everything that differs.  `same_bytes` is true where no file outside `measurements/` and the report does."""
-
-    a: str
-    b: str
-    same_bytes: bool
-    files: tuple[FileChange, ...]
-    settings: tuple[Change, ...]
-    candidates: tuple[Change, ...]
-    operators: tuple[GraphChange, ...]
-    layers: tuple[GraphChange, ...]
-    accuracy: tuple[AccuracyChange, ...]
-    latency: tuple[LatencyChange, ...]
-    versions: tuple[Change, ...]
-    licences: tuple[Change, ...]
-    not_compared: tuple[str, ...]
+_BEFORE_DIFFERENCE = 20
+"""Characters that are shown before the first one that differs, of texts too long to be shown whole."""
 
 
 def diff_bundles(a: str | Path | Bundle, b: str | Path | Bundle) -> BundleDiff:
@@ -120,17 +52,12 @@ def diff_bundles(a: str | Path | Bundle, b: str | Path | Bundle) -> BundleDiff:
     one, other = read_sums(a.path), read_sums(b.path)
     operators, layers, not_compared = _graphs(a, b)
     licences, no_licences = _licences(a, b)
-    settings = (*_settings(a, b), *_texts(a.manifest, b.manifest))
-    return BundleDiff(
+    found = BundleDiff(
         a=a.name,
         b=b.name,
         same_bytes=one == other,
-        files=tuple(
-            FileChange(path, _status(path, one, other), _why(path, a, b, settings, operators, layers))
-            for path in sorted(one.keys() | other.keys())
-            if one.get(path) != other.get(path)
-        ),
-        settings=settings,
+        files=(),
+        settings=(*_settings(a, b), *_texts(a.manifest, b.manifest)),
         candidates=_candidates(a.manifest, b.manifest),
         operators=operators,
         layers=layers,
@@ -140,41 +67,54 @@ def diff_bundles(a: str | Path | Bundle, b: str | Path | Bundle) -> BundleDiff:
         licences=licences,
         not_compared=(*not_compared, *no_licences),
     )
+    files = tuple(
+        FileChange(path, _status(path, one, other), _why(path, a, b, found))
+        for path in sorted(one.keys() | other.keys())
+        if one.get(path) != other.get(path)
+    )
+    return replace(found, files=files)
 
 
 def _status(path: str, one: Mapping[str, str], other: Mapping[str, str]) -> str:
     return "changed" if path in one and path in other else "only in a" if path in one else "only in b"
 
 
-def _why(
-    path: str,
-    a: Bundle,
-    b: Bundle,
-    settings: tuple[Change, ...],
-    operators: tuple[GraphChange, ...],
-    layers: tuple[GraphChange, ...],
-) -> str:
+def _why(path: str, a: Bundle, b: Bundle, diff: BundleDiff) -> str:
     """Return the reason of a file's difference, as far as the bundles tell it."""
     if path in (MANIFEST, SELECTION):
         kinds = [to_plain(bundle.manifest if path == MANIFEST else bundle.selection) for bundle in (a, b)]
         keys = [key for key in kinds[0] | kinds[1] if kinds[0].get(key) != kinds[1].get(key)]
         return f"other {', '.join(keys)}" if keys else "the same record, written otherwise"
-    names = {entry.name for bundle in (a, b) for entry in bundle.manifest.artifacts
-             if path in [file.path for file in entry.files]}  # fmt: skip
-    if names:
-        found = [what for what, changes in (("operators", operators), ("precision of layers", layers))
-                 if any(change.artifact in names for change in changes)]  # fmt: skip
-        source = [change.what for change in settings if change.what.startswith(("provenance.", "model.", "config."))]
-        why = f"other {' and '.join(found)}" if found else "the same operators with other values or names"
-        return f"{why}; built from other {', '.join(source)}" if source else why
+    owners = [_owner(path, bundle.manifest) for bundle in (a, b)]
+    if owners[0] is not None and owners[1] is not None:
+        return _why_artifact(owners[0].name, owners[0].precision == "fp32", diff)
+    if owners != [None, None]:
+        return "the other bundle has no such artifact"
     if path.startswith("golden/"):
         return "other samples, or another source model"
-    folder = path.partition("/")[0]
-    return (
-        f"made of {MANIFEST}, {SELECTION} and the artifacts"
-        if folder in ("triton", "device", "README.md")
-        else ("made while the candidates were")
-    )
+    if path.partition("/")[0] in ("triton", "device", "README.md"):
+        return f"made of {MANIFEST}, {SELECTION} and the artifacts"
+    return "made while the candidates were"
+
+
+def _owner(path: str, manifest: Manifest) -> ArtifactEntry | None:
+    return next((one for one in manifest.artifacts if path in [file.path for file in one.files]), None)
+
+
+def _why_artifact(name: str, plain: bool, diff: BundleDiff) -> str:
+    found = [
+        what
+        for what, changes in (("operators", diff.operators), ("precision of layers", diff.layers))
+        if any(change.artifact == name for change in changes)
+    ]
+    why = f"other {' and '.join(found)}" if found else "the same operators with other values or names"
+    sources = _PLAIN_SOURCES if plain else (*_PLAIN_SOURCES, "provenance.calibration")
+    inputs = [".".join(one.what.split(".")[:2]) for one in diff.settings if one.what.startswith(sources)]
+    inputs += [
+        one.what for one in diff.settings if one.what.startswith("rewrites.") and one.what.endswith(f" of {name}")
+    ]
+    inputs += ["versions of tools"] if diff.versions else []
+    return f"{why}; built from other {', '.join(dict.fromkeys(inputs))}" if inputs else why
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -188,7 +128,9 @@ def _settings(a: Bundle, b: Bundle) -> tuple[Change, ...]:
         kept = {key: value for key, value in plain.items() if key not in _TOLD_ELSEWHERE}
         kept["provenance"] = {key: value for key, value in kept["provenance"].items() if key != "versions"}
         selection = to_plain(bundle.selection)
-        kept["selection"] = {key: selection[key] for key in ("threads", "order", "triton_batch_sizes", "rewrites")}
+        kept["selection"] = {key: selection[key] for key in ("threads", "triton_batch_sizes", "rewrites")}
+        order = (f"{one.artifact} on {one.runtime}" for one in bundle.selection.order)
+        kept["selection"]["order"] = ", ".join(order)
         kept["artifacts"] = {entry.name: _described(entry) for entry in bundle.manifest.artifacts}
         kept["absent_formats"] = {one.format: one.reason for one in bundle.manifest.absent_formats}
         kept["rewrites"] = {
@@ -231,7 +173,11 @@ def _texts(a: Manifest, b: Manifest) -> tuple[Change, ...]:
 
 def _candidates(a: Manifest, b: Manifest) -> tuple[Change, ...]:
     one, other = (
-        {f"{c.name} ({c.runtime})": f"{c.status}: {c.reason}" for c in manifest.candidates} for manifest in (a, b)
+        {
+            f"{c.name.removesuffix(f' on {c.runtime}')} on {c.runtime}": f"{c.status}: {c.reason}"
+            for c in manifest.candidates
+        }
+        for manifest in (a, b)
     )
     return _changes(one, other)
 
@@ -239,14 +185,23 @@ def _candidates(a: Manifest, b: Manifest) -> tuple[Change, ...]:
 def _changes(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[Change, ...]:
     names = dict.fromkeys((*one, *other))
     return tuple(
-        Change(name, _short(one.get(name)), _short(other.get(name)))
-        for name in names
-        if one.get(name) != other.get(name)
+        Change(name, *_shown(one.get(name), other.get(name))) for name in names if one.get(name) != other.get(name)
     )
 
 
-def _short(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+def _shown(a: str | None, b: str | None) -> tuple[str | None, str | None]:
+    """Return two texts, cut around the first character that differs where they are long."""
+    shorter = min(len(a or ""), len(b or ""))
+    same = next((place for place in range(shorter) if a and b and a[place] != b[place]), shorter)
+    return _cut(a, same), _cut(b, same)
+
+
+def _cut(text: str | None, same: int) -> str | None:
+    if text is None or len(text) <= _LONGEST_TEXT:
+        return text
+    start = max(0, same - _BEFORE_DIFFERENCE)
+    end = start + _LONGEST_TEXT
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------

@@ -210,13 +210,18 @@ def _row(baseline: Baseline, entry: BaselineEntry, p90_ms: float, margin: float)
     )
     lines = [
         "[[latency]]",
-        f"model = {json.dumps(baseline.model, ensure_ascii=False)}",
-        *([f"component = {json.dumps(baseline.component, ensure_ascii=False)}"] if baseline.component else []),
+        f"model = {_text(baseline.model)}",
+        *([f"component = {_text(baseline.component)}"] if baseline.component else []),
         'device = "cpu"',
         f'precision = "{entry.precision}"',
         f"batch = {entry.batch}",
         f"max_ms = {float(f'{p90_ms * (1 + margin):.6g}')!r}",
-        f"note = {json.dumps(note, ensure_ascii=False)}",
-        f"source = {json.dumps(source, ensure_ascii=False)}",
+        f"note = {_text(note)}",
+        f"source = {_text(source)}",
     ]
     return "\n".join(lines)
+
+
+def _text(value: str) -> str:
+    """Return a TOML basic string: JSON's, which escapes all that TOML forbids but DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,12 +10,15 @@ from pathlib import Path
 from tsexport.bench.fingerprint import affinity_cores, cpu_quota, usable_cores
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_files, read_sums
+from tsexport.device_kit import graph_of
 from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
 from tsexport.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
 from tsexport.runtimes import registry
 from tsexport.runtimes.simulation import load_for
 from tsexport.types import RuntimeStatus, Session
 from tsexport.verification import check_entry, install_hint
+
+TENSORRT = "tensorrt"
 
 
 def load_session(
@@ -25,6 +28,9 @@ def load_session(
     threads: int | None = None,
 ) -> Session:
     """Load an artifact of a bundle, ready to run.
+
+    A bundle for a GPU or board runs on TensorRT where that is installed, in an engine of this machine; anywhere else on
+    the runtime that it was verified with.
 
     Args:
         bundle: a folder, a .tar, .tar.gz or .zip of one, or an open bundle.
@@ -49,6 +55,8 @@ def load_session(
     check_files(bundle.path, (MANIFEST, SELECTION))
     manifest, selection = bundle.manifest, bundle.selection
     count = _threads(threads, selection)
+    if precision is None and runtime is None and on_tensorrt(manifest) is not None and _is_usable(TENSORRT):
+        runtime = TENSORRT
     choice = choose_artifact(manifest, selection, precision, runtime)
     _check_installed(choice, manifest, selection)
     entry = manifest.artifact(choice.artifact)
@@ -58,9 +66,19 @@ def load_session(
 
 
 def speed_order(manifest: Manifest, selection: Selection) -> tuple[RankedArtifact, ...]:
-    """Return every artifact on every runtime it is meant for: the measured ones by speed, then the rest as listed."""
-    listed = (RankedArtifact(entry.name, runtime) for entry in manifest.artifacts for runtime in entry.runtimes)
-    return tuple(dict.fromkeys((*selection.order, *listed)))
+    """Return every artifact on every runtime it is meant for: the measured ones by speed, then the rest as listed.
+
+    TensorRT comes last, with the graph that engines are built of: no bundle has a measurement of it when it is built.
+    """
+    listed = [RankedArtifact(entry.name, runtime) for entry in manifest.artifacts for runtime in entry.runtimes]
+    device = on_tensorrt(manifest)
+    return tuple(dict.fromkeys((*selection.order, *listed, *((device,) if device is not None else ()))))
+
+
+def on_tensorrt(manifest: Manifest) -> RankedArtifact | None:
+    """Return the graph of a bundle that TensorRT runs; None for a CPU's bundle."""
+    graph = graph_of(manifest)
+    return RankedArtifact(graph.name, TENSORRT) if graph is not None else None
 
 
 def choose_artifact(
@@ -89,6 +107,10 @@ def _check_known(what: str, given: str | None, known: list[str]) -> None:
         raise UsageError(
             f"the bundle has nothing for {what} {given!r}{did_you_mean(given, known)}; it has {', '.join(known)}"
         )
+
+
+def _is_usable(runtime: str) -> bool:
+    return any(status.name == runtime and status.available for status in registry.list_statuses())
 
 
 def _check_installed(choice: RankedArtifact, manifest: Manifest, selection: Selection) -> None:

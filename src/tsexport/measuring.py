@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
+from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.race import Contestant, RaceResult, race
 from tsexport.bench.records import Balance
-from tsexport.bench.tables import latency_budgets
+from tsexport.bench.tables import LatencyTables, latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.context import Context
 from tsexport.errors import InconclusiveError, LatencyError, TsexportError, UnsupportedError
@@ -131,6 +132,7 @@ def measure_placed(
     step: Step,
     say: Say,
     at_every_batch: Collection[Placed] | None = None,
+    watch: NoiseWatch | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts one after another at every batch size, in fresh processes.
 
@@ -138,6 +140,7 @@ def measure_placed(
 
     Args:
         at_every_batch: those that are measured at every batch size, the others at the smallest alone; by default all.
+        watch: looks at the machine meanwhile; the processes are bound to its CPUs.
     """
     done: list[Measurement] = []
     for one in placed:
@@ -145,9 +148,9 @@ def measure_placed(
         if at_every_batch is not None and one not in at_every_batch:
             batches = (min(batches),)
         try:
-            done += _measure(context, samples, one, batches, threads, machine, step)
+            done += _measure(context, samples, one, batches, threads, machine, step, watch)
         except TsexportError:
-            done += _measure_each(context, samples, one, batches, threads, machine, step, say)
+            done += _measure_each(context, samples, one, batches, threads, machine, step, say, watch)
     return tuple(done)
 
 
@@ -177,11 +180,12 @@ def _measure_each(
     machine: Machine,
     step: Step,
     say: Say,
+    watch: NoiseWatch | None,
 ) -> list[Measurement]:
     done: list[Measurement] = []
     for batch in batches:
         try:
-            done += _measure(context, samples, one, (batch,), threads, machine, step)
+            done += _measure(context, samples, one, (batch,), threads, machine, step, watch)
         except TsexportError as error:
             say(f"batch {batch} was not measured: {error.message}")
     return done
@@ -195,6 +199,7 @@ def _measure(
     threads: int,
     machine: Machine,
     step: Step,
+    watch: NoiseWatch | None,
 ) -> tuple[Measurement, ...]:
     return measure(
         one.artifact,
@@ -204,6 +209,8 @@ def _measure(
         machine=machine,
         batches=batches,
         max_seconds=context.options.seconds,
+        cpus=() if watch is None else watch.cpus,
+        watch=watch,
         progress=step.say,
     )
 
@@ -217,13 +224,14 @@ def measure_here(
     progress: Progress,
     say: Say,
     at_every_batch: Collection[Placed] | None = None,
+    watch: NoiseWatch | None = None,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
     if not context.target.here:
         say(f"latency is not measured: this machine is no {context.target.device_name}")
         return ()
     with progress.step("measure batch sizes") as step:
-        return measure_placed(context, samples, placed, threads, machine, step, say, at_every_batch)
+        return measure_placed(context, samples, placed, threads, machine, step, say, at_every_batch, watch)
 
 
 def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
@@ -235,9 +243,12 @@ def balance_for(races: Sequence[RaceResult], threads: int) -> Balance | None:
     return measure_balance(threads)
 
 
-def judge_all(samples: Samples, measurements: Sequence[Measurement], machine: Machine) -> tuple[Verdict, ...]:
-    """Judge every published row of the model and its family."""
-    budgets = latency_budgets(samples.spec.name, samples.spec.family, samples.spec.component)
+def judge_all(
+    samples: Samples, measurements: Sequence[Measurement], machine: Machine, tables: LatencyTables
+) -> tuple[Verdict, ...]:
+    """Judge every row of the model and its family."""
+    spec = samples.spec
+    budgets = latency_budgets(spec.name, spec.family, spec.component, tables=tables)
     return judge(budgets, measurements, machine=machine)
 
 

@@ -48,6 +48,7 @@ class BuildOptions:
         runtime: limits selection to one runtime.
         formats: what is exported.
         selection: a selection.json to repeat.
+        table: a latency table whose rows are judged in place of the published ones.
         atol, rtol: parity tolerance of the fp32 artifacts, in place of the default one.
         threads: threads used for measuring, at most the target's cores; None for as many as there are.
         seconds: at most, for each artifact, runtime and batch size that is measured.
@@ -81,6 +82,7 @@ class BuildOptions:
     runtime: str | None = None
     formats: tuple[Format, ...] = FORMATS
     selection: Path | None = None
+    table: Path | None = None
     atol: float | None = None
     rtol: float | None = None
     threads: int | None = None
@@ -124,7 +126,7 @@ class BuildOptions:
 
 
 _SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
-_PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection")
+_PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection", "table")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.bench.outlook import ProjectionRecord, write_projection
+from tsexport.bench.profile_records import ProfileRecord, write_profile
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.buildup import BuildUp
 from tsexport.bundles import Bundle, open_bundle
@@ -41,6 +42,7 @@ from tsexport.quantize.pruning_records import PruningRecord
 from tsexport.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
+from tsexport.runtimes.options import TENSORRT_BATCHES
 from tsexport.samples import Samples
 from tsexport.staging import staged_bundle
 from tsexport.triton import write_repository
@@ -80,6 +82,7 @@ class Packed:
     pruning: PruningRecord | None = None
     buildups: tuple[BuildUp, ...] = ()
     projected: ProjectionRecord | None = None
+    profiled: ProfileRecord | None = None
 
 
 def _golden_tolerance(samples: Samples, artifact: Artifact, result: AccuracyResult) -> GoldenTolerance:
@@ -164,7 +167,15 @@ def _is_batch_dependent(artifact: Artifact, tried: Sequence[Tried]) -> bool:
     )
 
 
-def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntry, ...]:
+def _with_profile(artifact: Artifact, context: Context) -> Artifact:
+    """Return an artifact with the batches that a TensorRT engine of it is to be built for, as the kit's is."""
+    if context.target.tensorrt is None or artifact.format != "onnx":
+        return artifact
+    batches = ",".join(map(str, dict.fromkeys(context.options.batches)))
+    return replace(artifact, options=(*artifact.options, (TENSORRT_BATCHES, batches)))
+
+
+def _entries(context: Context, samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntry, ...]:
     runtimes: dict[str, list[str]] = {}
     for one in packed.fp32:
         runtimes.setdefault(one.artifact.name, []).append(one.runtime)
@@ -181,7 +192,7 @@ def _entries(samples: Samples, packed: Packed, root: Path) -> tuple[ArtifactEntr
         artifacts.append((script.artifact, AccuracyResult(script.accuracy, script.golden_error)))
     return tuple(
         artifact_entry(
-            _copy(artifact, root),
+            _copy(_with_profile(artifact, context), root),
             root,
             _golden_tolerance(samples, artifact, result),
             batch_dependent=_is_batch_dependent(artifact, packed.tried),
@@ -268,7 +279,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
     """
     destination = context.options.output / packed.name
     with staged_bundle(destination, force=context.options.force) as root:
-        entries = _entries(samples, packed, root)
+        entries = _entries(context, samples, packed, root)
         tables, of_recipes = _write_tables(context, samples, packed, root)
         tried = all_candidates(context, samples, packed.tried, packed.selected.key, packed.why)
         manifest = _manifest(context, samples, packed, entries, tried, tables)
@@ -282,6 +293,8 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         write_record(record(), root / MEASUREMENTS)
         if packed.projected is not None:
             write_projection(packed.projected, root / MEASUREMENTS)
+        if packed.profiled is not None:
+            write_profile(packed.profiled, root / MEASUREMENTS)
         seal(root)  # the report is rendered from the bundle as a reader will find it
         with open_bundle(root) as bundle:
             page = render_report([bundle])

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.records import MachineRecord
 from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
@@ -37,12 +39,13 @@ from tsexport.measuring import (
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.packing import Packed, pack
+from tsexport.profiling import PROFILE, profile_here
 from tsexport.progress import Progress
 from tsexport.projecting import project_selected, with_outlook
 from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
-from tsexport.runtimes.registry import list_statuses
+from tsexport.runtimes.registry import bundle_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
@@ -65,6 +68,7 @@ STEPS = {
     "measure fp32 side by side": 20.0,
     "measure INT8 against fp32": 20.0,
     "measure batch sizes": 25.0,
+    PROFILE: 4.0,
     "pack": 2.0,
 }
 PRUNING_STEPS = frozenset({"prune", "compare with the unpruned model"})
@@ -77,7 +81,7 @@ EXPORT_STEPS: Mapping[Format, str] = {
 RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
 CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
-MEASURING = RACES | {"measure batch sizes"}
+MEASURING = RACES | {"measure batch sizes", PROFILE}
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,17 @@ def plan_build(options: BuildOptions) -> Plan:
     cpu = host_cpu()
     plan = plan_data(options, target, identity)
     require_prunable(options, identity, plan)
-    statuses = list_statuses()
+    statuses = bundle_statuses()
     here = tuple(status.name for status in statuses if status.available)
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
-    _ = context.selection, context.calibration_tables  # read for their own checks, before minutes are spent
+    _ = (
+        context.selection,
+        context.calibration_tables,
+        context.tables,
+    )  # read for their own checks, before minutes are spent
     return Plan(
         context=context,
         name=name,
@@ -220,9 +228,13 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     say(f"selected {selected.contestant(chosen.threads).label}: {chosen.choice.why} ({chosen.choice.measured})")
     pairs = list(dict.fromkeys([selected, *fp32]))
     thorough = worth_every_batch(samples, selected, fp32, chosen.order)
-    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough)
-    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say)
-    verdicts = with_outlook(judge_all(samples, measurements, machine), projected)
+    watch = NoiseWatch(choose_cpus(chosen.threads))
+    measurements = measure_here(context, samples, pairs, chosen.threads, machine, progress, say, thorough, watch)
+    noise = watch.record() if measurements else None
+    profiled = profile_here(context, samples, selected, chosen.threads, machine, progress, say)
+    tables = context.tables
+    projected = project_selected(context.target, samples.spec, selected.artifact, context.options.batches, say, tables)
+    verdicts = with_outlook(judge_all(samples, measurements, machine, tables), projected)
     require_budgets(verdicts)
     selected_accuracy = _accuracy_result(selected, tried, judged)
     packed = Packed(
@@ -251,12 +263,14 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         pruning=pruning,
         buildups=buildups,
         projected=projected,
+        profiled=profiled,
     )
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
         balance = balance_for(chosen.races, chosen.threads)
-        return MachineRecord(machine, measurements, (*chosen.races, *pruning_races), verdicts, seconds, balance)
+        races = (*chosen.races, *pruning_races)
+        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)

@@ -12,7 +12,7 @@ from tsexport.bench.outlook import PROJECTED, ProjectionRecord, outlook_row, out
 from tsexport.bench.projected_rows import KernelRow, ProjectionRow, kernel_rows, projection_rows
 from tsexport.bench.projection import AnchorError, Projection, fitted, project
 from tsexport.bench.rows import milliseconds
-from tsexport.bench.tables import latency_budgets
+from tsexport.bench.tables import LatencyTables, latency_budgets
 from tsexport.bundles import Bundle
 from tsexport.checksums import MEASUREMENTS
 from tsexport.devices import Device, Peak, list_devices
@@ -37,13 +37,19 @@ class ProjectionView:
 
 
 def project_selected(
-    target: Target, spec: ModelSpec, artifact: Artifact, batches: Sequence[int], say: Callable[[str], None]
+    target: Target,
+    spec: ModelSpec,
+    artifact: Artifact,
+    batches: Sequence[int],
+    say: Callable[[str], None],
+    tables: LatencyTables | None = None,
 ) -> ProjectionRecord | None:
     """Return the projection of an artifact for a target, None where the target is this machine or another CPU.
 
     Args:
         batches: of the build; those of the device's published rows are added.
         say: told the estimate at the smallest batch, or why there is none.
+        tables: whose rows are answered; by default the published ones.
     """
     if target.here:
         return None
@@ -51,7 +57,7 @@ def project_selected(
     if device is None or target.tensorrt is None:
         say(f"latency is not projected: there is no table of what a {target.device_name} reaches at peak")
         return None
-    record = _project(target, device, spec, artifact, batches)
+    record = _project(target, device, spec, artifact, batches, tables)
     if record.reason:
         say(f"latency is not projected: {record.reason}")
     for one in _smallest(record.projections):
@@ -63,7 +69,12 @@ def project_selected(
 
 
 def _project(
-    target: Target, device: Device, spec: ModelSpec, artifact: Artifact, batches: Sequence[int]
+    target: Target,
+    device: Device,
+    spec: ModelSpec,
+    artifact: Artifact,
+    batches: Sequence[int],
+    tables: LatencyTables | None,
 ) -> ProjectionRecord:
     from tsexport.quantize.fusing import Fusion
 
@@ -84,7 +95,7 @@ def _project(
         return replace(record, reason=f"{artifact.name} is {artifact.format}, and TensorRT takes ONNX")
     if not device.peak:
         return replace(record, reason=f"nothing is known of what a {device.title} reaches at peak")
-    rows = rows_of(latency_budgets(spec.name, spec.family, spec.component), device.name)
+    rows = rows_of(latency_budgets(spec.name, spec.family, spec.component, tables=tables), device.name)
     sizes = sorted({*batches, *(row.batch for row in rows if row.batch is not None)})
     try:
         works = _count(artifact, sizes, fusion)

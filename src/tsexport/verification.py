@@ -14,16 +14,19 @@ import numpy as np
 
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENT_SUMS, SUMS, check_sums, read_sums
+from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, GoldenError, NoRuntimeError, TsexportError, UnsupportedError
 from tsexport.golden import INPUTS, OUTPUTS, read_golden
-from tsexport.manifest import ArtifactEntry, GoldenTolerance
+from tsexport.manifest import ArtifactEntry, GoldenTolerance, Manifest
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.simulation import load_for
+from tsexport.signing import check_signature, is_signed
 from tsexport.triton_config import TRITON, VERSION
 from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
 
 CheckStatus = Literal["passed", "failed", "not checked"]
+SignatureStatus = Literal["none", "not checked", "holds"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class GoldenCheck:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What was checked: `files` digests, `samples` golden rows fed `batch` at a time, and the checks, in order."""
+    """What was checked: `files` digests, `samples` golden rows fed `batch` at a time, and the checks, in order.
+
+    `key` names the key whose signature holds; a signature is "not checked" where no key was given.
+    """
 
     bundle: str
     files: int
@@ -63,6 +69,8 @@ class VerificationReport:
     batch: int
     checks: tuple[GoldenCheck, ...]
     missing_runtimes: tuple[RuntimeStatus, ...]
+    signature: SignatureStatus = "none"
+    key: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -92,24 +100,30 @@ class VerificationReport:
             )
 
 
-def verify_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> VerificationReport:
-    """Check a bundle's digests and its golden outputs on this machine.
+def verify_bundle(
+    bundle: str | Path | Bundle, *, threads: int = 1, key: str | Path | None = None
+) -> VerificationReport:
+    """Check a bundle's digests, its signature where a key is given, and its golden outputs on this machine.
 
     Args:
         bundle: a folder, an archive, or an open bundle.
         threads: the threads each session uses.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by.
 
     Raises:
-        BundleError: changed, missing or added files, links, a manifest of another schema or at odds with the files.
+        BundleError: not signed by that key; changed, missing or added files, links, a manifest of another schema or at
+            odds with the files.
         GoldenError: an artifact misses its golden outputs.
         NoRuntimeError: no runtime is installed for any artifact.
     """
-    report = examine_bundle(bundle, threads=threads)
+    report = examine_bundle(bundle, threads=threads, key=key)
     report.raise_unless_passed()
     return report
 
 
-def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> VerificationReport:
+def examine_bundle(
+    bundle: str | Path | Bundle, *, threads: int = 1, key: str | Path | None = None
+) -> VerificationReport:
     """Check as `verify_bundle` does, but report missed golden outputs and missing runtimes instead of raising them.
 
     Raises:
@@ -117,7 +131,8 @@ def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> Verifica
     """
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
-            return examine_bundle(opened, threads=threads)
+            return examine_bundle(opened, threads=threads, key=key)
+    signer = check_signature(bundle.path, key) if key is not None else None
     files = check_structure(bundle)
     manifest = bundle.manifest
     statuses = {status.name: status for status in registry.list_statuses()}
@@ -125,11 +140,21 @@ def examine_bundle(bundle: str | Path | Bundle, *, threads: int = 1) -> Verifica
     checks = tuple(
         _check_artifact(bundle, entry, runtime, statuses.get(runtime), golden, threads)
         for entry in manifest.artifacts
-        for runtime in entry.runtimes
+        for runtime in (*entry.runtimes, *_device_runtimes(manifest, entry, statuses))
     )
     wanted = dict.fromkeys(runtime for entry in manifest.artifacts for runtime in entry.runtimes)
     missing = tuple(statuses[name] for name in wanted if name in statuses and not statuses[name].available)
-    return VerificationReport(bundle.name, files, manifest.golden.samples, manifest.golden.batch, checks, missing)
+    signature: SignatureStatus = "holds" if signer else "not checked" if is_signed(bundle.path) else "none"
+    samples, batch = manifest.golden.samples, manifest.golden.batch
+    return VerificationReport(bundle.name, files, samples, batch, checks, missing, signature, signer)
+
+
+def _device_runtimes(
+    manifest: Manifest, entry: ArtifactEntry, statuses: Mapping[str, RuntimeStatus]
+) -> tuple[str, ...]:
+    """Return TensorRT for the graph that engines are built of, where it is installed: there the engine answers too."""
+    status = statuses.get("tensorrt")
+    return ("tensorrt",) if status is not None and status.available and entry == graph_of(manifest) else ()
 
 
 def install_hint(missing: tuple[RuntimeStatus, ...]) -> str:

@@ -104,6 +104,14 @@ def test_five_pairs_are_judged_where_no_sixth_fits(monkeypatch, setting, short_c
     assert run.ratio.confidence == pytest.approx(1 - 2**-4)
 
 
+def test_a_regression_that_nothing_can_confirm_is_inconclusive(monkeypatch, setting, short_chain):
+    """Five pairs of 20 s fit into 120 s, and five more do not."""
+    (run,) = run_drawn(monkeypatch, setting, short_chain, [1.3] * 9, pair_s=20.0)
+    assert (run.verdict, run.processes) == ("inconclusive", 5)
+    assert run.ratio.low > 1.05
+    assert run.reason.endswith("no time is left to confirm it")
+
+
 def test_a_model_too_slow_for_five_pairs_is_given_up_at_once(monkeypatch, setting, short_chain):
     (run,) = run_drawn(monkeypatch, setting, short_chain, [1.5] * 9, pair_s=30.0)
     assert (run.verdict, run.processes, run.looks) == ("inconclusive", 1, 0)

@@ -11,7 +11,8 @@ import pytest
 from tsexport.bench.records import read_record, write_record
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
-from tsexport.diffing import Change, FileChange, GraphChange, diff_bundles
+from tsexport.diff_records import Change, FileChange, GraphChange
+from tsexport.diffing import diff_bundles
 from tsexport.errors import BundleError, UsageError
 from tsexport.golden import write_golden
 from tsexport.types import file_sha256
@@ -125,7 +126,7 @@ def test_other_weights_of_the_same_operators(pair, tmp_path):
     assert Change("provenance.checkpoint.sha256", "a" * 64, "c" * 64) in diff.settings
     files = {one.path: one.why for one in diff.files}
     assert files["artifacts/tiny-fp32.onnx"] == (
-        "the same operators with other values or names; built from other provenance.checkpoint.sha256"
+        "the same operators with other values or names; built from other provenance.checkpoint"
     )
 
 
@@ -149,7 +150,7 @@ def test_versions_settings_accuracy_candidates_and_caveats(pair):
     (accuracy,) = diff.accuracy
     assert (accuracy.artifact, accuracy.output_error_a, accuracy.output_error_b) == ("int8-onnx", 0.01, 0.02)
     (candidate,) = diff.candidates
-    assert candidate.what == "ort-static-u8s8 (onnxruntime)"
+    assert candidate.what == "ort-static-u8s8 on onnxruntime"
     assert diff.files == (
         FileChange("manifest.json", "changed", "other config, provenance, accuracy, candidates, caveats"),
     )
@@ -179,6 +180,37 @@ def test_another_selected_artifact_is_held_against_the_first_ones(pair):
     diff = diff_bundles(*pair)
     assert GraphChange("int8-onnx -> fp32-onnx", "MatMulInteger", "1", None) in diff.operators
     assert Change("selected.artifact", "int8-onnx", "fp32-onnx") in diff.settings
+
+
+def test_an_artifact_of_one_alone(pair, torchscript_bundle):
+    files = {one.path: one for one in diff_bundles(pair[0], torchscript_bundle).files}
+    found = files["artifacts/tiny-fp32.pt"]
+    assert (found.status, found.why) == ("only in b", "the other bundle has no such artifact")
+
+
+def test_what_an_artifact_was_built_from(pair, model_files):
+    take(pair[1], "tiny-int8.onnx", model_files.fp32)
+
+    def change(document):
+        document["provenance"]["calibration"]["windows"] = 65
+        document["provenance"]["versions"]["onnxruntime"] = "1.32.0"
+        document["rewrites"][0]["artifact"] = "int8-onnx"
+
+    edit(pair[1], change)
+    why = {one.path: one.why for one in diff_bundles(*pair).files}["artifacts/tiny-int8.onnx"]
+    assert why == (
+        "other operators and precision of layers; built from other provenance.calibration, "
+        "rewrites.fuse-qkv of int8-onnx, versions of tools"
+    )
+
+
+def test_long_texts_are_cut_around_what_differs(pair):
+    texts = ["x" * 400 + end for end in ("first", "second")]
+    for folder, text in zip(pair, texts, strict=True):
+        edit(folder, lambda document, text=text: document["selected"].update(why=text))
+    (change,) = diff_bundles(*pair).settings
+    assert change.a == "..." + "x" * 20 + "first"
+    assert change.b == "..." + "x" * 20 + "second"
 
 
 def test_golden_samples(pair):

@@ -35,6 +35,11 @@ def texts(value):
             yield from texts(item)
 
 
+def filled(text, values):
+    """Return a text with its expressions replaced, as GitHub does before a step runs."""
+    return EXPRESSION.sub(lambda match: values[match[1]], text)
+
+
 def run_action(repository, base_ref="main", compare="", **inputs):
     """Run the shell steps of action.yml as the runner does; return (the last step's result, outputs, summary)."""
     given = {name: declared["default"] for name, declared in ACTION["inputs"].items()}
@@ -50,7 +55,7 @@ def run_action(repository, base_ref="main", compare="", **inputs):
             continue
         output = runner / f"output-{step.get('id', 'none')}"
         output.write_text("")
-        environment = {key: EXPRESSION.sub(lambda m: values[m[1]], str(text)) for key, text in step["env"].items()}
+        environment = {key: filled(str(text), values) for key, text in step["env"].items()}
         environment |= {
             "GITHUB_OUTPUT": str(output),
             "GITHUB_STEP_SUMMARY": str(runner / "summary"),
@@ -301,3 +306,13 @@ def test_this_trees_code_builds_the_bundle_that_is_gated(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["bundle"]
     assert "9.0.1.0" in (out / "bundle/manifest.json").read_text() + (out / "bundle/README.md").read_text()
+
+
+def test_the_page_on_ci_shows_inputs_and_variables_that_there_are():
+    text = (ROOT / "docs/ci.md").read_text()
+    github, gitlab = (
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    )
+    assert set(github[1]["with"]) <= set(ACTION["inputs"])
+    assert set(gitlab["variables"]) <= set(GITLAB["variables"])
+    assert "ci/gitlab/tsexport-gate.yml" in gitlab["include"][0]["remote"]

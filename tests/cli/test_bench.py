@@ -4,12 +4,20 @@ import json
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
 from tsexport import cli
+from tsexport.bench.affinity import can_bind
+from tsexport.bench.container import ContainerLimits
+from tsexport.bench.fingerprint import fingerprint
+from tsexport.bundles import open_bundle
+from tsexport.checksums import seal
+from tsexport.manifest import manifest_text
+from tsexport.targets import parse_target
 from tsexport.types import Budget
 
 SHORT = ("--batch", "1", "--seconds", "0.2", "--threads", "1")
@@ -204,6 +212,7 @@ def test_quiet_prints_the_tables_alone(bundle_folder):
         (["--commit", "a/b"], "commit is 'a/b'; allowed are 1 to 64 letters, digits"),
         (["--table", "absent.toml"], "the latency tables absent.toml cannot be read"),
         (["--seconds", "-1"], "seconds is -1; allowed are numbers above 0"),
+        (["--threads", "5"], "threads is 5; cpu4-int8 has 4 cores\nuse --threads 4 or fewer"),
     ],
 )
 def test_values_that_are_not_allowed(bundle_folder, arguments, message):
@@ -232,3 +241,47 @@ def test_a_bundle_that_no_runtime_here_runs(bundle_folder, monkeypatch):
     result = bench(bundle_folder, *SHORT)
     assert result.exit_code == 6
     assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in result.stderr
+
+
+def test_noise_and_cpus_are_stated(bundle_folder):
+    result = bench(bundle_folder, *SHORT)
+    assert "noise: CPU " in result.stdout or "noise: not bound to CPUs" in result.stdout
+    assert "idle loop jitter" in result.stdout
+    (one,) = json.loads(bench(bundle_folder, *SHORT, "--json").stdout)["bundles"]
+    noise = one["record"]["noise"]
+    assert noise["idle_loops"] > 0
+    assert len(noise["cpus"]) == (1 if can_bind() else 0)
+    assert one["record"]["container"] is None
+
+
+def test_a_container_where_the_machine_has_less(bundle_folder, monkeypatch):
+    here = fingerprint()
+    monkeypatch.setattr("tsexport.benchmarking.fingerprint", lambda: replace(here, usable_cores=2, logical_cores=2))
+    result = bench(bundle_folder, *SHORT, "--container")
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "the published container has 3.5 CPUs and 12 GiB; this machine has 2 CPUs" in result.stderr
+    assert "measure on a machine with more, or without --container" in result.stderr
+
+
+def test_measuring_in_a_container(bundle_folder, monkeypatch):
+    """A smaller one than the published, so that machines of two cores can make it."""
+    limits = ContainerLimits(0.5, 2**30)
+    monkeypatch.setattr("tsexport.benchmarking.published_limits", lambda: limits)
+    result = bench(bundle_folder, *SHORT, "--container", "--json")
+    if "no container of" in result.stderr:
+        pytest.skip(f"no cgroup can be made here: {result.stderr}")
+    (one,) = json.loads(result.stdout)["bundles"]
+    assert one["record"]["container"] == {"cpus": 0.5, "memory_bytes": 2**30}
+    assert one["record"]["machine"]["cgroup_cpu_quota"] == 0.5
+    assert {m["machine"] for m in one["record"]["measurements"]} == {one["record"]["machine"]["machine_id"]}
+
+
+def test_a_container_is_for_cpu4(bundle_folder):
+    manifest = open_bundle(bundle_folder).manifest
+    changed = replace(manifest, target=parse_target("jetson-int8", "orin-nano"))
+    (bundle_folder / "manifest.json").write_text(manifest_text(changed))
+    seal(bundle_folder)
+    result = bench(bundle_folder, *SHORT, "--container")
+    assert result.exit_code == 2
+    assert "the published container is a limit of cpu4, and the bundle is for jetson-int8" in result.stderr
+    assert "measure without --container" in result.stderr

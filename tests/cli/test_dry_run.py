@@ -74,6 +74,16 @@ def test_a_dry_run_of_a_repeated_selection(build, selection_of):
     assert json.loads(build(*options, "--json").stdout)["selection"] == "chosen.json"
 
 
+def test_a_dry_run_with_a_latency_table(build):
+    row = '[[latency]]\nmodel = "linear"\ndevice = "cpu"\nbatch = 1\nmax_ms = 1\nsource = "us"\n'
+    Path("mine.toml").write_text("schema = 1\n" + row)
+    options = ("linear", "--target", "cpu4-fp32", "-o", "dist", "--dry-run", "--table", "mine.toml")
+    assert re.search(r"latency table\W+mine.toml", build(*options).stdout)
+    assert json.loads(build(*options, "--json").stdout)["table"] == "mine.toml"
+    Path("mine.toml").write_text("schema = 1\n" + row.replace('"cpu"', '"cpu5"'))
+    refused(build(*options), 'latency row 1 of mine.toml, line 2: device: is "cpu5", allowed are')
+
+
 def test_a_dry_run_with_a_calibration_table(build):
     table = CalibrationTable("a" * 64, "b" * 64, (), Observer("mse"), "tests", (TensorRange("x", -1.0, 1.0),))
     Path("ranges.json").write_text(tables_text([table]))

@@ -14,7 +14,7 @@ from tsexport import cli
 from tsexport.cli.output import print_json
 from tsexport.models.registry import get_entry, list_entries
 from tsexport.runtimes.cuda_build import cuda_obstacle
-from tsexport.runtimes.registry import RUNTIMES
+from tsexport.runtimes.registry import GPU_RUNTIMES, RUNTIMES
 from tsexport.targets import host_cpu, target_names
 
 PACKAGES = [row.package for row in RUNTIMES]
@@ -57,7 +57,10 @@ def test_runtimes_table():
     for row in RUNTIMES:
         assert row.name in out
         assert importlib.metadata.version(row.package) in out
-    assert out.count("pip install") == bool(cuda_obstacle())  # that of torch-cuda, where there is no GPU
+    missing = [row for row in GPU_RUNTIMES if not row.check().available]
+    assert out.count("pip install") == len(missing)
+    for row in missing:
+        assert f"{row.name}: {row.check().reason}; install it with: {row.pip_command}\n" in out
 
 
 @pytest.mark.skipif(not cuda_obstacle(), reason="torch computes on a GPU here")

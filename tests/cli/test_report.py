@@ -18,7 +18,7 @@ def test_writes_the_page(measured_folder, tmp_path):
     result = run(measured_folder, archive, "-o", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"wrote {tmp_path}/report.html (")
-    assert (tmp_path / "report.html").read_text().count("<article>") == 2
+    assert (tmp_path / "report.html").read_text().count("<article ") == 2
 
 
 def test_json(measured_folder, tmp_path):

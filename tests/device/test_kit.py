@@ -170,6 +170,14 @@ def test_the_version_without_trtexecs_first_line(device_bundle, kit_of, add_tool
     assert "tensorrt_source=dpkg\n" in (tmp_path / "b" / "build.txt").read_text()
 
 
+def test_an_engine_is_tuned_for_the_first_batch_asked_for(device_bundle, kit_of, tmp_path):
+    root = device_bundle("a100-int8", batches=(4, 1, 8))
+    assert "batches from 1 to 8, tuned for 4;" in (root / "device" / "README.md").read_text()
+    results = kit_of(root).measure(tmp_path / "results", version="10.3.0")
+    assert flags(results)[-3:] == ["--minShapes=x:1x4", "--optShapes=x:4x4", "--maxShapes=x:8x4"]
+    assert sorted(path.name for path in results.glob("times-*")) == ["times-b1.json", "times-b4.json", "times-b8.json"]
+
+
 def test_one_batch_and_a_frozen_one(device_bundle, kit_of, tmp_path):
     kit = kit_of(device_bundle("a100-int8"))
     results = kit.measure(tmp_path / "four", version="10.3.0", build=("--batch", 4))

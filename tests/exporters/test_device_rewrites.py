@@ -261,6 +261,15 @@ ROWS = [
         kind="int64",
         constants=(("most", np.array(5)),),
     ),
+    # the rows' numbers, counted from the symbolic batch
+    Row(
+        "range-in-int32",
+        "8.2",
+        "8.4",
+        "s = Shape(x)  b = Gather(s, zero)  r = Range(zero, b, one)  c = Cast<to = 1>(r)  n = Reshape(c, column)"
+        "  y = Add(x, n)",
+        constants=(("zero", np.array(0)), ("one", np.array(1)), ("column", np.array([-1, 1, 1]))),
+    ),
 ]
 
 

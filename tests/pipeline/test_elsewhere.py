@@ -89,7 +89,7 @@ def test_nothing_is_timed_and_the_bundle_says_so(bundle_for, target, device):
     assert f"{NOT_MEASURED}: the build ran on no {name}" in (bundle.path / "README.md").read_text()
     report = (bundle.path / "report.html").read_text()
     assert f'<div class="figure">not measured</div><div class="how">the build ran on no {name}</div>' in report
-    assert "<h2>Measured on" not in report
+    assert "<h3>Measured on" not in report
 
 
 def test_the_accuracy_of_what_is_selected_is_shown(bundle_for):

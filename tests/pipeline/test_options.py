@@ -215,6 +215,7 @@ VALUES = {
     "runtime": st.sampled_from(["tract", "openvino"]),
     "formats": st.lists(st.sampled_from(FORMATS), min_size=1).map(tuple),
     "selection": st.sampled_from([Path("a.json"), Path("b.json")]),
+    "table": st.sampled_from([Path("a.toml"), Path("b.toml")]),
     "atol": st.floats(0, 1),
     "rtol": st.floats(0, 1),
     "threads": st.integers(1, 8),

@@ -68,7 +68,7 @@ def test_nothing_that_is_signed_holds_a_projection(bundle):
 def test_the_report_and_the_terminal_label_what_is_projected(bundle, capsys):
     (record,) = read_projections(bundle)
     page = (bundle.path / "report.html").read_text()
-    assert "<h2>Projected, not measured: Jetson Orin Nano 8 GB, TensorRT 10.3</h2>" in page
+    assert "<h3>Projected, not measured: Jetson Orin Nano 8 GB, TensorRT 10.3</h3>" in page
     assert '<div class="name">projected latency, batch 1</div>' in page
     for assumption in record.assumptions:
         assert html.escape(assumption) in page

@@ -60,7 +60,7 @@ def test_every_artifact_is_the_pruned_model(built):
 
 def test_the_report_and_the_races_show_it(built):
     page = render_report([built])
-    assert "<h2>Pruning</h2>" in page
+    assert "<h3>Pruning</h3>" in page
     assert "was left:" in page
     races = [json.loads(path.read_text()) for path in (built.path / "measurements").glob("*.json")]
     assert "pruned-fp32" in json.dumps(races)

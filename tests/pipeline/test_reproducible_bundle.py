@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pickled import pickles
 
 from tsexport.bundles import open_bundle
 from tsexport.types import FORMATS
@@ -75,6 +76,8 @@ def test_two_builds_give_the_same_bytes(one_selection, tmp_path, artifact, runti
     assert sorted(one) == sorted(other)
     assert [name for name in one if one[name] != other[name]] == []
     assert any(name.startswith("triton/") for name in one)
+    served = {"triton/patchtst-cpu/1/model.pt"} if runtime == "torchscript" else set()
+    assert pickles(first) == {"artifacts/torchscript-fp32.pt"} | served
     for name, content in one.items():
         for word in (str(tmp_path), str(ROOT), ONE.time_zone):
             assert word.encode() not in content, (name, word)

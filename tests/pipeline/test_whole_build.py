@@ -22,7 +22,7 @@ MEASURED = ("measurements/", "report.html")
 STAGES = [
     "model and data", "export ONNX", "export TorchScript", "export OpenVINO", "parity", "INT8 candidates",
     "layers in floating point", "accuracy", "measure fp32 side by side", "measure INT8 against fp32",
-    "measure batch sizes", "pack",
+    "measure batch sizes", "profile the selected artifact", "pack",
 ]  # fmt: skip
 CACHED_STAGES = [*STAGES[:6], "accuracy"]
 
@@ -55,7 +55,7 @@ def test_progress_has_one_line_a_step_with_the_time_left(built):
     lines = [line for line in built.ran.stderr.splitlines() if re.match(r"\[ ?\d+/\d+\]", line)]
     assert [re.sub(r"^\[[ \d/]+\] ([^:]+):.*", r"\1", line) for line in lines] == STAGES
     assert all(re.search(r": [\d.]+ s, about .* left$", line) for line in lines[:-1])
-    assert re.fullmatch(r"\[12/12\] pack: [\d.]+ s", lines[-1])
+    assert re.fullmatch(r"\[13/13\] pack: [\d.]+ s", lines[-1])
     assert "\r" not in built.ran.stderr
     assert "Traceback" not in built.ran.stderr
 

@@ -26,6 +26,29 @@ small (float[batch, 3, 4] x, int64[batch, 2] ids) => (float[batch, 4] z, float[b
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on a GPU: every test with a runtime that needs one."""
+    from tsexport.runtimes.registry import GPU_RUNTIMES
+
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("runtime") in {row.name for row in GPU_RUNTIMES}:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True)
+def the_runtime_is_here(request: pytest.FixtureRequest) -> None:
+    """Skip, and say so, what asks for a runtime whose package is not installed."""
+    from tsexport.runtimes.registry import get_runtime, runtime_names
+
+    callspec = getattr(request.node, "callspec", None)
+    name = callspec.params.get("runtime") if callspec is not None else None
+    if name in runtime_names():
+        status = get_runtime(name).check()
+        if not status.available:
+            pytest.skip(f"{name} cannot be used here: {status.reason}")
+
+
 @dataclass(frozen=True)
 class SmallModel:
     """The model's artifact in each format, and what it answers."""

@@ -11,7 +11,8 @@ from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
 from tsexport.runtimes.sessions import check_feeds
 from tsexport.types import TensorSpec
 
-CASES = [(row.name, artifact_format) for row in registry.RUNTIMES for artifact_format in row.formats]
+ROWS = (*registry.RUNTIMES, *registry.GPU_RUNTIMES)
+CASES = [(row.name, artifact_format) for row in ROWS for artifact_format in row.formats]
 EVERY = pytest.mark.parametrize(("runtime", "artifact_format"), CASES, ids=["-".join(case) for case in CASES])
 IR17 = '<ir_version: 8, opset_import: ["" : 17]>'
 

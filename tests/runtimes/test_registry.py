@@ -12,7 +12,8 @@ from tsexport.runtimes import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ROWS = pytest.mark.parametrize("row", registry.RUNTIMES, ids=lambda row: row.name)
+BUILT_IN = (*registry.RUNTIMES, *registry.GPU_RUNTIMES)
+ROWS = pytest.mark.parametrize("row", BUILT_IN, ids=lambda row: row.name)
 PLUGIN = """
 from tsexport.types import RuntimeStatus
 
@@ -30,6 +31,13 @@ runtime = Echo()
 
 def test_names():
     assert registry.runtime_names()[:4] == ("torchscript", "onnxruntime", "openvino", "tract")
+    assert registry.runtime_names()[4:6] == ("torch-cuda", "tensorrt")  # last, for they need a GPU
+
+
+def test_a_build_counts_on_no_runtime_that_needs_a_gpu():
+    names = [status.name for status in registry.bundle_statuses()]
+    assert names[:4] == [row.name for row in registry.RUNTIMES]
+    assert not {row.name for row in registry.GPU_RUNTIMES} & set(names)
 
 
 def test_unknown_runtime():
@@ -42,6 +50,8 @@ def test_unknown_runtime():
 @ROWS
 def test_status_of_an_installed_runtime(row):
     status = registry.get_runtime(row.name).check()
+    if row in registry.GPU_RUNTIMES and not status.available:
+        pytest.skip(status.reason)
     assert status.available
     assert status.version == importlib.metadata.version(row.package)
     assert status.formats == row.formats
@@ -75,11 +85,11 @@ def test_a_runtime_that_is_installed_and_broken(monkeypatch, tmp_path, small):
 
 @ROWS
 def test_pip_commands_install_what_the_project_pins(row):
-    wanted = row.pip_command.removeprefix("pip install ").strip('"')
+    wanted = row.pip_command.removeprefix("pip install ").partition(" --index-url")[0].strip('"')
     extras = PROJECT["optional-dependencies"]
     if wanted.startswith("tsexport["):
         requirements = extras[wanted.removeprefix("tsexport[").removesuffix("]")]
-        assert len(requirements) == 1
+        assert len(requirements) == 1 + len(row.also)
         assert requirements[0].startswith(row.package)
     else:
         assert wanted in extras["build"]
@@ -88,10 +98,11 @@ def test_pip_commands_install_what_the_project_pins(row):
 
 def test_a_format_that_the_runtime_does_not_load(monkeypatch, small):
     monkeypatch.setitem(sys.modules, "tract", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UsageError) as caught:
         registry.load(small.artifacts["onnx"], "torchscript", threads=1)
     assert caught.value.message == "the runtime torchscript loads torchscript; artifact model is onnx"
-    assert caught.value.next_step == "use onnxruntime or openvino or tract (not installed)"
+    assert caught.value.next_step == "use onnxruntime or openvino or tract (not installed) or tensorrt (not installed)"
 
 
 # --- third parties: a real distribution on sys.path, as pip would leave it --------------------------------------------

@@ -15,7 +15,8 @@ from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
 from tsexport.runtimes.sessions import SPECIALISED_BATCHES, BatchSpecialised
 from tsexport.types import Session, TensorSpec, random_feeds
 
-CASES = [(row.name, artifact_format) for row in registry.RUNTIMES for artifact_format in row.formats]
+ROWS = (*registry.RUNTIMES, *registry.GPU_RUNTIMES)
+CASES = [(row.name, artifact_format) for row in ROWS for artifact_format in row.formats]
 EVERY = pytest.mark.parametrize(("runtime", "artifact_format"), CASES, ids=["-".join(case) for case in CASES])
 ONNX_RUNTIMES = pytest.mark.parametrize("runtime", [name for name, form in CASES if form == "onnx"])
 X = (TensorSpec("x", "float32", ("batch", 4)),)
@@ -300,7 +301,7 @@ def test_the_file_may_name_its_batch_otherwise(onnx_artifact, runtime):
 
 # --- imports ---------------------------------------------------------------------------------------------------------
 
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "pyarrow"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "nncf", "tract", "tensorrt", "pyarrow"}
 
 
 @pytest.mark.parametrize("row", registry.RUNTIMES, ids=lambda row: row.name)

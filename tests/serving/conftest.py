@@ -46,7 +46,8 @@ BUSY_OUTPUTS = (
     TensorSpec("twice", "int64", ("batch", 1)),
     TensorSpec("not_flag", "bool", ("batch", 1)),
 )
-# y = exp(x), which overflows to infinity, after max(steps) softmaxes of a matrix whose sum is 128.
+# y = exp(x), which overflows to infinity, after max(steps) softmaxes of a matrix.  Steps below -1 are an index that the
+# table of one entry does not have: the runtime fails.
 BUSY = """
 <ir_version: 8, opset_import: ["" : 17]>
 busy (float[batch, 4] x, int64[batch, 1] steps, bool[batch, 1] flag)
@@ -65,7 +66,11 @@ busy (float[batch, 4] x, int64[batch, 1] steps, bool[batch, 1] flag)
   nothing = Sub(total, total)
   grown = Exp(x)
   y = Add(grown, nothing)
-  twice = Add(steps, steps)
+  sum = Add(steps, steps)
+  table = Constant <value = int64[1] {0}> ()
+  index = Min(steps, table)
+  picked = Gather(table, index)
+  twice = Add(sum, picked)
   not_flag = Not(flag)
 }"""
 START_SECONDS = 60.0

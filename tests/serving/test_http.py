@@ -3,8 +3,10 @@
 import gzip
 import http.client
 import json
+import shutil
 import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -160,8 +162,24 @@ def test_predict_needs_no_name_where_one_model_is_served(serve, tiny):
         status, document, _ = ask(one, "/predict", {"inputs": {"x": X.tolist()}})
         assert (status, document["model"]) == (200, "tiny")
         assert one.document["schema_version"] == 1
+        padded = json.dumps({"inputs": {"x": X.tolist()}}).encode() + b" " * 300_000  # large: not on the event loop
+        assert ask(one, "/predict", padded)[1]["outputs"] == document["outputs"]
+        noise = np.random.default_rng(0).bytes(300_000).hex()
+        tensor = {"name": "x", "datatype": "FP32", "shape": [5, 4], "data": X.tolist()}
+        packed = gzip.compress(json.dumps({"inputs": [tensor], "ignored": noise}).encode())
+        status, infer, _ = ask(one, "/v2/models/tiny/infer", packed, {"content-encoding": "gzip"})
+        assert (status, infer["outputs"][0]["shape"]) == (200, [5, 3])
         (model,) = one.document["models"]
         assert (model["artifact"], model["batched"], model["threads"]) == ("fp32-onnx", True, 1)
+
+
+def test_a_model_bears_its_folders_name_whatever_it_is(serve, tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "two words, é")
+    with serve(folder) as one:
+        path = f"/v2/models/{urllib.parse.quote(folder.name)}"
+        assert ask(one, path)[1]["name"] == folder.name
+        assert ask(one, "/predict", {"inputs": {"x": X.tolist()}, "model": folder.name})[1]["model"] == folder.name
+        assert ask(one, "/health")[1]["models"] == {folder.name: "active"}
 
 
 def test_health(server):
@@ -267,6 +285,14 @@ def test_a_batch_that_is_too_large(server):
     status, document, _ = ask(server, "/predict", body)
     assert status == 422
     assert document["error"] == "the batch is 33; this server takes at most 32: send it in parts"
+
+
+def test_values_that_the_runtime_refuses(server):
+    body = {"inputs": {"x": [[0] * 4], "steps": [[-2]], "flag": [[True]]}, "model": "busy"}
+    status, document, _ = ask(server, "/predict", body)
+    assert status == 422
+    assert document["error"].startswith("onnxruntime failed on fp32-onnx at batch 1: ")
+    assert ask(server, "/predict", body | {"inputs": body["inputs"] | {"steps": [[-1]]}})[0] == 200
 
 
 def test_an_infinite_answer_is_no_json_and_comes_as_binary_data(server, client):

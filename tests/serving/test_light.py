@@ -37,9 +37,10 @@ def test_a_bundle_is_served_without_torch(tiny):
 
 def test_without_json_a_table_says_what_is_served(tiny, tmp_path):
     command = [sys.executable, "-m", "tsexport", "serve", str(tiny), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, out = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), ""
     try:
-        for line in process.stderr:
+        for line in process.stdout:
+            out += line
             if line.startswith("serving on "):
                 break
         url = line.removeprefix("serving on ").partition(";")[0]
@@ -47,7 +48,8 @@ def test_without_json_a_table_says_what_is_served(tiny, tmp_path):
         assert urllib.request.urlopen(f"{url}/v2/health/ready").status == 200
     finally:
         process.terminate()
-        out, _ = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=30)
     assert process.returncode == 0
+    assert [json.loads(line)["event"] for line in log.splitlines()] == ["ready", "request", "shutting down", "closed"]
     for text in ("tiny", "int8-onnx", "onnxruntime", "one at a time", "x float32[batch, 4]", "y float32[batch, 3]"):
         assert text in out

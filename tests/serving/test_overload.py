@@ -54,6 +54,18 @@ def steps_for(server, seconds):
     return int(STEPS * seconds / (time.perf_counter() - started))
 
 
+def in_flight(server):
+    """Return how many POST requests the server is at."""
+    connection = http.client.HTTPConnection(server.address, timeout=10)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    (line,) = [line for line in lines if line.startswith("tsexport_in_flight ")]
+    return float(line.split()[1])
+
+
 def wait_until(condition):
     for _ in range(400):
         if condition():
@@ -65,11 +77,10 @@ def wait_until(condition):
 @pytest.mark.slow
 def test_more_than_can_wait_is_answered_429_at_once_and_the_rest_is_answered(serve, busy):
     with serve(busy, "--max-queue", "2", "--max-batch", "1") as server:
-        long = steps_for(server, 3.0)
+        long = steps_for(server, 4.0)
         with ThreadPoolExecutor(24) as pool:
             first = pool.submit(post, server, "/predict", body_of(long))
-            time.sleep(0.3)
-            started = time.perf_counter()
+            wait_until(lambda: in_flight(server) == 1)
             rest = [pool.submit(post, server, "/predict", body_of(0)) for _ in range(20)]
             refused = [one.result() for one in rest if one.result()[0] != 200]
         statuses = [one.result()[0] for one in rest]
@@ -78,9 +89,7 @@ def test_more_than_can_wait_is_answered_429_at_once_and_the_rest_is_answered(ser
         assert statuses.count(429) == 18
         for _, document, headers in refused:
             assert headers["Retry-After"] == "1"
-            waits = "2 requests wait for busy, and no more may; try again later"
-            assert document["error"] in (waits, "4 requests are in flight; try again later")
-        assert time.perf_counter() - started < 60
+            assert document["error"] == "2 requests wait for busy, and no more may; try again later"
         assert post(server, "/predict", body_of(0))[0] == 200  # and it goes on
 
 
@@ -103,7 +112,9 @@ def test_a_body_that_does_not_come(serve, tiny):
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf")
-            answer = connection.recv(4096)
+            answer = b""
+            while part := connection.recv(4096):  # to its end: the server closes
+                answer += part
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert answer.endswith(b'{"error":"no answer within 0.5 s"}')
 
@@ -115,8 +126,8 @@ def test_a_signal_under_load(serve, busy, sent):
     with serve(busy, "--max-batch", "1") as server:
         long = steps_for(server, 2.5)
         with ThreadPoolExecutor(4) as pool:
-            in_flight = [pool.submit(post, server, "/predict", body_of(steps)) for steps in (long, 0, 1)]
-            time.sleep(0.5)
+            asked = [pool.submit(post, server, "/predict", body_of(steps)) for steps in (long, 0, 1)]
+            wait_until(lambda: in_flight(server) == 3)
             server.process.send_signal(sent)
             began = time.perf_counter()
             wait_until(lambda: get(server, "/v2/health/ready") == (503, {"ready": False}))
@@ -128,7 +139,7 @@ def test_a_signal_under_load(serve, busy, sent):
             assert (headers["Retry-After"], headers["Connection"]) == ("1", "close")
             assert server.process.wait(END_SECONDS) == 0
             assert time.perf_counter() - began < END_SECONDS
-        assert [one.result()[0] for one in in_flight] == [200, 200, 200]
+        assert [one.result()[0] for one in asked] == [200, 200, 200]
         events = [line["event"] for line in server.log() if line["event"] != "request"]
         assert events == ["ready", "shutting down", "closed"]
 
@@ -140,7 +151,7 @@ def test_an_inference_that_does_not_end_does_not_hold_up_the_end(serve, busy):
 
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(post, server, "/predict", body_of(steps))
-            time.sleep(0.5)
+            wait_until(lambda: in_flight(server) == 1)
             server.process.terminate()
             began = time.perf_counter()
             assert server.process.wait(END_SECONDS) == 0
@@ -155,7 +166,7 @@ def test_a_second_signal_ends_it_at_once(serve, busy):
         steps = steps_for(server, 30.0)
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(post, server, "/predict", body_of(steps))
-            time.sleep(0.5)
+            wait_until(lambda: in_flight(server) == 1)
             server.process.terminate()
             wait_until(lambda: get(server, "/v2/health/ready")[0] == 503)
             server.process.terminate()

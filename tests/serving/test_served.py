@@ -18,7 +18,7 @@ from tsexport.checksums import seal
 from tsexport.errors import BundleError, GoldenError, MissingDependencyError, UsageError
 from tsexport.golden import write_golden
 from tsexport.serving.gate import Gate
-from tsexport.serving.limits import Limits
+from tsexport.serving.limits import MIB, Limits
 from tsexport.serving.logs import JsonLines, RequestLog, line_of
 from tsexport.serving.metrics import Metrics
 from tsexport.serving.refusals import Refusal
@@ -143,19 +143,38 @@ def test_limits_that_make_no_sense(limit, message):
 
 
 def test_a_gate_counts_and_closes():
-    gate = Gate(2)
-    gate.enter()
-    gate.enter()
-    with pytest.raises(Refusal, match="2 requests are in flight; try again later") as caught:
-        gate.enter()
+    gate = Gate(3 * MIB)
+    gate.enter(MIB)
+    gate.enter(2 * MIB)
+    with pytest.raises(Refusal, match="2 requests in flight hold 3 MiB; try again later") as caught:
+        gate.enter(1)
     assert caught.value.status == 429
-    gate.leave()
+    gate.leave(MIB)
     assert (gate.in_flight, gate.drained, gate.draining) == (1, False, False)
+    gate.enter(MIB)
     gate.begin_drain()
     assert (gate.drained, gate.draining) == (False, True)
     with pytest.raises(Refusal, match="the server is shutting down") as caught:
-        gate.enter()
+        gate.enter(0)
     assert caught.value.status == 503
+
+
+@pytest.mark.parametrize(
+    ("headers", "size_bytes"),
+    [
+        ({b"content-length": b"10"}, 64 * 1024),
+        ({b"content-length": b"100000"}, 100_000),
+        ({b"content-length": b"9" * 30}, MIB),
+        ({b"content-length": b"10", b"content-encoding": b"gzip"}, MIB),
+        ({b"content-length": b"-1"}, MIB),
+        ({b"transfer-encoding": b"chunked"}, MIB),
+    ],
+)
+def test_what_a_body_counts_before_it_is_read(headers, size_bytes):
+    limits = Limits(max_request_bytes=MIB)
+    assert limits.held_bytes(headers.items()) == size_bytes
+    assert limits.max_held_bytes() == 256 * MIB
+    assert Limits(max_request_bytes=512 * MIB).max_held_bytes() == 512 * MIB
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -285,6 +304,7 @@ def test_a_missing_extra_is_named(tiny, command_line):
         (["nothing", "--max-batch", "0"], "max_batch is 0, allowed are 1 and more"),
         (["nothing", "--timeout", "-1"], "timeout_s is -1, allowed is any time above 0"),
         (["nothing", "--max-json-mib", "0"], "max_json_bytes is 0, allowed are 1 and more"),
+        (["nothing", "--max-request-mib", "nan"], "max_request_bytes is 0, allowed are 1 and more"),
     ],
 )
 def test_wrong_usage(arguments, message):

@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "verify": CommandEntry(
         "tsexport.cli.verify:verify", "Check a bundle's digests and golden outputs on this machine."
     ),
+    "sign": CommandEntry("tsexport.cli.sign:sign", "Sign a bundle, so that verify --key says whose it is."),
     "bench": CommandEntry("tsexport.cli.bench:bench", "Measure bundles and judge them against the latency tables."),
     "compare": CommandEntry(
         "tsexport.cli.compare:compare", "Say whether one bundle is slower than another, here and now."
@@ -45,6 +46,9 @@ COMMANDS: dict[str, CommandEntry] = {
         "tsexport.cli.check:check", "Say whether a target's TensorRT takes an ONNX file, node by node."
     ),
     "diff": CommandEntry("tsexport.cli.diff:diff", "Say what differs between two bundles, and why."),
+    "estimate": CommandEntry(
+        "tsexport.cli.estimate:estimate", "Estimate memory, and the largest batch that fits, before building."
+    ),
     "attach": CommandEntry("tsexport.cli.attach:attach", "Bring what the device kit measured back into its bundle."),
     "report": CommandEntry("tsexport.cli.report:report", "Write one self-contained page with tables and plots."),
     "serve": CommandEntry("tsexport.cli.serve:serve", "Serve bundles over HTTP (KServe V2, /predict, /health)."),

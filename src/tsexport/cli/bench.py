@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.scenario import run_scenarios, scenario_options
 
 if TYPE_CHECKING:
     from tsexport.benchmarking import BenchmarkResult
@@ -25,7 +26,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--commit", help="Keep them under this commit, not that of the git repository here.")
 @click.option("--junit", type=_FILE, help="Write the judged rows as JUnit XML.")
 @click.option("--summary", type=_FILE, help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.")
+@click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+@scenario_options
 @click.pass_context
 def bench(
     context: click.Context,
@@ -38,16 +41,43 @@ def bench(
     commit: str | None,
     junit: Path | None,
     summary: Path | None,
+    container: bool,
     as_json: bool,
+    scenario: str | None,
+    qps: float | None,
+    p99_ms: float | None,
+    max_batch: int,
+    runtime: str | None,
+    growth_calls: int,
+    seed: int,
 ) -> None:
     """Measure every artifact of each BUNDLE on every runtime that is here, in fresh processes.
 
     The rows of the latency tables are judged, and each artifact is held against the use cases: real-time,
     near-real-time and batch.  Of several bundles, ensembles of their models are judged too.
 
+    Each process is bound to as many CPUs as it has threads, where the operating system can.  --container puts it into a
+    cgroup with the published limits, and is refused where the machine has less, or no cgroup can be made.
+
     \b
-    Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here.
+    Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here, or no such container can
+    be made.  With --scenario: 4 where memory grows or no rate holds the bound.
     """
+    if scenario is not None:
+        from tsexport.scenarios import ScenarioOptions
+
+        given = ScenarioOptions(
+            seconds=seconds,
+            qps=qps,
+            p99_ms=p99_ms,
+            max_batch=max_batch,
+            growth_calls=growth_calls,
+            threads=threads,
+            runtime=runtime,
+            seed=seed,
+        )
+        run_scenarios(context, bundles, scenario, given, batches, record, as_json)
+        return
     from tsexport.bench.ensembles import Member, judge_ensembles
     from tsexport.bench.measure import BATCHES
     from tsexport.bench.tables import load_tables
@@ -68,6 +98,7 @@ def bench(
                 table=table,
                 record=record,
                 commit=commit,
+                in_container=container,
                 progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
             )
         )
@@ -130,6 +161,9 @@ def show(result: "BenchmarkResult") -> None:
         )
     show_verdicts(result.record.verdicts, "against the tables")
     _show_figures(result)
+    if result.record.container is not None:
+        click.echo(f"measured in a container of {result.record.container}")
+    click.echo(f"noise: {result.record.noise}")
 
 
 def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tsexport.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
-    from tsexport.reporting import CandidateRow
+    from tsexport.reporting_candidates import CandidateRow
 
 _FILE = click.Path(path_type=Path)
 
@@ -68,6 +68,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--runtime", help="Select for this runtime alone.")
 @click.option("--formats", help="Which of onnx, torchscript and openvino to make, with commas.")
 @click.option("--selection", type=_FILE, help="Repeat the choices of a selection.json.")
+@click.option("--table", type=_FILE, help="A latency table of your own, in place of the published ones.")
 @click.option("--atol", type=float, help="Absolute parity tolerance of the fp32 artifacts.")
 @click.option("--rtol", type=float, help="Relative parity tolerance of the fp32 artifacts.")
 @click.option("--threads", type=int, help="Threads to measure with; by default the target's cores, as far as here.")
@@ -144,6 +145,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
             "rollout": context.options.rollout,
             "calibration_table": str(context.options.calibration_table) if context.options.calibration_table else None,
             "selection": str(context.options.selection) if context.options.selection else None,
+            "table": str(context.options.table) if context.options.table else None,
             "objective": context.options.objective,
             "formats": list(context.options.formats),
             "runtimes": list(plan.runtimes),
@@ -165,6 +167,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         *([("pruning", f"{context.options.prune:g} of the channels")] if context.options.prune is not None else []),
         *([("rollout", f"{context.options.rollout} steps")] if context.options.rollout is not None else []),
         *([("selection", f"repeats {context.options.selection}")] if context.options.selection else []),
+        *([("latency table", str(context.options.table))] if context.options.table else []),
         *([("objective", "the smallest size")] if context.options.objective == "size" else []),
         ("formats", ", ".join(context.options.formats)),
         ("runtimes here", ", ".join(plan.runtimes)),
@@ -185,7 +188,8 @@ def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
     from tsexport.explaining import explanations
-    from tsexport.reporting import candidate_rows, read_measurements
+    from tsexport.reporting import read_measurements
+    from tsexport.reporting_candidates import candidate_rows
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):

@@ -9,7 +9,7 @@ import click
 from tsexport.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from tsexport.diffing import BundleDiff, Change, GraphChange
+    from tsexport.diff_records import BundleDiff, Change, GraphChange
 
 _ABSENT = "-"
 

@@ -1,12 +1,13 @@
 """`tsexport serve`: bundles over HTTP, until a signal ends it."""
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say, verbosity
+from tsexport.cli.output import print_json, print_table, verbosity
 
 if TYPE_CHECKING:
     from tsexport.serving.server import Listening
@@ -72,8 +73,8 @@ def serve(
         max_queue=max_queue,
         batch_delay_ms=batch_delay_ms,
         timeout_s=timeout,
-        max_request_bytes=int(max_request_mib * _MIB),
-        max_json_bytes=int(max_json_mib * _MIB),
+        max_request_bytes=_bytes_of(max_request_mib),
+        max_json_bytes=_bytes_of(max_json_mib),
     )
     flags = verbosity()
     serve_bundles(
@@ -85,6 +86,11 @@ def serve(
         announce=_show_json if as_json else _show,
         log_level=logging.WARNING if flags.quiet else logging.DEBUG if flags.verbose else logging.INFO,
     )
+
+
+def _bytes_of(mib: float) -> int:
+    """Return a size in bytes, 0 for what is no size ("nan"): `Limits` refuses it."""
+    return int(mib * _MIB) if math.isfinite(mib) else 0
 
 
 def _show_json(listening: "Listening") -> None:
@@ -110,4 +116,4 @@ def _show(listening: "Listening") -> None:
             for model in listening.models
         ],
     )
-    say(f"serving on {listening.url}; Ctrl-C ends it")
+    click.echo(f"serving on {listening.url}; Ctrl-C ends it")  # on stdout: stderr has nothing but JSON lines

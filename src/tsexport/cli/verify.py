@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--key", type=click.Path(path_type=Path), help="The Ed25519 public key, a PEM file, that BUNDLE must be signed by."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
-def verify(bundle: Path, as_json: bool) -> None:
+def verify(bundle: Path, key: Path | None, as_json: bool) -> None:
     """Check that BUNDLE is as it was built and answers here as it did there.
 
-    BUNDLE is a folder, or a .tar, .tar.gz or .zip of one.  Every file is held against its SHA-256; then every artifact
-    answers the golden inputs on every installed runtime.
+    BUNDLE is a folder, or a .tar, .tar.gz or .zip of one.  With --key it must be signed by that key.  Every file is
+    held against its SHA-256; then every artifact answers the golden inputs on every installed runtime.
 
     \b
     Exit codes: 0 all well, 2 tampered or damaged, 3 golden outputs missed,
@@ -27,7 +30,7 @@ def verify(bundle: Path, as_json: bool) -> None:
     from tsexport.codec import to_plain
     from tsexport.verification import examine_bundle
 
-    report = examine_bundle(bundle)
+    report = examine_bundle(bundle, key=key)
     if as_json:
         print_json({"passed": report.passed, **to_plain(report)})
     else:
@@ -37,6 +40,10 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 def _print(report: "VerificationReport") -> None:
     click.echo(f"{report.bundle}: the SHA-256 of {report.files} files hold")
+    if report.key is not None:
+        click.echo(f"signed by the key {report.key}; that covers all but measurements/ and the report")
+    elif report.signature == "not checked":
+        click.echo("signed, which was not checked: give the public key with --key")
     print_table(
         ("artifact", "runtime", "result", "relative RMS error", "largest error", "tolerance"),
         [(check.artifact, check.runtime, check.status, *_errors(check)) for check in report.checks],

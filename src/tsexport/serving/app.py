@@ -72,7 +72,7 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits, gate: Gate, me
     api.add_exception_handler(Refusal, _refused)
     api.add_exception_handler(HTTPException, _http_error)
     openapi_models.name_parameters(api.openapi(), {"model": list(models), "version": [VERSION]})
-    return Observed(api, gate, metrics)
+    return Observed(api, limits, gate, metrics)
 
 
 class _Routes:
@@ -135,6 +135,7 @@ class _Routes:
     async def _infer(self, request: Request, model_name: str, version: str) -> Response:
         model = self._find(model_name, version)
         seen_of(request.scope).model = model.name
+        model.batcher.check_room()
         inputs, outputs = model.description.inputs, model.description.outputs
         body = await read_body(request, self._limits.max_request_bytes)
         header_length = protocol.header_length_of(request.headers.get(protocol.HEADER_LENGTH), len(body))
@@ -153,6 +154,8 @@ class _Routes:
 
     async def _predict(self, request: Request) -> Response:
         started_s = time.perf_counter()
+        if len(self._models) == 1:
+            self._named(None).batcher.check_room()
         body = await read_body(request, self._limits.max_request_bytes)
         self._check_json(len(body))
         large = len(body) > LARGE_BYTES

@@ -93,16 +93,19 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise closing()
-            if len(self._jobs) >= self._max_queue:
-                self._jobs = deque(one for one in self._jobs if not one.future.cancelled())
-            if len(self._jobs) >= self._max_queue:
-                raise Refusal(
-                    HTTPStatus.TOO_MANY_REQUESTS,
-                    f"{len(self._jobs)} requests wait for {self._name}, and no more may; try again later",
-                )
+            self._require_room()
             self._jobs.append(job)
             self._changed.notify()
         return job.future
+
+    def check_room(self) -> None:
+        """Find out early, before a body is read and parsed for nothing; `submit` may still refuse.
+
+        Raises:
+            Refusal: 429, the queue is full.
+        """
+        with self._changed:
+            self._require_room()
 
     def close(self, grace_s: float) -> bool:
         """Refuse what waits and end the thread; return whether it ended in time (one inference cannot be cut short)."""
@@ -136,6 +139,15 @@ class Batcher:
                 taken.append(self._jobs.popleft())
                 rows += taken[-1].rows
             return taken
+
+    def _require_room(self) -> None:
+        if len(self._jobs) >= self._max_queue:
+            self._jobs = deque(one for one in self._jobs if not one.future.cancelled())
+        if len(self._jobs) >= self._max_queue:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"{len(self._jobs)} requests wait for {self._name}, and no more may; try again later",
+            )
 
     def _is_enough(self) -> bool:
         return self._closed or sum(job.rows for job in self._jobs) >= self._max_batch

@@ -3,19 +3,19 @@
 import time
 from http import HTTPStatus
 
-from tsexport.serving.limits import MAX_DRAIN_S, MIN_DRAIN_S
+from tsexport.serving.limits import MAX_DRAIN_S, MIB, MIN_DRAIN_S
 from tsexport.serving.refusals import Refusal
 
 
 class Gate:
-    """Counts the requests in flight and lets no more in than allowed, and none once the server shuts down.
+    """Counts the requests in flight and what they hold; lets no more in than allowed, and none while shutting down.
 
     Used by the event loop alone, but for `begin_drain`, which a signal may call.
     """
 
-    def __init__(self, max_in_flight: int) -> None:
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+    def __init__(self, max_held_bytes: int) -> None:
+        self._max_held_bytes = max_held_bytes
+        self._in_flight = self._held_bytes = 0
         self._drain_began_s: float | None = None
 
     @property
@@ -26,21 +26,26 @@ class Gate:
     def draining(self) -> bool:
         return self._drain_began_s is not None
 
-    def enter(self) -> None:
-        """Let a request in; `leave` must follow.
+    def enter(self, size_bytes: int) -> None:
+        """Let a request in that holds so much; `leave` must follow.
 
         Raises:
-            Refusal: 503, the server is shutting down; 429, too many are in flight.
+            Refusal: 503, the server is shutting down; 429, the requests in flight would hold too much.
         """
         if self.draining:
             raise closing()
-        if self._in_flight >= self._max_in_flight:
-            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"{self._in_flight} requests are in flight; try again later")
+        if self._held_bytes + size_bytes > self._max_held_bytes:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"{self._in_flight} requests in flight hold {self._held_bytes / MIB:.0f} MiB; try again later",
+            )
         self._in_flight += 1
+        self._held_bytes += size_bytes
 
-    def leave(self) -> None:
+    def leave(self, size_bytes: int) -> None:
         """A request was answered."""
         self._in_flight -= 1
+        self._held_bytes -= size_bytes
 
     def begin_drain(self) -> None:
         """Let no more requests in."""

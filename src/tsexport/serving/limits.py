@@ -1,15 +1,21 @@
 """What one server takes at most.  Everything that could grow with the number or the size of requests has a bound here.
 
-A model's queue holds `max_queue` requests; twice as many may be in flight for each model, the others being read.  So
-bodies take at most 2 x max_queue x max_request_bytes for each model, and what comes on top is answered 429.
+A model's queue holds `max_queue` requests; what comes on top is answered 429, before its body is read where the queue
+is full already.  The bodies of all requests in flight together hold at most `MAX_HELD_BYTES`, and what would hold more
+is answered 429 too.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tsexport.errors import UsageError
 
 MIB = 2**20
+MAX_HELD_BYTES = 256 * MIB
+"""Of the bodies in flight, each as long as it says, and as long as it may be where that is not known."""
+LEAST_HELD_BYTES = 64 * 1024
+"""What a request counts at least: so much is read ahead.  4,096 requests in flight reach the limit."""
 MAX_DRAIN_S = 6.0
 """After SIGTERM, what is in flight has this long; closing takes up to 2.6 s more, and 10 s are allowed for all."""
 MIN_DRAIN_S = 0.5
@@ -45,6 +51,15 @@ class Limits:
         if not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
             raise UsageError(f"timeout_s is {self.timeout_s:g}, allowed is any time above 0")
 
-    def max_in_flight(self, models: int) -> int:
-        """Return how many requests may be read, wait and be computed at once."""
-        return 2 * self.max_queue * models
+    def max_held_bytes(self) -> int:
+        """Return what the bodies in flight may hold together: one may always be as large as is allowed."""
+        return max(MAX_HELD_BYTES, self.max_request_bytes)
+
+    def held_bytes(self, headers: Iterable[tuple[bytes, bytes]]) -> int:
+        """Return what the body of a request with these headers counts, as ASGI gives them."""
+        length, packed = b"", False
+        for name, value in headers:
+            length = value if name == b"content-length" else length
+            packed = packed or name == b"content-encoding"
+        known = length.isdigit() and not packed
+        return min(self.max_request_bytes, max(LEAST_HELD_BYTES, int(length))) if known else self.max_request_bytes

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsexport.serving.gate import Gate, closing
 from tsexport.serving.json_tensors import json_bytes
+from tsexport.serving.limits import Limits
 from tsexport.serving.logs import LOGGER, RequestLog, log_event
 from tsexport.serving.metrics import Metrics
 from tsexport.serving.refusals import Refusal
@@ -45,8 +46,8 @@ def seen_of(scope: Scope) -> Seen:
 class Observed:
     """An ASGI application around the routes."""
 
-    def __init__(self, routes: ASGIApp, gate: Gate, metrics: Metrics) -> None:
-        self._routes, self._gate, self._metrics = routes, gate, metrics
+    def __init__(self, routes: ASGIApp, limits: Limits, gate: Gate, metrics: Metrics) -> None:
+        self._routes, self._limits, self._gate, self._metrics = routes, limits, gate, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -81,11 +82,12 @@ class Observed:
                 raise closing()
             await self._routes(scope, receive, send)
             return
-        self._gate.enter()
+        size_bytes = self._limits.held_bytes(scope["headers"])
+        self._gate.enter(size_bytes)
         try:
             await self._routes(scope, receive, send)
         finally:
-            self._gate.leave()
+            self._gate.leave(size_bytes)
 
     def _tell(self, scope: Scope, seen: Seen, seconds: float, failure: Exception | None) -> None:
         route = getattr(scope.get("route"), "path", _UNKNOWN_ROUTE)

@@ -3,6 +3,9 @@
 The port is taken first and listened on last: what is wrong with it is known before models are loaded, and until they
 are, a connection is refused.  After SIGTERM or SIGINT the server is not ready and answers 503 to what is new, finishes
 what is in flight, and closes; a second signal closes at once.
+
+One process and one event loop: what bounds a server is the model, not the HTTP.  The number of connections that only
+stay open is not bounded, and there is no TLS: on a network that is not trusted, a proxy belongs before it.
 """
 
 import logging
@@ -64,7 +67,7 @@ def serve_bundles(
     try:
         metrics = Metrics()
         models = load_models(paths, choice, limits, metrics)
-        gate = Gate(limits.max_in_flight(len(models)))
+        gate = Gate(limits.max_held_bytes())
         metrics.watch_in_flight(lambda: gate.in_flight)
         metrics.watch_lost_logs(lambda: logs.lost)
         listening = Listening(url_of(bound, host), tuple(model.description for model in models.values()))

@@ -96,7 +96,7 @@ elif [[ -n $batch ]]; then
     flags+=("--minShapes=$(shapes_at "$batch")" "--optShapes=$(shapes_at "$batch")" "--maxShapes=$(shapes_at "$batch")")
 else
     batches=${KIT_BATCHES[*]}
-    flags+=("--minShapes=$(shapes_at 1)" "--optShapes=$(shapes_at "${KIT_BATCHES[0]}")")
+    flags+=("--minShapes=$(shapes_at 1)" "--optShapes=$(shapes_at "$KIT_TUNED_BATCH")")
     flags+=("--maxShapes=$(shapes_at "${KIT_BATCHES[-1]}")")
 fi
 

@@ -1,0 +1,222 @@
+"""MLPerf Inference's scenarios on one artifact, in a fresh process (`bench.scenario_worker`).
+
+    SingleStream    p90 latency of queries one after another
+    Offline         throughput of all samples at once, at the best of several batch sizes
+    Server          the highest rate of Poisson arrivals at which the p99 from the scheduled arrival holds a bound
+
+The highest rate is looked for as LoadGen's "find peak performance" does: from the rate that single calls would allow,
+halved until a run is valid, then by bisection until valid and invalid rates are within 5 %.  Each run repeats the seed,
+so that its arrivals are those of another rate, stretched.
+"""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tsexport import errors
+from tsexport.bench.process import write_feeds
+from tsexport.bench.scenario_records import (
+    Offline,
+    OfflineRequest,
+    Server,
+    ServerRequest,
+    ServerRun,
+    SingleStream,
+    SingleStreamRequest,
+    Subject,
+)
+from tsexport.bench.scenario_worker import from_line, to_line
+from tsexport.bench.statistics import P99_SAMPLES
+from tsexport.bench.wire import Failed
+from tsexport.errors import DataError, InconclusiveError, TsexportError
+from tsexport.types import Artifact, Feeds
+
+OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+SINGLE_STREAM_QUERIES = 1024
+CLOSE_ENOUGH = 1.05
+MOST_RUNS = 14
+LONGEST_RUN = 10.0
+"""No rate is looked for at which the queries that a p99 needs would take longer than so many times `min_seconds`."""
+CALL_SECONDS = 600.0
+"""Beyond its own length, a request may take so much for loading, warm-up and slow calls."""
+_COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.scenario_worker")
+_TAIL_LINES = 8
+
+Reply = TypeVar("Reply", SingleStream, Offline, ServerRun)
+Say = Callable[[str], None]
+
+
+class ScenarioProcess:
+    """One fresh process with one artifact; leaving it ends the process."""
+
+    def __init__(self, artifact: Artifact, runtime: str, threads: int, feeds: Feeds) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="tsexport-scenario-")
+        self.subject = Subject(artifact, runtime, threads, str(write_feeds(feeds, Path(self._folder.name))))
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
+        self._process = subprocess.Popen(
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()  # it holds nothing that is worth keeping
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._stderr.close()
+        self._folder.cleanup()
+
+    def ask(
+        self, request: SingleStreamRequest | OfflineRequest | ServerRequest, kind: type[Reply], timeout_s: float
+    ) -> Reply:
+        """Return the answer to a request.
+
+        Raises:
+            InconclusiveError: the process died, gave no answer in time, or its runtime failed.
+            TsexportError: what the runtime raised of that tree.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        timer = threading.Timer(timeout_s, self._process.kill)
+        timer.start()
+        try:
+            self._process.stdin.write(to_line(request))
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            in_time = timer.is_alive()
+            timer.cancel()
+        if not line:
+            raise self._failure("ended" if in_time else f"gave no answer in {timeout_s:g} s")
+        try:
+            answer = from_line(line)
+        except DataError as error:
+            raise self._failure(f"answered garbage: {error.message}") from None
+        if isinstance(answer, Failed):
+            raise self._as_error(answer)
+        if not isinstance(answer, kind):
+            raise self._failure(f"answered {type(answer).__name__} where {kind.__name__} was expected")
+        return answer
+
+    def _as_error(self, failed: Failed) -> TsexportError:
+        original = getattr(errors, failed.error, None) if failed.expected else None
+        if isinstance(original, type) and issubclass(original, TsexportError):
+            error: TsexportError = original(failed.message, next_step=failed.next_step)
+            return error
+        return self._failure(f"raised {failed.error}: {failed.message}")
+
+    def _failure(self, what: str) -> InconclusiveError:
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
+        return InconclusiveError(
+            f"the scenario process of {self.subject.artifact.name} on {self.subject.runtime} {what}"
+            + (f"; it wrote last:\n{tail}" if tail else ""),
+            next_step="see whether memory or a time limit ended it, and run the scenario again",
+        )
+
+
+@dataclass(frozen=True)
+class ServerTerms:
+    """What a rate is held to, and how long it is tried.  `bound_from` says where the bound is from."""
+
+    p99_bound_ms: float
+    bound_from: str
+    min_seconds: float
+    min_queries: int = P99_SAMPLES
+    max_batch: int = 1
+    seed: int = 0
+
+
+def single_stream(
+    process: ScenarioProcess, min_seconds: float, min_queries: int = SINGLE_STREAM_QUERIES
+) -> SingleStream:
+    """Return latencies of queries one after another.  Raises as `ScenarioProcess.ask`."""
+    request = SingleStreamRequest(process.subject, min_queries, min_seconds)
+    return process.ask(request, SingleStream, min_seconds + CALL_SECONDS)
+
+
+def offline(process: ScenarioProcess, min_seconds: float, batches: tuple[int, ...] = OFFLINE_BATCHES) -> Offline:
+    """Return throughput and latency at each batch size, `min_seconds` each.  Raises as `ScenarioProcess.ask`."""
+    request = OfflineRequest(process.subject, batches, min_seconds)
+    return process.ask(request, Offline, len(batches) * min_seconds + CALL_SECONDS)
+
+
+def server(process: ScenarioProcess, terms: ServerTerms, qps: float | None, say: Say = lambda line: None) -> Server:
+    """Return a run at `qps`, or with None at the rates that lead to the highest valid one.
+
+    Raises:
+        InconclusiveError, TsexportError: as `ScenarioProcess.ask`.
+    """
+    request = ServerRequest(
+        subject=process.subject,
+        qps=qps or 1.0,
+        seed=terms.seed,
+        min_queries=terms.min_queries,
+        min_seconds=terms.min_seconds,
+        p99_bound_ms=terms.p99_bound_ms,
+        max_batch=terms.max_batch,
+    )
+
+    def run_at(rate: float) -> ServerRun:
+        lasting = max(terms.min_seconds, max(terms.min_queries, P99_SAMPLES) / rate)
+        run = process.ask(replace(request, qps=rate), ServerRun, 2 * lasting + CALL_SECONDS)
+        say(f"{rate:.4g} queries/s: {'valid' if run.valid else 'not valid'}")
+        return run
+
+    if qps is not None:
+        runs = [run_at(qps)]
+    else:
+        quick = single_stream(process, min_seconds=0.5, min_queries=64)
+        lowest = max(terms.min_queries, P99_SAMPLES) / (LONGEST_RUN * terms.min_seconds)
+        runs = search(1000 / quick.mean_ms * terms.max_batch, run_at, lowest)
+    valid = [run.qps for run in runs if run.valid]
+    return Server(
+        terms.p99_bound_ms, terms.bound_from, terms.max_batch, terms.seed, tuple(runs), max(valid, default=None)
+    )
+
+
+def search(start_qps: float, run_at: Callable[[float], ServerRun], lowest_qps: float) -> list[ServerRun]:
+    """Return the runs that enclose the highest valid rate within 5 %, at most `MOST_RUNS` of them.
+
+    Args:
+        start_qps: a rate beyond what can be valid; where it is valid after all, rates go up from it.
+        lowest_qps: no rate below it is tried, unless it is the first.
+    """
+    runs: list[ServerRun] = []
+    low: float | None = None
+    high: float | None = None
+    rate = start_qps
+    while len(runs) < MOST_RUNS:
+        runs.append(run_at(rate))
+        if runs[-1].valid:
+            low = rate
+        else:
+            high = rate
+        if low is None:
+            rate /= 2
+            if rate < lowest_qps:
+                break
+        elif high is None:
+            rate *= 2
+        elif high / low <= CLOSE_ENOUGH:
+            break
+        else:
+            rate = (low * high) ** 0.5
+    return runs

@@ -1,0 +1,96 @@
+"""How each number of a bundle was obtained (measured, profiled, projected, counted), and where it stands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tsexport.bench.outlook import PROJECTED
+from tsexport.bench.profile_records import PROFILES
+from tsexport.checksums import MEASUREMENTS
+from tsexport.manifest import MANIFEST
+from tsexport.reporting_views import BundleView, DeviceView, MachineView
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A kind of number; `obtained` is "measured", "projected", "profiled", "counted", "published" or "not measured"."""
+
+    what: str
+    obtained: str
+    how: str
+    where: str
+
+
+def origins_of(bundle: BundleView) -> tuple[Origin, ...]:
+    """Return how each kind of number of a bundle was obtained."""
+    manifest = bundle.manifest
+    found: list[Origin] = []
+    for machine in bundle.machines:
+        found += _of_machine(machine)
+    for device in bundle.devices:
+        found.append(_of_device(device))
+    if not any(machine.record.measurements for machine in bundle.machines) and not bundle.devices:
+        reason = "" if manifest.target.here else f": the build ran on no {manifest.target.device_name}"
+        found.append(Origin("latency, throughput, memory", "not measured", f"nobody measured them{reason}", ""))
+    for projected in bundle.projected:
+        record = projected.record
+        how = record.reason or f"a roofline over the kernels of {record.artifact} with TensorRT {record.tensorrt}"
+        where = f"{MEASUREMENTS}/{PROJECTED}/{record.device}.json"
+        state = "not projected" if record.reason else "projected"
+        found.append(Origin(f"latency on {record.title}", state, how, where))
+    for accuracy in manifest.accuracy[:1]:
+        how = f"answers to {accuracy.windows} windows that calibration did not see, held against the source model's"
+        found.append(Origin("errors and accuracy", "measured", how, MANIFEST))
+    found.append(
+        Origin("parity", "measured", "answers held against the source model's, under named tolerances", MANIFEST)
+    )
+    found.append(Origin("sizes", "counted", "bytes of the artifact's files", MANIFEST))
+    if manifest.coverage is not None or any(one.coverage for one in manifest.candidates):
+        how = "in the graph that the runtime makes of the artifact, for one sample"
+        found.append(Origin("MACs, conversions, bytes moved", "counted", how, MANIFEST))
+    found.append(Origin("budgets", "published", "in the documents that the rows name", f"{MEASUREMENTS}/"))
+    return tuple(found)
+
+
+def _of_machine(machine: MachineView) -> Iterator[Origin]:
+    record = machine.record
+    where = f"{MEASUREMENTS}/{record.machine.machine_id}.json"
+    if record.measurements:
+        batches = _listed(str(one.batch) for one in record.measurements)
+        threads = _listed(str(one.threads) for one in record.measurements)
+        processes = _listed(str(one.processes) for one in record.measurements)
+        counts = sorted({len(one.samples_ms) for one in record.measurements})
+        calls = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        how = (
+            f"on {record.machine}: single calls after warm-up, {calls} a row, in {processes} fresh process(es), "
+            f"{threads} thread(s), batch {batches}"
+        )
+        yield Origin("latency, throughput, loading, memory", "measured", how, where)
+    for race in record.races:
+        how = (
+            f"on {record.machine}: {len(race.entries)} artifacts in {race.rounds} interleaved rounds, batch "
+            f"{race.batch}; the ratio of medians, its interval by bootstrap"
+        )
+        yield Origin(f"speed-ups over {race.baseline}", "measured", how, where)
+    if record.balance is not None:
+        how = f"from what {record.machine.cpu_model} sustained; the lower bound of products and memory"
+        yield Origin("bounds of candidates", "projected", how, where)
+    if machine.profile is not None:
+        profile = machine.profile.record
+        how = profile.reason or f"{profile.method}; {profile.calls} calls of {profile.artifact} on {profile.runtime}"
+        state = "not measured" if profile.reason else "profiled"
+        yield Origin("shares of nodes", state, how, f"{MEASUREMENTS}/{PROFILES}/{record.machine.machine_id}.json")
+
+
+def _of_device(device: DeviceView) -> Origin:
+    record = device.record
+    batches = _listed(one.batch for one in device.measurements)
+    samples = _listed(one.samples for one in device.measurements)
+    how = (
+        f"on {record.device} by trtexec with {record.artifact}: {samples} samples, batch {batches}, copies "
+        f"{record.transfers}"
+    )
+    return Origin("latency on the device", "measured", how, f"{MEASUREMENTS}/device-{record.device.machine_id}.json")
+
+
+def _listed(values: Iterator[str]) -> str:
+    return ", ".join(dict.fromkeys(values))

@@ -1,0 +1,198 @@
+"""One bundle as the report shows it: its records as rows, bars and plots.  Nothing is decided here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tsexport.bench.device_records import DeviceRecord
+from tsexport.bench.records import MachineRecord
+from tsexport.bench.rows import (
+    DeviceRow,
+    MeasurementRow,
+    RaceRow,
+    VerdictRow,
+    device_rows,
+    measurement_rows,
+    race_rows,
+    verdict_rows,
+)
+from tsexport.bundles import Bundle
+from tsexport.explaining import Explanation, explanations
+from tsexport.manifest import Manifest, Selection
+from tsexport.plots_latency import LatencySeries, latency_plot
+from tsexport.plots_tradeoff import tradeoff_plot
+from tsexport.projecting import ProjectionView, projection_views
+from tsexport.reporting_candidates import CandidateRow, candidate_rows, error_scale, tradeoff_points
+from tsexport.reporting_profiles import ProfileView, profile_view, read_profiles
+from tsexport.types import Accuracy
+from tsexport.wording import size_text
+
+JUDGED = ("met", "missed", "inconclusive", "refuted")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number with the share of the largest one beside it, in percent."""
+
+    label: str
+    text: str
+    share_percent: float
+
+
+@dataclass(frozen=True)
+class RaceView:
+    """A race as a table."""
+
+    title: str
+    rows: tuple[RaceRow, ...]
+
+
+@dataclass(frozen=True)
+class MachineView:
+    """What was measured on one machine.  Plots are SVG text; `tradeoff` is "" where no candidate was measured."""
+
+    record: MachineRecord
+    judged: tuple[VerdictRow, ...]
+    not_judged: tuple[VerdictRow, ...]
+    measurements: tuple[MeasurementRow, ...]
+    races: tuple[RaceView, ...]
+    latency_plots: tuple[tuple[int, str], ...]
+    tradeoff: str
+    candidates: tuple[CandidateRow, ...]
+    explanations: tuple[Explanation, ...]
+    stages: tuple[Bar, ...]
+    headline: MeasurementRow | None
+    profile: ProfileView | None
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """What the device kit measured on one device."""
+
+    record: DeviceRecord
+    judged: tuple[VerdictRow, ...]
+    not_judged: tuple[VerdictRow, ...]
+    measurements: tuple[DeviceRow, ...]
+
+
+@dataclass(frozen=True)
+class BundleView:
+    """One bundle on the page; `anchor` is where on it."""
+
+    anchor: str
+    manifest: Manifest
+    selection: Selection
+    machines: tuple[MachineView, ...]
+    devices: tuple[DeviceView, ...]
+    candidates: tuple[CandidateRow, ...]
+    explanations: tuple[Explanation, ...]
+    sizes: tuple[Bar, ...]
+    selected_accuracy: Accuracy | None
+    projected: tuple[ProjectionView, ...]
+
+    @property
+    def title(self) -> str:
+        """The model with its component, as people name it."""
+        model = self.manifest.model
+        return f"{model.name} {model.component}" if model.component else model.name
+
+
+def bundle_view(
+    bundle: Bundle, number: int, records: Sequence[MachineRecord], devices: Sequence[DeviceRecord]
+) -> BundleView:
+    """Return a bundle as the report shows it.
+
+    Args:
+        number: its place on the page, from 1 on.
+        records, devices: what was measured, by machine.
+
+    Raises:
+        BundleError: one of its records cannot be read.
+    """
+    manifest = bundle.manifest
+    chosen = (manifest.selected.artifact, manifest.selected.runtime)
+    profiles = {record.machine.machine_id: profile_view(record) for record in read_profiles(bundle)}
+    return BundleView(
+        anchor=f"bundle-{number}",
+        manifest=manifest,
+        selection=bundle.selection,
+        machines=tuple(_machine_view(one, manifest, profiles.get(one.machine.machine_id)) for one in records),
+        devices=tuple(_device_view(record) for record in devices),
+        candidates=candidate_rows(manifest.candidates, ()),
+        explanations=explanations(manifest, None),
+        sizes=bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
+        selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
+        projected=projection_views(bundle),
+    )
+
+
+def bars(values: Sequence[tuple[str, float, str]]) -> tuple[Bar, ...]:
+    """Return (label, value, text) as bars, the largest value the whole width."""
+    largest = max((value for _, value, _ in values), default=0.0)
+    return tuple(Bar(label, text, 100 * value / largest if largest else 0.0) for label, value, text in values)
+
+
+def _device_view(record: DeviceRecord) -> DeviceView:
+    rows = verdict_rows(record.verdicts)
+    return DeviceView(
+        record,
+        tuple(row for row in rows if row.status in JUDGED),
+        tuple(row for row in rows if row.status not in JUDGED),
+        device_rows(record),
+    )
+
+
+def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileView | None) -> MachineView:
+    rows = verdict_rows(record.verdicts)
+    measurements = measurement_rows(record.measurements)
+    selected = manifest.selected
+    return MachineView(
+        record=record,
+        judged=tuple(row for row in rows if row.status in JUDGED),
+        not_judged=tuple(row for row in rows if row.status not in JUDGED),
+        measurements=measurements,
+        races=tuple(
+            RaceView(
+                f"batch {race.batch}, against {race.baseline}, {race.rounds} rounds, {race.processes} process(es) each",
+                race_rows(race),
+            )
+            for race in record.races
+        ),
+        latency_plots=_latency_plots(record, manifest),
+        tradeoff=_tradeoff(record, manifest),
+        candidates=candidate_rows(manifest.candidates, record.races),
+        explanations=explanations(manifest, record),
+        stages=bars([(name, seconds, f"{seconds:.2f} s") for name, seconds in record.stage_seconds]),
+        headline=next(
+            (
+                row
+                for row in measurements
+                if (row.artifact, row.runtime, row.batch) == (selected.artifact, selected.runtime, "1")
+            ),
+            None,
+        ),
+        profile=profile,
+    )
+
+
+def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int, str], ...]:
+    """Return (batch, SVG) for each batch that was measured, the fastest artifact on top."""
+    chosen = (manifest.selected.artifact, manifest.selected.runtime)
+    found = []
+    for batch in sorted({measurement.batch for measurement in record.measurements}):
+        series = [
+            LatencySeries(f"{m.artifact} on {m.runtime}", m.samples_ms, (m.artifact, m.runtime) == chosen)
+            for m in record.measurements
+            if m.batch == batch
+        ]
+        series.sort(key=lambda one: sorted(one.samples_ms)[len(one.samples_ms) // 2])
+        found.append((batch, latency_plot(series, f"Latency distributions of {manifest.name} at batch {batch}")))
+    return tuple(found)
+
+
+def _tradeoff(record: MachineRecord, manifest: Manifest) -> str:
+    """Return the plot of error against latency at batch 1, or "" where nothing has both."""
+    points = tradeoff_points(record, manifest)
+    if not points:
+        return ""
+    scale = error_scale(manifest)
+    return tradeoff_plot(points, 100 * scale.allowed, scale.budget, f"Accuracy against latency of {manifest.name}")

@@ -1,0 +1,89 @@
+"""`tsexport bench --scenario`: each scenario of a real bundle, exit codes, records, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from tsexport import cli
+from tsexport.bench.scenario_records import read_scenario
+from tsexport.scenarios import ScenarioOptions, failure_of, run_scenario
+
+QUICK = ("--seconds", "0.05", "--threads", "1")
+
+
+def bench(*arguments):
+    return CliRunner().invoke(cli.main, ["bench", *map(str, arguments)], prog_name="tsexport")
+
+
+def test_single_stream_prints_percentiles_and_keeps_a_record(bundle_folder, tmp_path):
+    result = bench(bundle_folder, "--scenario", "single-stream", *QUICK, "--record", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert "p90" in result.stdout
+    assert "no MLPerf result" in result.stderr
+    (path,) = (tmp_path / "tiny-cpu4-int8" / "scenarios").glob("single-stream-*.json")
+    record = read_scenario(path)
+    assert record.single_stream.queries >= 1024
+    assert record.server is record.offline is record.memory is None
+
+
+def test_offline_gives_throughput_over_batch_sizes(bundle_folder):
+    result = bench(bundle_folder, "--scenario", "offline", *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    (one,) = json.loads(result.stdout)["bundles"]
+    points = one["record"]["offline"]["points"]
+    assert [point["batch"] for point in points] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_server_holds_a_rate_or_ends_with_4(bundle_folder):
+    easy = bench(bundle_folder, "--scenario", "server", "--qps", "3000", "--p99-ms", "10000", *QUICK)
+    assert easy.exit_code == 0, easy.stderr
+    assert "3000 queries/s is the highest valid rate" in easy.stdout
+    impossible = bench(bundle_folder, "--scenario", "server", "--qps", "3000", "--p99-ms", "1e-6", *QUICK)
+    assert impossible.exit_code == 4
+    assert "no rate held a p99 of 1e-06 ms (as asked); the lowest tried was 3000" in impossible.stderr
+
+
+def test_memory_shows_peak_and_growth(bundle_folder):
+    result = bench(bundle_folder, "--scenario", "memory", "--growth-calls", "400", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "above idle" in result.stdout
+    assert "400" in result.stdout
+
+
+def test_memory_that_grows_ends_with_how_much(bundle_folder):
+    record = run_scenario(bundle_folder, "memory", ScenarioOptions(threads=1, growth_calls=10))
+    assert failure_of(record) == ""
+    growth = dataclasses.replace(record.memory.growth, half_bytes=0, end_bytes=3 << 20, calls=10_000)
+    grown = dataclasses.replace(record, memory=dataclasses.replace(record.memory, growth=growth))
+    assert failure_of(grown) == "memory grew by 3.00 MiB over the last 5,000 calls; allowed is 1 MiB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scenario", "sever"), "did you mean 'server'"),
+        (("--scenario", "server", "--qps", "0"), "qps is 0; allowed are numbers above 0"),
+        (("--scenario", "server", "--p99-ms", "-1"), "p99-ms is -1; allowed are numbers above 0"),
+        (("--scenario", "server", "--seconds", "0"), "seconds is 0; allowed are numbers above 0"),
+        (("--scenario", "server", "--max-batch", "65"), "max-batch is 65; allowed are whole numbers from 1 to 64"),
+        (("--scenario", "server", "--seed", "-1"), "seed is -1; allowed are whole numbers from 0 to"),
+        (("--scenario", "memory", "--growth-calls", "0"), "growth-calls is 0; allowed are whole numbers from 1 on"),
+        (("--scenario", "memory", "--batch", "0"), "batch is 0; allowed are whole numbers from 1 on"),
+        (("--scenario", "memory", "--threads", "0"), "threads is 0; allowed are whole numbers from 1 on"),
+        (("--scenario", "server", "--runtime", "openvin"), "has nothing for runtime 'openvin'"),
+        (("--scenario", "offline", "--batch", "4"), "--batch with --scenario is for memory"),
+    ],
+)
+def test_what_is_refused(bundle_folder, arguments, message):
+    result = bench(bundle_folder, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_runtime_that_is_not_here_is_inconclusive(bundle_folder, monkeypatch):
+    monkeypatch.setattr("tsexport.scenarios.list_statuses", lambda: ())
+    result = bench(bundle_folder, "--scenario", "single-stream", *QUICK)
+    assert result.exit_code == 6
+    assert "runs on onnxruntime, which is not installed here" in result.stderr
