@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tsexport import errors
-from tsexport.bench.memory_wire import GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_text, to_text
+from tsexport.bench.memory_wire import GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_line, to_line
 from tsexport.bench.process import write_feeds
 from tsexport.bench.wire import Failed
 from tsexport.errors import DataError, InconclusiveError, TsexportError
@@ -74,7 +74,7 @@ def measure_growth(
 def _ask(request: PeakRequest | GrowthRequest, kind: type[Reply], timeout_s: float) -> Reply:
     label = f"{request.artifact.name} on {request.runtime}"
     try:
-        done = subprocess.run(_COMMAND, input=to_text(request), capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(_COMMAND, input=to_line(request), capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise _failure(label, f"gave no answer in {timeout_s:g} s", "") from None
     if done.returncode:
@@ -82,7 +82,7 @@ def _ask(request: PeakRequest | GrowthRequest, kind: type[Reply], timeout_s: flo
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise _failure(label, f"ended ({how})", done.stderr)
     try:
-        answer = from_text(done.stdout)
+        answer = from_line(done.stdout)
     except DataError as error:
         raise _failure(label, f"answered garbage: {error.message}", done.stderr) from None
     if isinstance(answer, Failed):

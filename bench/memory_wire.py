@@ -3,13 +3,10 @@
 Requests: `PeakRequest` or `GrowthRequest`.  Answers: `PeakMemory`, `MemoryGrowth`, or `Failed` (of `bench.wire`).
 """
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
+from tsexport.bench.messages import Protocol
 from tsexport.bench.wire import Failed
-from tsexport.codec import from_plain, to_plain
-from tsexport.errors import DataError
 from tsexport.types import Artifact
 
 GROWTH_LIMIT_BYTES = 1 << 20
@@ -89,25 +86,7 @@ class MemoryGrowth:
 
 Request = PeakRequest | GrowthRequest
 Answer = PeakMemory | MemoryGrowth | Failed
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (PeakRequest, GrowthRequest, PeakMemory, MemoryGrowth, Failed)
-}
-
-
-def to_text(message: Request | Answer) -> str:
-    """Return a message as JSON."""
-    return json.dumps({"kind": type(message).__name__, "body": to_plain(message)}, allow_nan=False)
-
-
-def from_text(text: str) -> Any:
-    """Return the message that JSON holds.
-
-    Raises:
-        DataError: no JSON, an unknown kind, or a body that does not fit it.
-    """
-    try:
-        document = json.loads(text)
-        kind, body = _KINDS[document["kind"]], document["body"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{text[:200]!r} is no message of a process whose memory is measured") from None
-    return from_plain(kind, body, what=kind.__name__, error=DataError)
+_PROTOCOL = Protocol(
+    "a process whose memory is measured", (PeakRequest, GrowthRequest, PeakMemory, MemoryGrowth, Failed)
+)
+to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line

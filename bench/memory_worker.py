@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tsexport.bench.memory_wire import Answer, GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_text, to_text
+from tsexport.bench.memory_wire import Answer, GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_line, to_line
 from tsexport.bench.wire import Failed
 from tsexport.errors import InconclusiveError, TsexportError
 from tsexport.types import Array, Artifact, Session, TensorSpec, random_feeds
@@ -142,7 +142,7 @@ def answer(text: str) -> Answer:
                 f"memory is measured from Linux's /proc/self/smaps_rollup, which {sys.platform} does not have here",
                 next_step="measure on Linux 4.14 or later",
             )
-        request = from_text(text)
+        request = from_line(text)
         return measure_peak(request) if isinstance(request, PeakRequest) else measure_growth(request)
     except TsexportError as error:
         return Failed(type(error).__name__, error.message, error.next_step, expected=True)
@@ -154,7 +154,7 @@ def main() -> None:
     """Take stdout away from libraries that print, then answer."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    out.write(to_text(answer(sys.stdin.read())))
+    out.write(to_line(answer(sys.stdin.read())))
     out.flush()
 
 

@@ -5,17 +5,17 @@ from the moment its query was due, whether or not the session was free then.  So
 late, as it would in service, and nothing is left out while the session is busy (no coordinated omission).
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
+from tsexport.bench.messages import Protocol
 from tsexport.bench.scenario_records import (
     MLPERF_OFFLINE_SAMPLES,
     MLPERF_SECONDS,
@@ -31,37 +31,18 @@ from tsexport.bench.scenario_records import (
 from tsexport.bench.statistics import P50_SAMPLES, P99_SAMPLES, percentile
 from tsexport.bench.wire import Failed, WarmUp
 from tsexport.bench.worker import Timer, batches_of, read_feeds
-from tsexport.codec import from_plain, to_plain
-from tsexport.errors import DataError, TsexportError
+from tsexport.errors import TsexportError
 from tsexport.types import Array, Session
 
 WARM = (0.05, 2000, 3.0)
 """Tolerance, calls and seconds of the warm-up at each batch size."""
 Request = SingleStreamRequest | OfflineRequest | ServerRequest
 Answer = SingleStream | Offline | ServerRun | Failed
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (SingleStreamRequest, OfflineRequest, ServerRequest, SingleStream, Offline, ServerRun, Failed)
-}
-
-
-def to_line(message: Request | Answer) -> str:
-    """Return a message as one line of JSON, with its newline."""
-    return json.dumps({"kind": type(message).__name__, "body": to_plain(message)}, allow_nan=False) + "\n"
-
-
-def from_line(line: str) -> Any:
-    """Return the message that a line holds.
-
-    Raises:
-        DataError: no JSON, an unknown kind, or a body that does not fit it.
-    """
-    try:
-        document = json.loads(line)
-        kind, body = _KINDS[document["kind"]], document["body"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{line[:200]!r} is no message of a scenario process") from None
-    return from_plain(kind, body, what=kind.__name__, error=DataError)
+_PROTOCOL = Protocol(
+    "a scenario process",
+    (SingleStreamRequest, OfflineRequest, ServerRequest, SingleStream, Offline, ServerRun, Failed),
+)
+to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line
 
 
 def arrivals(qps: float, seed: int, queries: int) -> Array:

@@ -4,12 +4,9 @@ Requests: `Load`, then any number of `WarmUp` and `Block`.  Answers: `Loaded`, `
 Arrays go by an `.npz` file, whose path is in `Load`.
 """
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from tsexport.codec import from_plain, to_plain
-from tsexport.errors import DataError
+from tsexport.bench.messages import Protocol
 from tsexport.types import Artifact
 
 
@@ -89,24 +86,5 @@ class Failed:
 
 Request = Load | WarmUp | Block
 Answer = Loaded | Warmed | Timed | Failed
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed)}
-
-
-def to_line(message: Request | Answer) -> str:
-    """Return a message as one line of JSON, with its newline."""
-    return json.dumps({"kind": type(message).__name__, "body": to_plain(message)}, allow_nan=False) + "\n"
-
-
-def from_line(line: str) -> Any:
-    """Return the message that a line holds.
-
-    Raises:
-        DataError: no JSON, an unknown kind, or a body that does not fit it.
-    """
-    try:
-        document = json.loads(line)
-        kind = _KINDS[document["kind"]]
-        body = document["body"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{line[:200]!r} is no message of a measuring process") from None
-    return from_plain(kind, body, what=kind.__name__, error=DataError)
+_PROTOCOL = Protocol("a measuring process", (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed))
+to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line

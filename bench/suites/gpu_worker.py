@@ -6,7 +6,6 @@ this knows what was running where it dies, and `Done` with the row.  Anything th
 
 import copy
 import gc
-import json
 import os
 import subprocess
 import tempfile
@@ -17,17 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
 from torch import nn
 
+from tsexport.bench.messages import Protocol
 from tsexport.bench.statistics import P99_SAMPLES, Summary, summarize
 from tsexport.bench.suites.gpu_cases import CASES, Case, Way
 from tsexport.bench.suites.gpu_records import OUTPUT_LIMITS, GpuRow
-from tsexport.codec import from_plain, to_plain
-from tsexport.errors import DataError
 from tsexport.exporters.rewrites.spectral import SpectralAsMatrixProducts
 from tsexport.models.definition import Narrowing, narrowing_of
 from tsexport.models.registry import get_entry
@@ -70,26 +68,8 @@ class Done:
 
 
 Message = Job | Begun | Done
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Job, Begun, Done)}
-
-
-def to_line(message: Message) -> str:
-    """Return a message as one line of JSON, with its newline."""
-    return json.dumps({"kind": type(message).__name__, "body": to_plain(message)}, allow_nan=False) + "\n"
-
-
-def from_line(line: str) -> Any:
-    """Return the message of a line.
-
-    Raises:
-        DataError: the line is no message.
-    """
-    try:
-        document = json.loads(line)
-        kind, body = _KINDS[document["kind"]], document["body"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{line[:200]!r} is no message of a GPU worker") from None
-    return from_plain(kind, body, what=kind.__name__, error=DataError)
+_PROTOCOL = Protocol("a GPU worker", (Job, Begun, Done))
+to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line
 
 
 @dataclass(frozen=True)

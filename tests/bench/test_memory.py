@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tsexport.bench import memory
-from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, MemoryGrowth, PeakRequest, from_text, to_text
+from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, MemoryGrowth, PeakRequest, from_line, to_line
 from tsexport.bench.memory_worker import IDLE_ONNX, IDLE_WIDTH, answer
 from tsexport.bench.wire import Failed
 from tsexport.errors import DataError, InconclusiveError, UsageError
@@ -78,9 +78,9 @@ def test_a_process_that_dies_or_talks_nonsense_is_inconclusive(short_chain, monk
 
 def test_messages_come_back_and_garbage_is_refused(short_chain):
     request = PeakRequest(short_chain, "onnxruntime", 1, 4, 3, 7)
-    assert from_text(to_text(request)) == request
+    assert from_line(to_line(request)) == request
     with pytest.raises(DataError, match="no message of a process whose memory is measured"):
-        from_text("{}")
+        from_line("{}")
     assert isinstance(answer("{}"), Failed)
 
 
