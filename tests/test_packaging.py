@@ -33,7 +33,7 @@ def folder_of(package):
 
 
 FOLDERS = {package: folder_of(package) for package in SETUPTOOLS["packages"]}
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
+HEAVY = ("torch", "cyclonedx", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
          "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
 
 
@@ -156,9 +156,8 @@ def test_a_runtimes_pip_command_installs_the_version_of_the_extras():
         names(requirement for extra in ("build", "serve") for requirement in PROJECT["optional-dependencies"][extra])
     ),
 )
-def test_a_distribution_of_an_extra_is_imported_by_its_own_name(name):
-    """`extras.require` looks for them so."""
-    assert find_spec(name.replace("-", "_")) is not None
+def test_a_distribution_of_an_extra_is_imported_by_the_name_that_extras_looks_for(name):
+    assert find_spec(extras.module_of(name)) is not None
 
 
 def test_only_its_own_extra_pulls_tensorrt():
