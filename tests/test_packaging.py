@@ -33,8 +33,8 @@ def folder_of(package):
 
 
 FOLDERS = {package: folder_of(package) for package in SETUPTOOLS["packages"]}
-HEAVY = ("torch", "cyclonedx", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
-         "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
+         "cyclonedx", "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
 
 
 def run(*command, cwd=None):
