@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 import tsexport
+from tsexport.manifest import RankedArtifact, Selection, selection_text
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("int8", "jetson", "pruned", "prepared")
 _CYCLONEDX = "http://cyclonedx.org/schema/"
 _REFERRED = ("spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json")
 
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory):
-    """Return a function that gives the bundle of a kind: int8 for this CPU or a board, pruned, or of raw features."""
+    """Return a function that gives the bundle of a kind: fp32, int8 for this CPU or a board, pruned, or of raw features.
+
+    "fp32" repeats a selection, so that nothing is raced: it alone is quick.
+    """
     folder = tmp_path_factory.mktemp("kinds")
     series = folder / "series.npz"
     np.savez(series, series=np.random.default_rng(0).standard_normal((400, 32, 2)).astype(np.float32))
@@ -26,7 +29,12 @@ def bundle_of(tmp_path_factory):
     dlinear = {"set": {"context_length": 32, "horizon": 8, "channels": 2}, "calibration": series, **short}
     patchtst = {"width": 16, "layers": 1, "feed_forward": 32, "heads": 2}
     inception = {"filters": 16, "blocks": 1, "kernels": (5, 3), "context_length": 20}
+    order = (RankedArtifact("onnx-fp32", "onnxruntime"),)
+    chosen = Selection(1, "onnx-fp32", "onnxruntime", "chosen by a test", "onnx-fp32", {}, (), order, 1, (1, 4))
+    selection = folder / "selection.json"
+    selection.write_text(selection_text(chosen))
     builds = {
+        "fp32": lambda: tsexport.build("dlinear", "cpu4-fp32", selection=selection, set=dlinear["set"], **short),
         "int8": lambda: tsexport.build("dlinear", "cpu4-int8", **dlinear),
         "jetson": lambda: tsexport.build("dlinear", "jetson-int8", **dlinear),
         "pruned": lambda: tsexport.build("inception-time", "cpu4-fp32", set=inception, prune=0.3, **short),

@@ -1,4 +1,4 @@
-"""The documents of real bundles: they hold what their schemas say, and the bill of materials what a bundle is made of."""
+"""The documents of real bundles hold what their schemas say, and the bill of materials what a bundle is made of."""
 
 import importlib.metadata
 import json
@@ -14,7 +14,8 @@ from tsexport.sbom import SBOM, sbom_text
 from tsexport.verification import check_structure
 
 KINDS = [
-    "int8",
+    "fp32",
+    pytest.param("int8", marks=pytest.mark.slow),
     pytest.param("jetson", marks=pytest.mark.slow),
     pytest.param("pruned", marks=pytest.mark.slow),
     pytest.param("prepared", marks=pytest.mark.slow),
@@ -38,6 +39,7 @@ def test_the_records_hold_what_their_schemas_say(bundle_of, schema, kind):
     # What makes a kind a kind is there to be described.
     manifest = bundle.manifest
     told = {
+        "fp32": manifest.accuracy,
         "int8": manifest.candidates,
         "jetson": manifest.target.tensorrt,
         "pruned": manifest.pruning,
@@ -59,7 +61,7 @@ def test_that_schema_refuses_what_is_none(bundle_of, cyclonedx):
         lambda one: one["components"][-1].update(licenses=[{"license": {"id": "No-Such-Licence"}}]),
         lambda one: one.update(serialNumber="1"),
     ):
-        broken = document(bundle_of("int8"))
+        broken = document(bundle_of("fp32"))
         break_it(broken)
         assert not cyclonedx.is_valid(broken)
 
@@ -95,7 +97,7 @@ def test_it_names_every_model_and_every_array_with_its_digest(bundle_of, kind):
 
 
 def test_it_says_who_needs_a_package(bundle_of):
-    bundle = bundle_of("int8")
+    bundle = bundle_of("fp32")
     scopes = {one["name"]: one["scope"] for one in document(bundle)["components"] if "scope" in one}
     package = {"torchscript": "torch"}.get(bundle.manifest.selected.runtime, bundle.manifest.selected.runtime)
     assert {name for name, scope in scopes.items() if scope == "required"} == {package}
@@ -108,7 +110,7 @@ def test_it_says_who_needs_a_package(bundle_of):
 
 
 def test_it_is_the_same_bytes_each_time_and_has_no_time(bundle_of):
-    bundle = bundle_of("int8")
+    bundle = bundle_of("fp32")
     text = (bundle.path / SBOM).read_text(encoding="utf-8")
     assert sbom_text(bundle.path, bundle.manifest) == sbom_text(bundle.path, bundle.manifest) == text
     assert "timestamp" not in text
@@ -117,14 +119,14 @@ def test_it_is_the_same_bytes_each_time_and_has_no_time(bundle_of):
 
 
 def test_a_bundle_is_verified_with_it(bundle_of):
-    bundle = bundle_of("int8")
+    bundle = bundle_of("fp32")
     assert SBOM in read_sums(bundle.path)
     assert check_structure(bundle) > 0
     assert f"`{SBOM}` lists the packages" in (bundle.path / "README.md").read_text()
 
 
 def test_diff_tells_other_licences_of_a_real_bundle(bundle_of, tmp_path):
-    one = bundle_of("int8")
+    one = bundle_of("fp32")
     other = tmp_path / one.path.name
     shutil.copytree(one.path, other)
     changed = document(one)

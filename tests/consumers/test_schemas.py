@@ -28,10 +28,13 @@ EXACT = 2**53
 """Whole numbers up to it are the same in JSON as everywhere."""
 
 
-@pytest.fixture(scope="session")
-def documents(bundle_of):
-    """A real document of each kind."""
-    folder = bundle_of("int8").path
+@pytest.fixture(
+    scope="module",
+    params=["fp32", pytest.param("int8", marks=pytest.mark.slow), pytest.param("pruned", marks=pytest.mark.slow)],
+)
+def documents(request, bundle_of):
+    """The documents of a real bundle."""
+    folder = bundle_of(request.param).path
     (record,) = (folder / "measurements").glob("*.json")
     paths = {MANIFEST: folder / "manifest.json", SELECTION: folder / "selection.json", RECORD: record}
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
@@ -74,6 +77,12 @@ def first(document):
     return document["artifacts"][0]
 
 
+def tables(**changes):
+    """Return what gives a manifest a file of calibration tables."""
+    record = {"path": "artifacts/tables.json", "sha256": "a" * 64, "size_bytes": 1, **changes}
+    return lambda document: document.update(calibration_tables=record)
+
+
 BREAKS = {
     "an unknown key": (MANIFEST, lambda one: one.update(latency_ms=1.0)),
     "an unknown key within": (MANIFEST, lambda one: first(one)["inputs"][0].update(layout="NCHW")),
@@ -85,14 +94,14 @@ BREAKS = {
     "an artifact without files": (MANIFEST, lambda one: first(one).update(files=[])),
     "a digest in upper case": (MANIFEST, lambda one: first(one).update(sha256="A" * 64)),
     "a short digest": (MANIFEST, lambda one: first(one)["files"][0].update(sha256="a")),
-    "a digest of the tables that is none": (MANIFEST, lambda one: one["calibration_tables"].update(sha256="a")),
-    "a path that climbs": (MANIFEST, lambda one: one["calibration_tables"].update(path="../calibration.json")),
-    "an absolute path": (MANIFEST, lambda one: one["calibration_tables"].update(path="/calibration.json")),
-    "a path with an empty part": (MANIFEST, lambda one: one["calibration_tables"].update(path="a//b")),
-    "a path with a dot": (MANIFEST, lambda one: one["calibration_tables"].update(path="a/./b")),
-    "a folder": (MANIFEST, lambda one: one["calibration_tables"].update(path="a/")),
-    "a backslash": (MANIFEST, lambda one: one["calibration_tables"].update(path="a\\b")),
-    "no path": (MANIFEST, lambda one: one["calibration_tables"].update(path="")),
+    "a digest of the tables that is none": (MANIFEST, tables(sha256="a")),
+    "a path that climbs": (MANIFEST, tables(path="../calibration.json")),
+    "an absolute path": (MANIFEST, tables(path="/calibration.json")),
+    "a path with an empty part": (MANIFEST, tables(path="a//b")),
+    "a path with a dot": (MANIFEST, tables(path="a/./b")),
+    "a folder": (MANIFEST, tables(path="a/")),
+    "a backslash": (MANIFEST, tables(path="a\\b")),
+    "no path": (MANIFEST, tables(path="")),
     "no golden samples": (MANIFEST, lambda one: one["golden"].update(samples=0)),
     "a batch of none": (MANIFEST, lambda one: one["golden"].update(batch=0)),
     "half a bound": (MANIFEST, lambda one: first(one)["golden_tolerance"].update(rtol=None)),
@@ -109,6 +118,13 @@ BREAKS = {
     "an unknown key of a record": (RECORD, lambda one: one["machine"].update(owner="me")),
     "a missing key of a record": (RECORD, lambda one: one["machine"].pop("cpu_model")),
 }
+
+
+def test_what_is_allowed_by_both(documents, schema):
+    document = json.loads(documents[MANIFEST])
+    tables()(document)
+    schema(MANIFEST).validate(document)
+    assert reads(MANIFEST, document)
 
 
 @pytest.mark.parametrize(("name", "break_it"), BREAKS.values(), ids=BREAKS)
