@@ -113,7 +113,8 @@ def check_sbom(root: Path, bundle: str, manifest: Manifest, listed: Mapping[str,
         listed: path -> SHA-256, as SHA256SUMS has them.
 
     Raises:
-        BundleError: it is none, lacks a file of an artifact, or gives another SHA-256 than SHA256SUMS.
+        BundleError: it is none, lacks a file of an artifact, or names a file that SHA256SUMS does not, or with another
+            SHA-256.
     """
     if SBOM not in listed:
         return
@@ -123,7 +124,9 @@ def check_sbom(root: Path, bundle: str, manifest: Manifest, listed: Mapping[str,
             if file.path not in given:
                 raise BundleError(f"{SBOM} of {bundle} does not name {file.path}, a file of the artifact {entry.name}")
     for name, sha256 in given.items():
-        if sha256 != listed.get(name):
+        if name not in listed:
+            raise BundleError(f"{SBOM} of {bundle} names {name}, which does not stand in {SUMS}")
+        if sha256 != listed[name]:
             raise BundleError(f"{SBOM} gives another SHA-256 for {name} than {SUMS}; one of them was changed")
 
 

@@ -18,7 +18,7 @@ _REFERRED = ("spdx.SNAPSHOT.schema.json", "jsf-0.82.SNAPSHOT.schema.json")
 
 @pytest.fixture(scope="session")
 def bundle_of(tmp_path_factory):
-    """Return a function that gives the bundle of a kind: fp32, int8 for this CPU or a board, pruned, or of raw features.
+    """Return a function that gives the bundle of a kind: fp32, int8 for this CPU or a board, pruned, of raw features.
 
     "fp32" repeats a selection, so that nothing is raced: it alone is quick.
     """
