@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import venv
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -265,15 +264,10 @@ print(*sorted(one.metadata["Name"].lower() for one in importlib.metadata.distrib
 
 
 @pytest.fixture(scope="session")
-def core_only(wheel, tmp_path_factory):
+def core_only(wheel, fresh_environment):
     """The Python of a fresh environment: the wheel, its core dependencies and ONNX Runtime, from a package index."""
-    folder = tmp_path_factory.mktemp("core") / "venv"
-    venv.create(folder, with_pip=True)
-    executable = folder / "bin" / "python"
     (command,) = [row.pip_command for row in RUNTIMES if row.package == "onnxruntime"]
-    runtime = command.removeprefix("pip install ").strip('"')
-    output(executable, "-m", "pip", "install", "--quiet", "--no-input", wheel, runtime)
-    return executable
+    return fresh_environment(wheel, command.removeprefix("pip install ").strip('"'))
 
 
 @pytest.mark.slow
