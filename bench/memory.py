@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TextIO, TypeVar
+from typing import IO, TypeVar
 
 from tsexport import errors
 from tsexport.bench.memory_wire import (
@@ -127,7 +127,7 @@ def _ask(
     return answer
 
 
-def _last(lines: TextIO, tell: Tell) -> Answer | None:
+def _last(lines: IO[str], tell: Tell) -> Answer | None:
     """Return the answer, None where there was none; lines of progress before it are passed on."""
     answer: Answer | None = None
     for line in lines:

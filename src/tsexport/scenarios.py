@@ -7,7 +7,6 @@ level of the tables.  Memory fails where the second half of 10,000 calls adds mo
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
@@ -130,7 +129,7 @@ def _named(scenario: str) -> ScenarioName:
         raise UsageError(
             f"unknown scenario {scenario!r}{did_you_mean(scenario, SCENARIOS)}; scenarios are {', '.join(SCENARIOS)}"
         )
-    return cast(ScenarioName, scenario)
+    return scenario
 
 
 def _run(bundle: Bundle, scenario: ScenarioName, options: ScenarioOptions, say: Say) -> ScenarioRecord:
