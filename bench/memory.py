@@ -3,15 +3,27 @@
 `bench.memory_worker` says what is measured.  Memory needs no quiet machine: it does not depend on who else runs.
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from tsexport import errors
-from tsexport.bench.memory_wire import GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_line, to_line
+from tsexport.bench.memory_wire import (
+    Answer,
+    GrowthRequest,
+    MemoryGrowth,
+    PeakMemory,
+    PeakRequest,
+    Progress,
+    from_line,
+    to_line,
+)
 from tsexport.bench.process import write_feeds
 from tsexport.bench.wire import Failed
 from tsexport.errors import DataError, InconclusiveError, TsexportError
@@ -26,6 +38,7 @@ _COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.memory_worker")
 _TAIL_LINES = 8
 
 Reply = TypeVar("Reply", PeakMemory, MemoryGrowth)
+Tell = Callable[[Progress], None]
 
 
 def measure_peak(
@@ -56,11 +69,13 @@ def measure_growth(
     batch: int = 1,
     calls: int = GROWTH_CALLS,
     timeout_s: float = GROWTH_SECONDS,
+    tell: Tell = lambda progress: None,
 ) -> MemoryGrowth:
     """Return how much memory a fresh process holds after half of `calls` and after all.
 
     Args:
         feeds: arrays [samples, ...] named as the inputs; calls cycle through them.
+        tell: is told every few seconds how far it is.
 
     Raises:
         InconclusiveError, TsexportError: as `measure_peak`.
@@ -68,28 +83,65 @@ def measure_growth(
     with tempfile.TemporaryDirectory(prefix="tsexport-growth-") as folder:
         path = write_feeds(feeds, Path(folder))
         request = GrowthRequest(artifact, runtime, threads, batch, calls, str(path))
-        return _ask(request, MemoryGrowth, timeout_s)
+        return _ask(request, MemoryGrowth, timeout_s, tell)
 
 
-def _ask(request: PeakRequest | GrowthRequest, kind: type[Reply], timeout_s: float) -> Reply:
+def _ask(
+    request: PeakRequest | GrowthRequest, kind: type[Reply], timeout_s: float, tell: Tell = lambda progress: None
+) -> Reply:
     label = f"{request.artifact.name} on {request.runtime}"
-    try:
-        done = subprocess.run(_COMMAND, input=to_line(request), capture_output=True, text=True, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise _failure(label, f"gave no answer in {timeout_s:g} s", "") from None
-    if done.returncode:
-        code = done.returncode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise _failure(label, f"ended ({how})", done.stderr)
-    try:
-        answer = from_line(done.stdout)
-    except DataError as error:
-        raise _failure(label, f"answered garbage: {error.message}", done.stderr) from None
+    expired = threading.Event()
+    answer: Answer | None = None
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+
+        def stop() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, stop)
+        timer.start()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # a request that it did not live to read
+                process.stdin.write(to_line(request))
+            answer = _last(process.stdout, tell)
+            code = process.wait()
+        except DataError as error:
+            raise _failure(label, f"answered garbage: {error.message}", _text(stderr)) from None
+        finally:
+            timer.cancel()
+            process.kill()  # it holds nothing that is worth keeping
+        if expired.is_set():
+            raise _failure(label, f"gave no answer in {timeout_s:g} s", "")
+        if code:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise _failure(label, f"ended ({how})", _text(stderr))
     if isinstance(answer, Failed):
         raise _as_error(label, answer)
     if not isinstance(answer, kind):
         raise _failure(label, f"answered {type(answer).__name__} where {kind.__name__} was expected", "")
     return answer
+
+
+def _last(lines: IO[str], tell: Tell) -> Answer | None:
+    """Return the answer, None where there was none; lines of progress before it are passed on."""
+    answer: Answer | None = None
+    for line in lines:
+        message = from_line(line)
+        if isinstance(message, Progress):
+            tell(message)
+        else:
+            answer = message
+    return answer
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _as_error(label: str, failed: Failed) -> TsexportError:

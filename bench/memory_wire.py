@@ -1,6 +1,7 @@
-"""What travels between a process whose memory is measured and its parent: one JSON object each way.
+"""What travels between a process whose memory is measured and its parent: JSON objects each way.
 
-Requests: `PeakRequest` or `GrowthRequest`.  Answers: `PeakMemory`, `MemoryGrowth`, or `Failed` (of `bench.wire`).
+Requests: `PeakRequest` or `GrowthRequest`.  Answers: `PeakMemory`, `MemoryGrowth`, or `Failed` (of `bench.wire`), on a
+line of its own, after any number of lines of `Progress`.
 """
 
 from dataclasses import dataclass
@@ -84,9 +85,23 @@ class MemoryGrowth:
         return self.growth_bytes <= GROWTH_LIMIT_BYTES
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How many of all calls of a `GrowthRequest` are done, and the seconds that they took."""
+
+    done: int
+    calls: int
+    seconds: float
+
+    @property
+    def left_s(self) -> float:
+        """The seconds that the other calls take, if they are as fast as those that are done."""
+        return self.seconds / self.done * (self.calls - self.done)
+
+
 Request = PeakRequest | GrowthRequest
 Answer = PeakMemory | MemoryGrowth | Failed
 _PROTOCOL = Protocol(
-    "a process whose memory is measured", (PeakRequest, GrowthRequest, PeakMemory, MemoryGrowth, Failed)
+    "a process whose memory is measured", (PeakRequest, GrowthRequest, PeakMemory, MemoryGrowth, Progress, Failed)
 )
 to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line

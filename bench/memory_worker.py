@@ -17,13 +17,25 @@ import gc
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tsexport.bench.memory_wire import Answer, GrowthRequest, MemoryGrowth, PeakMemory, PeakRequest, from_line, to_line
+from tsexport.bench.memory_wire import (
+    Answer,
+    GrowthRequest,
+    MemoryGrowth,
+    PeakMemory,
+    PeakRequest,
+    Progress,
+    from_line,
+    to_line,
+)
 from tsexport.bench.wire import Failed
 from tsexport.errors import InconclusiveError, TsexportError
 from tsexport.types import Array, Artifact, Session, TensorSpec, random_feeds
 
+PROGRESS_SECONDS = 5.0
 IDLE_WIDTH = 16
 IDLE_ONNX = bytes.fromhex(
     "08083a8f010a170a0173120177220f436f6e7374616e744f6653686170650a110a01780a017712017022064d61744d756c0a0c0a017012"
@@ -115,8 +127,12 @@ def measure_peak(request: PeakRequest) -> PeakMemory:
     return PeakMemory(before, loaded, peak_bytes(), resident_bytes())
 
 
-def measure_growth(request: GrowthRequest) -> MemoryGrowth:
-    """Let an artifact answer, and return what the process held after half of the calls and after all."""
+def measure_growth(request: GrowthRequest, tell: Callable[[Progress], None] = lambda progress: None) -> MemoryGrowth:
+    """Let an artifact answer, and return what the process held after half of the calls and after all.
+
+    Args:
+        tell: is told every `PROGRESS_SECONDS` how far it is.
+    """
     from tsexport.bench.worker import batches_of, read_feeds
     from tsexport.runtimes.registry import load
 
@@ -126,15 +142,20 @@ def measure_growth(request: GrowthRequest) -> MemoryGrowth:
     trimmed, first = release_free_memory(), resident_bytes()
     marks = [first, first]
     half = request.calls // 2
-    for part, calls in enumerate((half, request.calls - half)):
-        for number in range(calls):
+    start = told = time.monotonic()
+    for part, numbers in enumerate((range(half), range(half, request.calls))):
+        for number in numbers:
             session.run(batches[number % len(batches)])
+            now = time.monotonic()
+            if now - told >= PROGRESS_SECONDS:
+                told = now
+                tell(Progress(number + 1, request.calls, now - start))
         release_free_memory()
         marks[part] = resident_bytes()
     return MemoryGrowth(request.calls, first, marks[0], marks[1], trimmed)
 
 
-def answer(text: str) -> Answer:
+def answer(text: str, tell: Callable[[Progress], None] = lambda progress: None) -> Answer:
     """Return the answer to a request; what a runtime raises belongs to the parent, which knows what to say."""
     try:
         if not Path("/proc/self/smaps_rollup").exists():
@@ -143,7 +164,7 @@ def answer(text: str) -> Answer:
                 next_step="measure on Linux 4.14 or later",
             )
         request = from_line(text)
-        return measure_peak(request) if isinstance(request, PeakRequest) else measure_growth(request)
+        return measure_peak(request) if isinstance(request, PeakRequest) else measure_growth(request, tell)
     except TsexportError as error:
         return Failed(type(error).__name__, error.message, error.next_step, expected=True)
     except Exception as error:
@@ -154,8 +175,12 @@ def main() -> None:
     """Take stdout away from libraries that print, then answer."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    out.write(to_line(answer(sys.stdin.read())))
-    out.flush()
+
+    def write(message: Answer | Progress) -> None:
+        out.write(to_line(message))
+        out.flush()
+
+    write(answer(sys.stdin.read(), write))
 
 
 if __name__ == "__main__":

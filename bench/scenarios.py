@@ -10,11 +10,12 @@ so that its arrivals are those of another rate, stretched.
 """
 
 import contextlib
+import math
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +162,9 @@ def offline(process: ScenarioProcess, min_seconds: float, batches: tuple[int, ..
 def server(process: ScenarioProcess, terms: ServerTerms, qps: float | None, say: Say = lambda line: None) -> Server:
     """Return a run at `qps`, or with None at the rates that lead to the highest valid one.
 
+    Args:
+        say: told before each run how long it and those after it will take, and after it what it gave.
+
     Raises:
         InconclusiveError, TsexportError: as `ScenarioProcess.ask`.
     """
@@ -174,22 +178,39 @@ def server(process: ScenarioProcess, terms: ServerTerms, qps: float | None, say:
         max_batch=terms.max_batch,
     )
 
+    runs: list[ServerRun] = []
+
     def run_at(rate: float) -> ServerRun:
         lasting = max(terms.min_seconds, max(terms.min_queries, P99_SAMPLES) / rate)
-        run = process.ask(replace(request, qps=rate), ServerRun, 2 * lasting + CALL_SECONDS)
-        say(f"{rate:.4g} queries/s: {'valid' if run.valid else 'not valid'}")
-        return run
+        left = lasting * (1 if qps is not None else runs_left(runs))
+        say(f"{rate:.4g} queries/s for {lasting:.0f} s; about {left:.0f} s left")
+        runs.append(process.ask(replace(request, qps=rate), ServerRun, 2 * lasting + CALL_SECONDS))
+        say(f"{rate:.4g} queries/s: {'valid' if runs[-1].valid else 'not valid'}")
+        return runs[-1]
 
     if qps is not None:
-        runs = [run_at(qps)]
+        run_at(qps)
     else:
+        say("looking for a rate to begin with")
         quick = single_stream(process, min_seconds=0.5, min_queries=64)
         lowest = max(terms.min_queries, P99_SAMPLES) / (LONGEST_RUN * terms.min_seconds)
-        runs = search(1000 / quick.mean_ms * terms.max_batch, run_at, lowest)
+        search(1000 / quick.mean_ms * terms.max_batch, run_at, lowest)
     valid = [run.qps for run in runs if run.valid]
     return Server(
         terms.p99_bound_ms, terms.bound_from, terms.max_batch, terms.seed, tuple(runs), max(valid, default=None)
     )
+
+
+def runs_left(runs: Sequence[ServerRun]) -> int:
+    """Return how many runs a search still needs after these, as far as they tell: no fewer than 1.
+
+    Before there are both a valid and an invalid rate, the next one is taken for the first that closes the bracket.
+    """
+    low = max((run.qps for run in runs if run.valid), default=None)
+    high = min((run.qps for run in runs if not run.valid), default=None)
+    apart, first = (2.0, 1) if low is None or high is None else (high / low, 0)
+    halvings = max(1, math.ceil(math.log2(math.log(apart) / math.log(CLOSE_ENOUGH))))
+    return max(1, min(first + halvings, MOST_RUNS - len(runs)))
 
 
 def search(start_qps: float, run_at: Callable[[float], ServerRun], lowest_qps: float) -> list[ServerRun]:

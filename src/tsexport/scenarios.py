@@ -10,9 +10,16 @@ from pathlib import Path
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
-from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES
+from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, Progress
 from tsexport.bench.scenario_records import SCENARIOS, Memory, ScenarioName, ScenarioRecord, write_scenario
-from tsexport.bench.scenarios import ScenarioProcess, ServerTerms, offline, server, single_stream
+from tsexport.bench.scenarios import (
+    OFFLINE_BATCHES,
+    ScenarioProcess,
+    ServerTerms,
+    offline,
+    server,
+    single_stream,
+)
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums
@@ -31,7 +38,8 @@ MOST_SERVER_BATCH = 64
 class ScenarioOptions:
     """How a scenario is run.
 
-    seconds: at least, for SingleStream, for each batch size of Offline, and for each rate of Server.
+    seconds: at least, for SingleStream, for each batch size of Offline, and for each rate of Server; Server's rates
+        take longer where a p99 needs it.
     qps: Server's rate; None looks for the highest valid one.
     p99_ms: Server's bound; None takes the published one.
     max_batch: how many waiting queries Server answers together at most.
@@ -42,7 +50,7 @@ class ScenarioOptions:
     seed: of arrivals.
     """
 
-    seconds: float = 60.0
+    seconds: float = 8.0
     qps: float | None = None
     p99_ms: float | None = None
     max_batch: int = 1
@@ -80,7 +88,7 @@ def run_scenario(
         bundle: a folder, an archive, or an open bundle; its digests are checked first.
         scenario: single-stream, offline, server or memory.
         record: a folder that keeps the result, as `<bundle>/scenarios/<scenario>-<machine>.json`.
-        say: told what is running.
+        say: told what is running, and how long it will take.
 
     Raises:
         UsageError: an unknown scenario, or a runtime that the bundle is not for.
@@ -140,15 +148,28 @@ def _run(bundle: Bundle, scenario: ScenarioName, options: ScenarioOptions, say: 
     if scenario == "memory":
         peak = measure_peak(artifact, runtime, threads=threads, batch=options.batch)
         growth = measure_growth(
-            artifact, runtime, feeds=feeds, threads=threads, batch=options.batch, calls=options.growth_calls
+            artifact,
+            runtime,
+            feeds=feeds,
+            threads=threads,
+            batch=options.batch,
+            calls=options.growth_calls,
+            tell=lambda progress: say(_calls_left(progress)),
         )
         return replace(base, memory=Memory(options.batch, peak, growth))
     with ScenarioProcess(artifact, runtime, threads, feeds) as process:
         if scenario == "single-stream":
+            say(f"about {options.seconds:.0f} s, after the warm-up")
             return replace(base, single_stream=single_stream(process, options.seconds))
         if scenario == "offline":
+            sizes = len(OFFLINE_BATCHES)
+            say(f"{sizes} batch sizes for {options.seconds:g} s each: about {sizes * options.seconds:.0f} s")
             return replace(base, offline=offline(process, options.seconds))
         return replace(base, server=server(process, _terms(manifest, options), options.qps, say))
+
+
+def _calls_left(progress: Progress) -> str:
+    return f"{progress.done:,} of {progress.calls:,} calls; about {progress.left_s:.0f} s left"
 
 
 def _terms(manifest: Manifest, options: ScenarioOptions) -> ServerTerms:

@@ -9,12 +9,13 @@ import onnx
 import pytest
 
 from tsexport.bench import memory
-from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, MemoryGrowth, PeakRequest, from_line, to_line
+from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, MemoryGrowth, PeakRequest, Progress, from_line, to_line
 from tsexport.bench.memory_worker import IDLE_ONNX, IDLE_WIDTH, answer
 from tsexport.bench.wire import Failed
 from tsexport.errors import DataError, InconclusiveError, UsageError
 
 MIB = 1 << 20
+_OFTEN = "from tsexport.bench import memory_worker as worker; worker.PROGRESS_SECONDS = 0.0; worker.main()"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux alone")
 
 
@@ -41,6 +42,17 @@ def test_a_session_that_keeps_nothing_does_not_grow(short_chain, feeds):
     assert found.calls == 2000
     assert found.holds
     assert found.growth_bytes == found.end_bytes - found.half_bytes
+
+
+def test_growth_tells_how_far_it_is(short_chain, feeds, monkeypatch):
+    told = []
+    monkeypatch.setattr(memory, "_COMMAND", (sys.executable, "-P", "-c", _OFTEN))
+    found = memory.measure_growth(short_chain, "onnxruntime", feeds=feeds, threads=1, calls=20, tell=told.append)
+    assert found.calls == 20
+    assert [one.done for one in told] == list(range(1, 21))
+    assert {one.calls for one in told} == {20}
+    assert told[-1].left_s == 0
+    assert Progress(5, 20, 2.0).left_s == pytest.approx(6.0)
 
 
 def test_more_than_a_mebibyte_fails():

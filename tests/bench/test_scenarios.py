@@ -118,6 +118,28 @@ def test_the_search_ends_where_a_p99_would_take_too_long():
     assert [run.qps for run in runs] == [100.0, 50.0, 25.0]
 
 
+def test_what_is_left_of_a_search_is_known_once_the_rate_is_enclosed():
+    assert scenarios.runs_left([]) == 5  # the one that closes the bracket, and 4 that halve a factor of 2 below 5 %
+    assert scenarios.runs_left([a_run(100.0, False)]) == 5
+    assert scenarios.runs_left([a_run(100.0, False), a_run(50.0, True)]) == 4
+    assert scenarios.runs_left([a_run(100.0, False), a_run(94.0, True)]) == 1
+
+
+@given(st.floats(1, 1e5), st.floats(0.5, 0.999))
+@settings(deadline=None)
+def test_a_bracket_of_two_takes_as_many_runs_as_were_said(start, share):
+    truth, left = start * share, []
+
+    def run_at(qps):
+        left.append(scenarios.runs_left(runs))
+        runs.append(a_run(qps, qps <= truth))
+        return runs[-1]
+
+    runs = []
+    scenarios.search(start, run_at, lowest_qps=0.0)
+    assert left[2:] == list(range(len(left) - 2, 0, -1))
+
+
 # --- real runs -------------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +154,9 @@ def test_single_stream_offline_and_server_of_a_real_graph(short_chain, feeds):
         assert [point.batch for point in offline.points] == [1, 4]
         assert offline.samples_per_s == max(point.samples_per_s for point in offline.points)
         terms = scenarios.ServerTerms(1e4, "as asked", min_seconds=0.1)
-        served = scenarios.server(process, terms, qps=2000.0)
+        said = []
+        served = scenarios.server(process, terms, qps=2000.0, say=said.append)
+        assert said == ["2000 queries/s for 0 s; about 0 s left", "2000 queries/s: valid"]
         (run,) = served.runs
         assert run.valid
         assert run.answered == run.queries == P99_SAMPLES

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from tsexport import cli
-from tsexport.bench.scenario_records import read_scenario
+from tsexport.bench.scenario_records import SCENARIOS, read_scenario
+from tsexport.cli.scenario import _OWNERS, _PLAIN_ONLY, _SCENARIOS
 from tsexport.scenarios import ScenarioOptions, failure_of, run_scenario
 
 QUICK = ("--seconds", "0.05", "--threads", "1")
@@ -46,7 +47,7 @@ def test_server_holds_a_rate_or_ends_with_4(bundle_folder):
 
 
 def test_memory_shows_peak_and_growth(bundle_folder):
-    result = bench(bundle_folder, "--scenario", "memory", "--growth-calls", "400", *QUICK)
+    result = bench(bundle_folder, "--scenario", "memory", "--growth-calls", "400", "--threads", "1")
     assert result.exit_code == 0, result.stderr
     assert "above idle" in result.stdout
     assert "400" in result.stdout
@@ -80,6 +81,62 @@ def test_what_is_refused(bundle_folder, arguments, message):
     result = bench(bundle_folder, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+SERVER_OPTIONS = ("--qps", "--p99-ms", "--max-batch", "--seed")
+
+
+@pytest.mark.parametrize("option", SERVER_OPTIONS)
+@pytest.mark.parametrize("scenario", ["single-stream", "offline", "memory"])
+def test_an_option_of_server_is_refused_with_another_scenario(bundle_folder, option, scenario):
+    result = bench(bundle_folder, "--scenario", scenario, option, "5")
+    assert result.exit_code == 2
+    assert f"{option} is for --scenario server alone, and --scenario is {scenario}" in result.stderr
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "offline", "server"])
+def test_calls_of_growth_are_refused_with_another_scenario(bundle_folder, scenario):
+    result = bench(bundle_folder, "--scenario", scenario, "--growth-calls", "5")
+    assert result.exit_code == 2
+    assert f"--growth-calls is for --scenario memory alone, and --scenario is {scenario}" in result.stderr
+
+
+def test_seconds_are_refused_with_memory(bundle_folder):
+    result = bench(bundle_folder, "--scenario", "memory", "--seconds", "5")
+    assert result.exit_code == 2
+    assert "--seconds is not for --scenario memory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--table", "own.toml"), ("--commit", "abc"), ("--junit", "x.xml"), ("--summary", "x.md"), ("--container",)],
+)
+def test_an_option_of_the_plain_measurement_is_refused_with_a_scenario(bundle_folder, arguments):
+    result = bench(bundle_folder, "--scenario", "offline", *arguments)
+    assert result.exit_code == 2
+    assert f"{arguments[0]} is for a measurement without --scenario alone" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "scenario"),
+    [
+        *((option, "5", "--scenario server") for option in SERVER_OPTIONS),
+        ("--growth-calls", "10000", "--scenario memory"),  # its default, but it was given
+        ("--runtime", "openvino", "--scenario"),
+    ],
+)
+def test_an_option_of_a_scenario_is_refused_without_it(bundle_folder, option, value, scenario):
+    result = bench(bundle_folder, option, value)
+    assert result.exit_code == 2
+    assert f"{option} is for {scenario} alone; give it with that" in result.stderr
+
+
+def test_every_scenario_option_has_an_owner():
+    """A new option that is in neither table would be ignored where it says nothing."""
+    command = cli.main.get_command(None, "bench")
+    common = {"bundles", "batches", "threads", "seconds", "record", "as_json", "scenario", "help"}
+    assert {parameter.name for parameter in command.params} - common == set(_OWNERS) | _PLAIN_ONLY
+    assert _SCENARIOS == SCENARIOS
 
 
 def test_a_runtime_that_is_not_here_is_inconclusive(bundle_folder, monkeypatch):

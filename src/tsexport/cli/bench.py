@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
-from tsexport.cli.scenario import run_scenarios, scenario_options
+from tsexport.cli.scenario import refuse_misplaced, run_scenarios, scenario_options
 
 if TYPE_CHECKING:
     from tsexport.benchmarking import BenchmarkResult
@@ -20,7 +20,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--batch", "batches", type=int, multiple=True, help="A batch size; by default 1, 10 and 32.")
 @click.option("--threads", type=int, help="By default as many as the bundle was built with, at most the cores here.")
-@click.option("--seconds", type=float, default=8.0, help="At most, for each artifact, runtime and batch size.")
+@click.option(
+    "--seconds", type=float, default=8.0, help="At most, for each artifact, runtime and batch size; a scenario's least."
+)
 @click.option("--table", type=_FILE, help="A latency table of your own, in place of the published ones.")
 @click.option("--record", type=click.Path(path_type=Path), help="Keep the results in this folder, for `history`.")
 @click.option("--commit", help="Keep them under this commit, not that of the git repository here.")
@@ -63,6 +65,7 @@ def bench(
     Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here, or no such container can
     be made.  With --scenario: 4 where memory grows or no rate holds the bound.
     """
+    refuse_misplaced(context, scenario)
     if scenario is not None:
         from tsexport.scenarios import ScenarioOptions
 

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MIB = 1 << 20
+_SCENARIOS = ("single-stream", "offline", "server", "memory")
+_OWNERS = {
+    "qps": ("server",),
+    "p99_ms": ("server",),
+    "max_batch": ("server",),
+    "seed": ("server",),
+    "growth_calls": ("memory",),
+    "runtime": _SCENARIOS,
+}
+"""The scenarios that an option is for; no scenario takes those of `_PLAIN_ONLY`."""
+_PLAIN_ONLY = frozenset(("table", "commit", "junit", "summary", "container"))
 _OPTIONS = (
     click.option("--scenario", help="In place of all that: single-stream, offline, server or memory."),
     click.option("--qps", type=float, help="server: this rate alone; else the highest valid one is looked for."),
@@ -31,6 +42,32 @@ def scenario_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def refuse_misplaced(context: click.Context, scenario: str | None) -> None:
+    """Refuse options that say nothing of what was asked for, since they would be ignored.
+
+    Raises:
+        click.UsageError: an option of scenarios without --scenario, of another scenario, or of the plain measurement
+            with --scenario.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        option, owners = parameter.opts[-1], _OWNERS.get(name, ())
+        if scenario is None and owners:
+            raise click.UsageError(f"{option} is for {_scenarios(owners)} alone; give it with that, or leave it out")
+        if scenario is not None and name in _PLAIN_ONLY:
+            raise click.UsageError(f"{option} is for a measurement without --scenario alone; leave one of the two out")
+        if scenario in _SCENARIOS and owners and scenario not in owners:
+            raise click.UsageError(f"{option} is for {_scenarios(owners)} alone, and --scenario is {scenario}")
+        if scenario == "memory" and name == "seconds":
+            raise click.UsageError("--seconds is not for --scenario memory; it is as long as --growth-calls are many")
+
+
+def _scenarios(owners: Sequence[str]) -> str:
+    return f"--scenario {owners[0]}" if len(owners) == 1 else "--scenario"
 
 
 def run_scenarios(
