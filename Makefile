@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve
+.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve schemas
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,10 @@ bench-int8: $(BIN)/tsexport
 # The server under load; needs wrk.
 bench-serve: $(BIN)/tsexport
 	$(BIN)/python bench/suites/serve_load.py $(BENCH_ARGS)
+
+# The JSON schemas of bundle-format.md, from the records.
+schemas: $(BIN)/tsexport
+	$(BIN)/python -m tsexport.json_schemas docs/schemas
 
 check: lint types test
 

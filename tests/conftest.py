@@ -1,5 +1,7 @@
 """A small real bundle: y = x @ W + b in ONNX, in fp32 and dynamically quantized, run by ONNX Runtime."""
 
+import subprocess
+import venv
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -306,3 +308,29 @@ def measured_folder(tmp_path, model_files):
         (staging / "README.md").write_text(render_readme(bundle.manifest, bundle.selection))
         (staging / "report.html").write_text(render_report([bundle]))
     return destination
+
+
+@pytest.fixture(scope="session")
+def fresh_environment(tmp_path_factory):
+    """Return a function that makes an environment with what is named and nothing else, and gives its Python.
+
+    Where pip reaches no package index, the test is skipped.
+    """
+
+    def pip(executable, *arguments):
+        return subprocess.run(
+            [executable, "-m", "pip", "--no-input", *map(str, arguments)], capture_output=True, text=True
+        )
+
+    def make(*requirements):
+        folder = tmp_path_factory.mktemp("environment")
+        venv.create(folder, with_pip=True)
+        executable = folder / "bin" / "python"
+        probe = pip(executable, "install", "--quiet", "--dry-run", "--no-deps", "numpy")
+        if probe.returncode != 0:
+            pytest.skip(f"pip installs nothing here: {probe.stderr.strip().splitlines()[-1]}")
+        done = pip(executable, "install", "--quiet", *requirements)
+        assert done.returncode == 0, done.stderr
+        return executable
+
+    return make

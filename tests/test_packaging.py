@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import venv
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +33,7 @@ def folder_of(package):
 
 FOLDERS = {package: folder_of(package) for package in SETUPTOOLS["packages"]}
 HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "openvino", "nncf", "pyarrow", "safetensors", "jinja2", "tract",
-         "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
+         "cyclonedx", "fastapi", "starlette", "uvicorn", "prometheus_client")  # fmt: skip
 
 
 def run(*command, cwd=None):
@@ -156,9 +155,8 @@ def test_a_runtimes_pip_command_installs_the_version_of_the_extras():
         names(requirement for extra in ("build", "serve") for requirement in PROJECT["optional-dependencies"][extra])
     ),
 )
-def test_a_distribution_of_an_extra_is_imported_by_its_own_name(name):
-    """`extras.require` looks for them so."""
-    assert find_spec(name.replace("-", "_")) is not None
+def test_a_distribution_of_an_extra_is_imported_by_the_name_that_extras_looks_for(name):
+    assert find_spec(extras.module_of(name)) is not None
 
 
 def test_only_its_own_extra_pulls_tensorrt():
@@ -266,15 +264,10 @@ print(*sorted(one.metadata["Name"].lower() for one in importlib.metadata.distrib
 
 
 @pytest.fixture(scope="session")
-def core_only(wheel, tmp_path_factory):
+def core_only(wheel, fresh_environment):
     """The Python of a fresh environment: the wheel, its core dependencies and ONNX Runtime, from a package index."""
-    folder = tmp_path_factory.mktemp("core") / "venv"
-    venv.create(folder, with_pip=True)
-    executable = folder / "bin" / "python"
     (command,) = [row.pip_command for row in RUNTIMES if row.package == "onnxruntime"]
-    runtime = command.removeprefix("pip install ").strip('"')
-    output(executable, "-m", "pip", "install", "--quiet", "--no-input", wheel, runtime)
-    return executable
+    return fresh_environment(wheel, command.removeprefix("pip install ").strip('"'))
 
 
 @pytest.mark.slow

@@ -45,11 +45,15 @@ TOOLS = (
     "onnxscript",
     "openvino",
     "nncf",
+    "neural-compressor",
+    "nvidia-modelopt",
     "torch-pruning",
     "tract",
     "numpy",
     "safetensors",
     "pyarrow",
+    "jinja2",
+    "cyclonedx-python-lib",
 )
 LEFTOVER_SECONDS = 86_400.0
 _ENTRY = "entry.json"

@@ -16,15 +16,14 @@ from typing import Any
 from tsexport.bench.statistics import percentile
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import check_sums, read_sums
-from tsexport.codec import parse_json, to_plain
+from tsexport.codec import to_plain
 from tsexport.diff_records import AccuracyChange, BundleDiff, Change, FileChange, GraphChange, LatencyChange
-from tsexport.errors import BundleError, MissingDependencyError
+from tsexport.errors import MissingDependencyError
 from tsexport.graph_reading import GraphContent, read_graph
 from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
 from tsexport.reporting import read_attached, read_measurements
+from tsexport.sbom import SBOM, read_sbom
 
-SBOM = "sbom.cdx.json"
-_MAX_SBOM_BYTES = 64 * 2**20
 _TOLD_ELSEWHERE = ("artifacts", "absent_formats", "parity", "accuracy", "candidates", "rewrites", "caveats", "notes")
 """Parts of the manifest with a section of their own."""
 _PLAIN_SOURCES = ("model.", "config.", "provenance.checkpoint", "provenance.seed")
@@ -92,6 +91,8 @@ def _why(path: str, a: Bundle, b: Bundle, diff: BundleDiff) -> str:
         return "the other bundle has no such artifact"
     if path.startswith("golden/"):
         return "other samples, or another source model"
+    if path == SBOM:
+        return f"made of {MANIFEST}, and of the licences that packages declare"
     if path.partition("/")[0] in ("triton", "device", "README.md"):
         return f"made of {MANIFEST}, {SELECTION} and the artifacts"
     return "made while the candidates were"
@@ -306,24 +307,9 @@ def _licences(a: Bundle, b: Bundle) -> tuple[tuple[Change, ...], tuple[str, ...]
 
 
 def _licences_of(bundle: Bundle) -> dict[str, str]:
-    """Return the licences of each component of a CycloneDX document, by its name.
-
-    Raises:
-        BundleError: the document is not of that form.
-    """
-    path = bundle.path / SBOM
-    if path.stat().st_size > _MAX_SBOM_BYTES:
-        raise BundleError(f"{SBOM} of {bundle.name} is far too large")
-    document = parse_json(path.read_bytes(), what=SBOM)
-    try:
-        return {
-            component["name"]: " AND ".join(_licence(one) for one in component.get("licenses", ())) or "not stated"
-            for component in document["components"]
-        }
-    except (KeyError, TypeError, AttributeError):
-        raise BundleError(f"{SBOM} of {bundle.name} is no CycloneDX document with named components") from None
-
-
-def _licence(choice: Mapping[str, Any]) -> str:
-    licence = choice.get("license", {})
-    return str(choice.get("expression") or licence.get("id") or licence["name"])
+    """Return the licences of each component by its name; files of the bundle that state none are left out."""
+    return {
+        one.name: " AND ".join(one.licences) or "not stated"
+        for one in read_sbom(bundle.path, bundle.name)
+        if one.licences or not one.is_file
+    }

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from tsexport.errors import MissingDependencyError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_IMPORTED_AS = {"cyclonedx-python-lib": "cyclonedx"}
 _EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 
 
@@ -45,9 +46,13 @@ def require(extra: str, purpose: str, *, only: tuple[str, ...] = ()) -> None:
         )
 
 
+def module_of(distribution: str) -> str:
+    """Return the name by which a distribution of an extra is imported; tests/test_packaging.py holds them to it."""
+    return _IMPORTED_AS.get(distribution, distribution.replace("-", "_"))
+
+
 def _is_importable(distribution: str) -> bool:
-    # Every distribution of the extras is imported by its own name; tests/test_packaging.py holds them to that.
     try:
-        return importlib.util.find_spec(distribution.replace("-", "_")) is not None
+        return importlib.util.find_spec(module_of(distribution)) is not None
     except (ImportError, ValueError):  # an import hook refuses it, or something half-imported stands under its name
         return False

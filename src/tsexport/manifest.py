@@ -335,8 +335,9 @@ def _check_manifest(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST}: artifacts is empty, a bundle holds at least one")
     _check_unique((entry.name for entry in manifest.artifacts), "artifact name")
     _check_unique((file.path for entry in manifest.artifacts for file in entry.files), "artifact file")
-    if manifest.calibration_tables is not None:
-        relative_path(manifest.calibration_tables.path, what=f"{MANIFEST}: calibration_tables")
+    if (tables := manifest.calibration_tables) is not None:
+        relative_path(tables.path, what=f"{MANIFEST}: calibration_tables")
+        _check_digest(tables.sha256, f"{MANIFEST}: calibration_tables")
     for entry in manifest.artifacts:
         _check_entry(entry)
         for kind, specs in (("inputs", entry.inputs), ("outputs", entry.outputs)):
@@ -361,13 +362,17 @@ def _check_entry(entry: ArtifactEntry) -> None:
     if entry.size_bytes != sum(file.size_bytes for file in entry.files):
         raise BundleError(f"{what}: size_bytes is {entry.size_bytes}, not the sum over its files")
     for digest in (entry.sha256, *(file.sha256 for file in entry.files)):
-        if not _SHA256.fullmatch(digest):
-            raise BundleError(f"{what}: {digest!r} is no SHA-256 in lower-case hex")
+        _check_digest(digest, what)
     tolerance = entry.golden_tolerance
     if (tolerance.atol is None) != (tolerance.rtol is None) or (
         tolerance.atol is None and tolerance.max_relative_rms is None
     ):
         raise BundleError(f"{what}: golden_tolerance needs atol and rtol, or max_relative_rms, or all three")
+
+
+def _check_digest(digest: str, what: str) -> None:
+    if not _SHA256.fullmatch(digest):
+        raise BundleError(f"{what}: {digest!r} is no SHA-256 in lower-case hex")
 
 
 def _check_unique(names: Iterable[str], what: str) -> None:

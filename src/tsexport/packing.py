@@ -44,6 +44,7 @@ from tsexport.reporting import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.runtimes.options import TENSORRT_BATCHES
 from tsexport.samples import Samples
+from tsexport.sbom import write_sbom
 from tsexport.staging import staged_bundle
 from tsexport.triton import write_repository
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
@@ -289,6 +290,7 @@ def pack(context: Context, samples: Samples, packed: Packed, record: Callable[[]
         write_repository(root, manifest, selection)
         (root / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         (root / SELECTION).write_text(selection_text(selection), encoding="utf-8")
+        write_sbom(root, manifest)
         (root / README).write_text(render_readme(manifest, selection), encoding="utf-8")
         write_record(record(), root / MEASUREMENTS)
         if packed.projected is not None:

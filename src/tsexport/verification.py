@@ -21,6 +21,7 @@ from tsexport.manifest import ArtifactEntry, GoldenTolerance, Manifest
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.simulation import load_for
+from tsexport.sbom import check_sbom
 from tsexport.signing import check_signature, is_signed
 from tsexport.triton_config import TRITON, VERSION
 from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
@@ -191,6 +192,7 @@ def check_structure(bundle: Bundle) -> int:
     if (tables := bundle.manifest.calibration_tables) is not None and listed.get(tables.path) != tables.sha256:
         raise BundleError(f"manifest.json gives another SHA-256 for {tables.path} than {SUMS}; one of them was changed")
     _check_served(bundle.manifest.artifacts, listed)
+    check_sbom(bundle.path, bundle.name, bundle.manifest, listed)
     _ = bundle.selection  # read for its own checks
     return files + len((SUMS, MEASUREMENT_SUMS))
 
