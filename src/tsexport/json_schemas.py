@@ -1,10 +1,10 @@
 """JSON Schema (draft 2020-12) of the records of a bundle, from the dataclasses that read and write them.
 
 `make schemas` writes the files that `docs/bundle-format.md` names.  A schema allows what `tsexport.codec` reads: every
-key is needed, no other is allowed.  It also says, of what a single value must be, what `tsexport.manifest` checks
-besides its type (`_NARROWED`).  What a schema refuses the readers refuse too.  They refuse more: entries that
-contradict each other, keys that stand there twice, and 1.0 where a whole number is needed, which JSON Schema takes for
-one.
+key is needed but those that came to a record later (`codec.ADDED_LATER`), no other is allowed.  It also says, of what a
+single value must be, what `tsexport.manifest` checks besides its type (`_NARROWED`).  What a schema refuses the readers
+refuse too.  They refuse more: entries that contradict each other, keys that stand there twice, and 1.0 where a whole
+number is needed, which JSON Schema takes for one.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from tsexport.bench.records import SCHEMA_VERSION as RECORD_VERSION
 from tsexport.bench.records import MachineRecord
-from tsexport.codec import write_whole
+from tsexport.codec import ADDED_LATER, write_whole
 from tsexport.manifest import ArtifactEntry, FileDigest, Golden, GoldenTolerance, Manifest, Selection
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -117,7 +117,7 @@ class _Writer:
             "description": inspect.cleandoc(kind.__doc__ or ""),
             "type": "object",
             "properties": {name: {**self.schema(hints[name]), **_NARROWED.get((kind, name), {})} for name in fields},
-            "required": fields,
+            "required": [field.name for field in dataclasses.fields(kind) if field.metadata != ADDED_LATER],
             "additionalProperties": False,
             **_NARROWED_WHOLE.get(kind, {}),
         }
