@@ -94,8 +94,10 @@ class Progress:
     seconds: float
 
     @property
-    def left_s(self) -> float:
-        """The seconds that the other calls take, if they are as fast as those that are done."""
+    def left_s(self) -> float | None:
+        """The seconds that the other calls take, if they are as fast as those that are done; None before the first."""
+        if not self.done:
+            return None
         return self.seconds / self.done * (self.calls - self.done)
 
 

@@ -131,7 +131,8 @@ def measure_growth(request: GrowthRequest, tell: Callable[[Progress], None] = la
     """Let an artifact answer, and return what the process held after half of the calls and after all.
 
     Args:
-        tell: is told every `PROGRESS_SECONDS` how far it is.
+        tell: is told every `PROGRESS_SECONDS` how far it is, and once before memory is read for the first time, so
+            that what the first line takes is no growth.
     """
     from tsexport.bench.worker import batches_of, read_feeds
     from tsexport.runtimes.registry import load
@@ -139,6 +140,7 @@ def measure_growth(request: GrowthRequest, tell: Callable[[Progress], None] = la
     batches: list[dict[str, Array]] = list(batches_of(read_feeds(Path(request.feeds)), request.batch))
     session = load(request.artifact, request.runtime, request.threads)
     session.run(batches[0])
+    tell(Progress(0, request.calls, 0.0))
     trimmed, first = release_free_memory(), resident_bytes()
     marks = [first, first]
     half = request.calls // 2

@@ -356,6 +356,9 @@ def main() -> None:
     submitted: list[list[Future[AccuracyRow | str]]] = []
     try:
         for case in cases:
+            if time.monotonic() >= how.until_s:
+                report = _with(report, f"{case.label}: no time was left")
+                continue
             try:
                 submitted.append(list(submit_case(case, given.folder, runtimes, how, pool)))
                 print(f"{case.label} is made", flush=True)

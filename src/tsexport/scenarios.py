@@ -169,7 +169,8 @@ def _run(bundle: Bundle, scenario: ScenarioName, options: ScenarioOptions, say: 
 
 
 def _calls_left(progress: Progress) -> str:
-    return f"{progress.done:,} of {progress.calls:,} calls; about {progress.left_s:.0f} s left"
+    done = f"{progress.done:,} of {progress.calls:,} calls"
+    return done if progress.left_s is None else f"{done}; about {progress.left_s:.0f} s left"
 
 
 def _terms(manifest: Manifest, options: ScenarioOptions) -> ServerTerms:

@@ -49,8 +49,9 @@ def test_growth_tells_how_far_it_is(short_chain, feeds, monkeypatch):
     monkeypatch.setattr(memory, "_COMMAND", (sys.executable, "-P", "-c", _OFTEN))
     found = memory.measure_growth(short_chain, "onnxruntime", feeds=feeds, threads=1, calls=20, tell=told.append)
     assert found.calls == 20
-    assert [one.done for one in told] == list(range(1, 21))
+    assert [one.done for one in told] == list(range(21))
     assert {one.calls for one in told} == {20}
+    assert told[0].left_s is None
     assert told[-1].left_s == 0
     assert Progress(5, 20, 2.0).left_s == pytest.approx(6.0)
 

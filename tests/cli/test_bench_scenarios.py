@@ -50,6 +50,7 @@ def test_memory_shows_peak_and_growth(bundle_folder):
     result = bench(bundle_folder, "--scenario", "memory", "--growth-calls", "400", "--threads", "1")
     assert result.exit_code == 0, result.stderr
     assert "above idle" in result.stdout
+    assert "0 of 400 calls\n" in result.stderr
     assert "400" in result.stdout
 
 
