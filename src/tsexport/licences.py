@@ -40,14 +40,14 @@ def licences_of(distribution: str) -> tuple[str, ...]:
     if distribution == "python":
         return (_OF_PYTHON,)
     try:
-        found = metadata(distribution)
+        found = metadata(distribution).json
     except PackageNotFoundError:
         return ()
-    if expression := found.get("License-Expression"):
+    if expression := found.get("license_expression"):
         return (str(expression),)
-    name = str(found.get("License") or "").strip()
+    name = str(found.get("license", "")).strip()
     if name and name.upper() != "UNKNOWN" and len(name) <= _LONGEST_NAME and name.isprintable():
         return (_SPDX.get(name.lower(), name),)
-    classifiers = [text.split(" :: ") for text in found.get_all("Classifier") or () if text.startswith("License :: ")]
+    classifiers = [text.split(" :: ") for text in found.get("classifier", ()) if text.startswith("License :: ")]
     names = [parts[-1] for parts in classifiers if parts[1:] != ["OSI Approved"]]
     return tuple(dict.fromkeys(_SPDX.get(one.lower(), one) for one in names))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -154,15 +155,16 @@ def test_a_v2_client_says_what_differs_and_what_is_not_served(bundle_of, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["onnxruntime", "openvino", "tract"])
 def test_a_fresh_environment_with_numpy_and_one_runtime(fresh_environment, bundle_of, tmp_path, package):
-    (row,) = (row for row in RUNTIMES if row.package == package)
-    wanted = row.pip_command.removeprefix("pip install ").strip('"')
-    python = fresh_environment("numpy", wanted if wanted.startswith(package) else package)
+    python = fresh_environment("numpy", f"{package}=={version(package)}")
+
+    def run(*arguments):
+        # Isolated, and elsewhere: nothing of this checkout is in sight.
+        return subprocess.run([python, "-I", "-W", "error", *arguments], capture_output=True, text=True, cwd=tmp_path)
+
     code = "import importlib.metadata as m; print(*(one.metadata['Name'].lower() for one in m.distributions()))"
-    installed = set(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    installed = set(run("-c", code).stdout.split())
     assert {"numpy", package} <= installed
     assert not (OTHERS - {package}) & installed
-    bundle = bundle_of("fp32").path
-    command = [python, "-I", "-W", "error", EXAMPLES / f"use_with_{package}.py", bundle]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run(EXAMPLES / f"use_with_{package}.py", bundle_of("fp32").path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(" agrees\n")

@@ -76,7 +76,7 @@ def test_the_tree(built):
     there = files_of(built.path)
     for name in (
         "manifest.json", "selection.json", "README.md", "report.html", "SHA256SUMS", "measurements/SHA256SUMS",
-        "golden/inputs.npz", "golden/outputs.npz",
+        "golden/inputs.npz", "golden/outputs.npz", "sbom.cdx.json",
     ):  # fmt: skip
         assert name in there
     assert [path.name for path in built.path.parent.iterdir()] == [built.path.name]
