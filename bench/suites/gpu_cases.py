@@ -9,6 +9,8 @@ from typing import Literal
 from tsexport.types import Precision
 
 Way = Literal["eager", "TorchScript", "TorchScript, CUDA graph", "compiled", "compiled, CUDA graph"]
+GRAPH_SUFFIX = "CUDA graph"
+"""How the ways end whose kernels are started together; in the others the host starts one after the other."""
 PLAIN_WAYS: tuple[Way, ...] = ("TorchScript, CUDA graph", "TorchScript", "eager")
 COMPILED_WAYS: tuple[Way, ...] = ("compiled, CUDA graph", "compiled")
 WAYS: tuple[Way, ...] = ("eager", "TorchScript", "TorchScript, CUDA graph", "compiled", "compiled, CUDA graph")

@@ -1,9 +1,9 @@
 """How far projections are from public latencies and from every GPU run, each alone and together.
 
 A GPU run is one way of running one case of `gpu_runs.py` (`gpu_cases.WAYS`).  A projection is of an engine whose
-kernels are fused and launched as one piece, so what it should be near is the fastest way of each model; eager torch
-launches several kernels for one of those, each from Python.  Both are told: every run, and the fastest way of each
-model, in each precision and at each batch size.  No efficiency was fitted on GPU runs.
+kernels are fused and launched as one piece, so what it should be near is the fastest way of each model; where the host
+starts kernels one by one, its time is taken in, fitted on the other models (`gpu_host.py`).  Both are told: every run,
+and the fastest way of each model, in each precision and at each batch size.  No efficiency was fitted on GPU runs.
 """
 
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ from tsexport.bench.projection import Efficiency, Fitted, fitted, project
 from tsexport.bench.suites import projection
 from tsexport.bench.suites.anchor_models import anchor_model
 from tsexport.bench.suites.projection import GOAL, PLUGINS, fit, fitted_text, load_anchors, place, report_text, run
+from tsexport.bench.suites.projection_totals import read_gpu_runs, totals, totals_text
 from tsexport.bench.suites.report import RESULTS
 from tsexport.devices import list_devices
 from tsexport.errors import ConfigurationError
@@ -116,7 +117,9 @@ def test_the_committed_efficiencies_and_their_error_are_those_of_the_fit(placed,
 
 
 def test_the_committed_results_are_those_of_the_suite(report):
-    assert (RESULTS / "projection.md").read_text(encoding="utf-8").rstrip() == report_text(report).rstrip()
+    gpu = totals_text(totals(report.rows, read_gpu_runs(report.efficiency)), projection.GOAL)
+    told = f"{report_text(report)}\n{gpu}"
+    assert (RESULTS / "projection.md").read_text(encoding="utf-8").rstrip() == told.rstrip()
     committed = json.loads((RESULTS / "projection.json").read_text(encoding="utf-8"))
     assert committed["error"]["median"] == report.error.median
     assert committed["status"] == report.status
