@@ -144,10 +144,10 @@ def test_diff_tells_other_licences_of_a_real_bundle(bundle_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_diff_of_two_builds_tells_no_licence_but_that_of_the_checkpoint(bundle_of):
+def test_diff_of_two_builds_in_one_environment_tells_no_licence(bundle_of):
+    """Their models differ, and a model that states no licence is no change of one."""
     diff = diff_bundles(bundle_of("int8"), bundle_of("jetson"))
-    assert {change.what for change in diff.licences} <= {"nvidia-modelopt"}
-    assert diff.versions == ()
+    assert (diff.licences, diff.versions) == ((), ())
     assert SBOM in {file.path for file in diff.files}
 
 
