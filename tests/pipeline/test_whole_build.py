@@ -349,7 +349,7 @@ def test_a_repeated_build_reuses_every_stage_and_imports_nothing_heavy_for_it(bu
     assert done.stdout == "[]\n"
     lines = done.stderr.splitlines()
     steps = {re.sub(r"^\[[ \d/]+\] ([^:]+):.*", r"\1", line): line for line in lines if line.startswith("[")}
-    assert list(steps) == [*CACHED_STAGES, "measure batch sizes", "pack"]
+    assert list(steps) == [*CACHED_STAGES, "measure batch sizes", "profile the selected artifact", "pack"]
     for stage in CACHED_STAGES:
         assert ": reused" in steps[stage]
     assert "left" not in lines[-1]
