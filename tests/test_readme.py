@@ -26,6 +26,9 @@ LANGUAGES = {"sh", "python", "toml", "text"}
 PRELUDE = """
 set -euo pipefail
 tsexport() {
+  case "$*" in
+    *"--scenario memory"*) command tsexport "$@"; return;;  # as long as its calls are many
+  esac
   case "$1" in
     %s) command tsexport "$@" --seconds 0.2;;
     *) command tsexport "$@";;

@@ -10,7 +10,6 @@ arithmetic (`bench.memory_model` has the formulas and their limits).  Nothing is
 Memory grows with the batch, so the largest batch is found by doubling and halving.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -345,8 +344,8 @@ def _notes(graphs: ModelGraphs, target: Target) -> tuple[str, ...]:
         notes += sorted({limit.assumed for limit in limits_of(target) if limit.assumed})
     else:
         notes = [
-            "above an idle session of the same runtime; the factors were measured on x86-64 with "
-            f"{min(2, os.cpu_count() or 1)} threads, and bench/results/estimate-accuracy.md says how far they are off"
+            "above an idle session of the same runtime; the factors were measured on x86-64 with 2 "
+            "threads, and bench/results/estimate-accuracy.md says how far they are off"
         ]
         if target.precision != "fp32":
             notes.append(

@@ -24,6 +24,7 @@ from tsexport.bench.tables import parse_tables
 from tsexport.codec import write_whole
 from tsexport.errors import UsageError
 from tsexport.history_files import Recording, read_recordings
+from tsexport.wording import threads_text
 
 LATEST = "latest"
 MARGIN = 0.10
@@ -205,9 +206,8 @@ def _fastest(entries: Sequence[BaselineEntry]) -> tuple[BaselineEntry, ...]:
 
 def _row(baseline: Baseline, entry: BaselineEntry, p90_ms: float, margin: float) -> str:
     source = f"{baseline.bundle}, {baseline.source}"
-    note = (
-        f"p90 {p90_ms:.4g} ms of {entry.artifact} on {entry.runtime}, {entry.threads} threads, on {baseline.machine_id}"
-    )
+    where = f"{entry.runtime}, {threads_text(entry.threads)}, on {baseline.machine_id}"
+    note = f"p90 {p90_ms:.4g} ms of {entry.artifact} on {where}"
     lines = [
         "[[latency]]",
         f"model = {_text(baseline.model)}",

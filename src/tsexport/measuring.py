@@ -19,6 +19,7 @@ from tsexport.errors import InconclusiveError, LatencyError, TsexportError, Unsu
 from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
+from tsexport.wording import threads_text
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""
@@ -45,8 +46,7 @@ class Placed:
 
     def contestant(self, threads: int) -> Contestant:
         """Return it as a contestant of a race, with its number of threads in the name."""
-        count = f"{threads} thread{'s' if threads > 1 else ''}"
-        return Contestant(self.artifact, self.runtime, threads, f"{self.label}, {count}")
+        return Contestant(self.artifact, self.runtime, threads, f"{self.label}, {threads_text(threads)}")
 
 
 def race_placed(

@@ -28,6 +28,7 @@ from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.wording import threads_text
 
 Say = Callable[[str], None]
 MIB = 1 << 20
@@ -144,7 +145,7 @@ def _run(bundle: Bundle, scenario: ScenarioName, options: ScenarioOptions, say: 
     threads = min(options.threads or selection.threads, cores_here())
     feeds = read_golden(bundle.path, INPUTS, artifact.inputs, manifest.golden.samples)
     base = ScenarioRecord(fingerprint(), manifest.name, choice.artifact, runtime, threads, scenario)
-    say(f"{scenario}: {choice.artifact} on {runtime}, {threads} threads")
+    say(f"{scenario}: {choice.artifact} on {runtime}, {threads_text(threads)}")
     if scenario == "memory":
         peak = measure_peak(artifact, runtime, threads=threads, batch=options.batch)
         growth = measure_growth(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.wording import threads_text
 
 if TYPE_CHECKING:
     from tsexport.bench.compare_records import ComparisonResult
@@ -101,6 +102,6 @@ def show(result: "ComparisonResult") -> None:
         ],
     )
     click.echo(f"{result.verdict}: {result.reason}")
-    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    threads = threads_text(result.threads)
     click.echo(f"measured on {result.machine}, {threads} on {cpus_text(result.cpus)}, batch {result.batch}")
     click.echo(f"noise: {result.noise}")

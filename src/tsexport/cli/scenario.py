@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tsexport.cli.output import print_json, print_table, say
+from tsexport.wording import threads_text
 
 if TYPE_CHECKING:
     from tsexport.bench.scenario_records import Memory, Offline, ScenarioRecord, Server, SingleStream
@@ -105,7 +106,8 @@ def run_scenarios(
 
 def show_scenario(record: "ScenarioRecord") -> None:
     """Print one record as tables."""
-    title = f"{record.bundle}, {record.scenario}: {record.artifact} on {record.runtime}, {record.threads} threads"
+    where = f"{record.artifact} on {record.runtime}, {threads_text(record.threads)}"
+    title = f"{record.bundle}, {record.scenario}: {where}"
     if record.single_stream is not None:
         _show_single_stream(record.single_stream, title)
     if record.offline is not None:
