@@ -8,7 +8,7 @@ from tsexport.errors import ConfigurationError
 from tsexport.runtimes import cuda_build
 from tsexport.runtimes.cuda_build import NO_GPU, cuda_obstacle, cuda_of_torch
 from tsexport.runtimes.cuda_precision import narrowed, narrowed_model
-from tsexport.runtimes.registry import GPU_RUNTIMES
+from tsexport.runtimes.registry import TORCH_CUDA, get_runtime
 
 
 class Net(nn.Module):
@@ -91,7 +91,6 @@ def test_why_there_is_no_gpu(torch_folder, monkeypatch):
 
 
 def test_the_runtime_says_why_it_is_not_here():
-    (row,) = GPU_RUNTIMES
-    status = row.check()
+    status = get_runtime(TORCH_CUDA).check()
     assert status.reason == cuda_obstacle()
     assert status.available == (not status.reason)
