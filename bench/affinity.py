@@ -60,6 +60,11 @@ def bound(cpus: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def threads_text(threads: int) -> str:
+    """Return "1 thread", "2 threads"."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
 def cpus_text(cpus: Sequence[int]) -> str:
     """Return "CPU 1", "CPUs 0, 1", or that nothing is bound."""
     if not cpus:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeVar
 
-from tsexport import errors
 from tsexport.bench.memory_wire import (
     Answer,
     GrowthRequest,
@@ -26,7 +25,7 @@ from tsexport.bench.memory_wire import (
 )
 from tsexport.bench.process import write_feeds
 from tsexport.bench.wire import Failed
-from tsexport.errors import DataError, InconclusiveError, TsexportError
+from tsexport.errors import DataError, InconclusiveError
 from tsexport.types import Artifact, Feeds
 
 PEAK_CALLS = 3
@@ -121,7 +120,7 @@ def _ask(
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise _failure(label, f"ended ({how})", _text(stderr))
     if isinstance(answer, Failed):
-        raise _as_error(label, answer)
+        raise answer.as_error(label) or _failure(label, f"raised {answer.error}: {answer.message}", "")
     if not isinstance(answer, kind):
         raise _failure(label, f"answered {type(answer).__name__} where {kind.__name__} was expected", "")
     return answer
@@ -142,14 +141,6 @@ def _last(lines: IO[str], tell: Tell) -> Answer | None:
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode(errors="replace")
-
-
-def _as_error(label: str, failed: Failed) -> TsexportError:
-    original = getattr(errors, failed.error, None) if failed.expected else None
-    if isinstance(original, type) and issubclass(original, TsexportError):
-        error: TsexportError = original(f"{label}: {failed.message}", next_step=failed.next_step)
-        return error
-    return _failure(label, f"raised {failed.error}: {failed.message}", "")
 
 
 def _failure(label: str, what: str, stderr: str) -> InconclusiveError:

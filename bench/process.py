@@ -13,10 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tsexport import errors
 from tsexport.bench.affinity import bind
 from tsexport.bench.wire import Block, Failed, Load, Loaded, Request, Timed, Warmed, WarmUp, from_line, to_line
-from tsexport.errors import DataError, InconclusiveError, TsexportError
+from tsexport.errors import DataError, InconclusiveError
 from tsexport.npz import write_arrays
 from tsexport.types import Artifact, Feeds
 
@@ -162,18 +161,11 @@ class WorkerProcess:
             self._process.kill()
             raise self._failure(f"answered garbage: {error.message}") from None
         if isinstance(answer, Failed):
-            raise self._as_error(answer)
+            raise answer.as_error(self.label) or self._failure(f"raised {answer.error}: {answer.message}")
         if not isinstance(answer, kind):
             self._process.kill()
             raise self._failure(f"answered {type(answer).__name__} where {kind.__name__} was expected")
         return answer
-
-    def _as_error(self, failed: Failed) -> TsexportError:
-        original = getattr(errors, failed.error, None) if failed.expected else None
-        if isinstance(original, type) and issubclass(original, TsexportError):
-            error: TsexportError = original(f"{self.label}: {failed.message}", next_step=failed.next_step)
-            return error
-        return self._failure(f"raised {failed.error}: {failed.message}")
 
     def _failure(self, what: str) -> InconclusiveError:
         tail = self._stderr_tail()

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
@@ -74,13 +74,8 @@ def record_of(record: ProfileRecord, profiled: Profiled) -> ProfileRecord:
     if not sum(one.mean_ms for one in operators) > 0:
         return _without(record, f"no node took as long as the clock can tell: {profiled.method}")
     nodes, rest, rest_ms = longest(profiled.nodes) if profiled.names_nodes else ((), 0, 0.0)
-    return ProfileRecord(
-        machine=record.machine,
-        artifact=record.artifact,
-        runtime=record.runtime,
-        precision=record.precision,
-        batch=record.batch,
-        threads=record.threads,
+    return replace(
+        record,
         method=profiled.method,
         calls=profiled.calls,
         profiled_ms=profiled.profiled_ms,
@@ -93,15 +88,7 @@ def record_of(record: ProfileRecord, profiled: Profiled) -> ProfileRecord:
 
 
 def _without(record: ProfileRecord, reason: str) -> ProfileRecord:
-    return ProfileRecord(
-        record.machine,
-        record.artifact,
-        record.runtime,
-        record.precision,
-        record.batch,
-        record.threads,
-        reason=reason[:_REASON_CHARACTERS],
-    )
+    return replace(record, reason=reason[:_REASON_CHARACTERS])
 
 
 def _ask(request: ProfileRequest) -> ProfileAnswer:

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from tsexport import errors
 from tsexport.bench.process import write_feeds
 from tsexport.bench.scenario_records import (
     Offline,
@@ -36,7 +35,7 @@ from tsexport.bench.scenario_records import (
 from tsexport.bench.scenario_worker import from_line, to_line
 from tsexport.bench.statistics import P99_SAMPLES
 from tsexport.bench.wire import Failed
-from tsexport.errors import DataError, InconclusiveError, TsexportError
+from tsexport.errors import DataError, InconclusiveError
 from tsexport.types import Artifact, Feeds
 
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -110,17 +109,10 @@ class ScenarioProcess:
         except DataError as error:
             raise self._failure(f"answered garbage: {error.message}") from None
         if isinstance(answer, Failed):
-            raise self._as_error(answer)
+            raise answer.as_error() or self._failure(f"raised {answer.error}: {answer.message}")
         if not isinstance(answer, kind):
             raise self._failure(f"answered {type(answer).__name__} where {kind.__name__} was expected")
         return answer
-
-    def _as_error(self, failed: Failed) -> TsexportError:
-        original = getattr(errors, failed.error, None) if failed.expected else None
-        if isinstance(original, type) and issubclass(original, TsexportError):
-            error: TsexportError = original(failed.message, next_step=failed.next_step)
-            return error
-        return self._failure(f"raised {failed.error}: {failed.message}")
 
     def _failure(self, what: str) -> InconclusiveError:
         self._stderr.seek(0)

@@ -8,6 +8,7 @@ budget that is met on fewer cores is met; missed on fewer cores it is inconclusi
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.device_records import MeasuredDevice
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.statistics import P90_SAMPLES, percentile, summarize, throughput_per_s
@@ -206,7 +207,7 @@ def _how(measurement: Measurement, machine: Place) -> str:
         )
     threads, cores = measurement.threads, machine.usable_cores
     return (
-        f"measured with {measurement.artifact} on {measurement.runtime}, {threads} thread{'s' if threads > 1 else ''}, "
+        f"measured with {measurement.artifact} on {measurement.runtime}, {threads_text(threads)}, "
         f"batch {measurement.batch}, {len(measurement.samples_ms)} samples, on {cores} core{'s' if cores > 1 else ''} "
         f"({machine.cpu_model}, {machine.instruction_set})"
     )

@@ -6,7 +6,9 @@ Arrays go by an `.npz` file, whose path is in `Load`.
 
 from dataclasses import dataclass
 
+from tsexport import errors
 from tsexport.bench.messages import Protocol
+from tsexport.errors import TsexportError
 from tsexport.types import Artifact
 
 
@@ -82,6 +84,14 @@ class Failed:
     message: str
     next_step: str = ""
     expected: bool = False
+
+    def as_error(self, label: str = "") -> TsexportError | None:
+        """Return the error of `tsexport.errors` that was raised, its message behind the label; None for any other."""
+        original = getattr(errors, self.error, None) if self.expected else None
+        if not isinstance(original, type) or not issubclass(original, TsexportError):
+            return None
+        error: TsexportError = original(f"{label}: {self.message}" if label else self.message, next_step=self.next_step)
+        return error
 
 
 Request = Load | WarmUp | Block

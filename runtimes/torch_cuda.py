@@ -11,7 +11,6 @@ fails on another; the error says so.
 """
 
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexport.errors import UsageError
 from tsexport.runtimes.cuda_graphs import Answer, DeviceCall
 from tsexport.runtimes.cuda_precision import exact_products
 from tsexport.runtimes.sessions import BatchSpecialised, Infer
+from tsexport.runtimes.torch_answers import TorchAnswers, read_torchscript
 from tsexport.types import Array, Artifact, Precision, TensorSpec, random_feeds
 
 DEVICE = "cuda"
@@ -31,7 +30,7 @@ REHEARSAL = "cpu"
 """The device of a session that only shows that all but the capture works."""
 
 
-class ModuleSession(BatchSpecialised):
+class ModuleSession(TorchAnswers, BatchSpecialised):
     """A torch module as a session; `graphed=False` launches kernel by kernel, as eager torch does.
 
     A dynamic batch has no graph: buffers have one size.
@@ -102,28 +101,12 @@ class ModuleSession(BatchSpecialised):
 
     def _tensors(self, answer: object) -> Answer:
         """Return the module's answer as tensors in the order of the artifact's outputs."""
-        if isinstance(answer, Tensor):
-            answer = (answer,)
-        if isinstance(answer, dict):
-            self.require_names("output", self.outputs, list(answer))
-            answer = [answer[spec.name] for spec in self.outputs]
-        if not isinstance(answer, (tuple, list)) or not all(isinstance(value, Tensor) for value in answer):
-            raise UsageError(f"{self.artifact.name} returns something else than tensors, or a tuple or dict of them")
-        if len(answer) != len(self.outputs):
-            expected = ", ".join(map(str, self.outputs))
-            raise UsageError(f"{self.artifact.name} returns {len(answer)} tensors; expected {expected}")
-        return tuple(answer)
+        return self.tensors_of(answer, self.artifact.name)
 
     def _release(self) -> None:
         super()._release()
         self._calls.clear()
         self._module = None
-
-    def reason(self, error: Exception) -> str:
-        """Return the line that says why: the last one where the interpreter prints its own traceback first."""
-        if "Traceback of TorchScript" in str(error):
-            return str(error).strip().splitlines()[-1]
-        return super().reason(error)
 
 
 class TorchCudaSession(ModuleSession):
@@ -134,7 +117,7 @@ class TorchCudaSession(ModuleSession):
     ) -> None:
         self.artifact = artifact  # what a refusal names
         try:
-            module = _load(artifact.path, device)
+            module = read_torchscript(artifact.path, device)
         except self.failures as error:
             raise self.cannot_load(error) from error
         super().__init__(artifact, threads, module, device=device, graphed=graphed, first_batch=first_batch)
@@ -172,14 +155,6 @@ def module_session(
         files=(), sha256="", size_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
     )  # fmt: skip
     return ModuleSession(artifact, 1, module.to(device), device=device, graphed=graphed, first_batch=first_batch)
-
-
-def _load(path: Path, device: str) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        # torch calls its own format deprecated at every load; it is one of the formats that users ask for.
-        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    return module.eval()
 
 
 def _pinned(buffer: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.suites.contest import BATCH, Pace, make_entrants
 from tsexport.bench.suites.goals import Judged
@@ -52,7 +53,6 @@ from tsexport.bench.suites.report import (
     publish,
     results_path,
     table,
-    threads_text,
 )
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.calibration.reference import has_reference

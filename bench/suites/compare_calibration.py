@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from tsexport.bench.affinity import choose_cpus
+from tsexport.bench.affinity import choose_cpus, threads_text
 from tsexport.bench.compare_records import ComparisonRun, ComparisonVerdict, Slowdown
 from tsexport.bench.comparing import MOST_ROUNDS, Contender, Limits, Setting, compare_contenders
 from tsexport.bench.comparing_rule import LOOKS
@@ -42,7 +42,7 @@ from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.noise import MachineNoise, NoiseWatch
 from tsexport.bench.suites.contest import Pace
 from tsexport.bench.suites.long_runs import Circumstances, Partial
-from tsexport.bench.suites.report import machine_text, publish, results_path, table, threads_text
+from tsexport.bench.suites.report import machine_text, publish, results_path, table
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.comparing import MAX_SECONDS, THRESHOLD, compare_bundles, conclude, parse_threshold
 from tsexport.errors import ConfigurationError, TsexportError

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.suites.contest import BATCH, Pace
 from tsexport.bench.suites.default_contest import DefaultTools
@@ -62,7 +63,6 @@ from tsexport.bench.suites.report import (
     publish,
     results_path,
     table,
-    threads_text,
 )
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.errors import TsexportError, UsageError

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.statistics import Ratio
 from tsexport.bench.suites.goals import Judged
@@ -141,11 +142,6 @@ def load_text(load_average: tuple[float, float]) -> str:
     """Return the system's load over the last minute, (before, after) what was measured."""
     before, after = load_average
     return f"load average {before:.1f} before, {after:.1f} after"
-
-
-def threads_text(threads: int) -> str:
-    """Return "1 thread" or "2 threads"."""
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def results_path(suite: str, machine: Machine) -> Path:

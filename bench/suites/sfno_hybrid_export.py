@@ -32,8 +32,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.suites.report import load_text, machine_text, publish, results_path, table, threads_text
+from tsexport.bench.suites.report import load_text, machine_text, publish, results_path, table
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.codec import decode, encode
 from tsexport.errors import InconclusiveError, TsexportError

@@ -40,10 +40,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine, fingerprint
 from tsexport.bench.statistics import Ratio, ratio_of_medians
 from tsexport.bench.suites.goals import Status, status_of
-from tsexport.bench.suites.report import load_text, machine_text, publish, ratio_text, results_path, table, threads_text
+from tsexport.bench.suites.report import load_text, machine_text, publish, ratio_text, results_path, table
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino, convert_to_torchscript
 from tsexport.exporters.rewrites.spectral import MatrixSpectralConv
 from tsexport.models.spectral import SpectralConv

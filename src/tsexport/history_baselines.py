@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.kept_records import (
     Baseline,
     BaselineEntry,
@@ -24,7 +25,6 @@ from tsexport.bench.tables import parse_tables
 from tsexport.codec import write_whole
 from tsexport.errors import UsageError
 from tsexport.history_files import Recording, read_recordings
-from tsexport.wording import threads_text
 
 LATEST = "latest"
 MARGIN = 0.10

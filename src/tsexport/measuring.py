@@ -7,6 +7,7 @@ Nothing here is cached: a latency belongs to the moment it was taken.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.measure import measure
 from tsexport.bench.noise import NoiseWatch
@@ -19,7 +20,6 @@ from tsexport.errors import InconclusiveError, LatencyError, TsexportError, Unsu
 from tsexport.progress import Progress, Step
 from tsexport.samples import Samples
 from tsexport.types import Artifact, Measurement, Verdict
-from tsexport.wording import threads_text
 
 RACE_SECONDS = 2.5
 """How long a race of several artifacts may take, in units of what one measurement may take (--seconds)."""

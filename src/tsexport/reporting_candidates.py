@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord
@@ -123,5 +124,5 @@ def _latency(record: MachineRecord, accuracy: Accuracy, label: str) -> float | N
                 return entry.summary.median_ms
     for measurement in record.measurements:
         if (measurement.artifact, measurement.runtime, measurement.batch) == (accuracy.artifact, accuracy.runtime, 1):
-            return sorted(measurement.samples_ms)[len(measurement.samples_ms) // 2]
+            return median_high(measurement.samples_ms)
     return None

@@ -7,6 +7,7 @@ the race's own, a size is held against the fp32 ONNX artifact's, an error agains
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.rows import VerdictRow, interval
@@ -278,7 +279,7 @@ def _latencies(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None
         for machine in _machines(bundle, place):
             one = _headline(machine, bundle.manifest)
             series.append(LatencySeries(f"{bundle.manifest.name}: {one.artifact}", one.samples_ms, False))
-    series.sort(key=lambda one: sorted(one.samples_ms)[len(one.samples_ms) // 2])
+    series.sort(key=lambda one: median_high(one.samples_ms))
     plot = latency_plot(series[:PLOTTED], f"Latencies of the selected artifacts at batch 1 on {place}")
     return OverviewPlot(place, plot, max(0, len(series) - PLOTTED))
 

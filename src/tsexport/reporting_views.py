@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 from tsexport.bench.device_records import DeviceRecord
 from tsexport.bench.records import MachineRecord
@@ -184,7 +185,7 @@ def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int
             for m in record.measurements
             if m.batch == batch
         ]
-        series.sort(key=lambda one: sorted(one.samples_ms)[len(one.samples_ms) // 2])
+        series.sort(key=lambda one: median_high(one.samples_ms))
         found.append((batch, latency_plot(series, f"Latency distributions of {manifest.name} at batch {batch}")))
     return tuple(found)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
 from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, Progress
@@ -28,7 +29,6 @@ from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
-from tsexport.wording import threads_text
 
 Say = Callable[[str], None]
 MIB = 1 << 20

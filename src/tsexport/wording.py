@@ -29,11 +29,6 @@ def figure_text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.6g}"
 
 
-def threads_text(threads: int) -> str:
-    """Return "1 thread", "2 threads"."""
-    return f"{threads} thread{'s' if threads > 1 else ''}"
-
-
 def compact_json(value: object) -> str:
     """Return a recipe or a configuration on one line: "weights: u8, reduce_range: true"."""
     if isinstance(value, Mapping):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import print_json, print_table, say
-from tsexport.wording import threads_text
 
 if TYPE_CHECKING:
     from tsexport.bench.compare_records import ComparisonResult
@@ -74,7 +73,7 @@ def compare(
 
 def show(result: "ComparisonResult") -> None:
     """Print both sides, the runs, the verdict, and what it was measured on."""
-    from tsexport.bench.affinity import cpus_text
+    from tsexport.bench.affinity import cpus_text, threads_text
 
     print_table(
         ("side", "bundle", "artifact", "runtime", "median", "processes"),

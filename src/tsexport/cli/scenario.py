@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tsexport.bench.affinity import threads_text
 from tsexport.cli.output import print_json, print_table, say
-from tsexport.wording import threads_text
 
 if TYPE_CHECKING:
     from tsexport.bench.scenario_records import Memory, Offline, ScenarioRecord, Server, SingleStream

@@ -1,0 +1,54 @@
+"""What every session on a torch module shares: reading a TorchScript file, and what a module may answer."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsexport.errors import UsageError
+from tsexport.runtimes.sessions import ArtifactSession
+
+
+def read_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
+    """Return the module of a TorchScript file, in eval mode, on a device.
+
+    Raises:
+        RuntimeError: torch refuses the file.
+    """
+    with warnings.catch_warnings():
+        # torch calls its own format deprecated at every load; it is one of the formats that users ask for.
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
+        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+    return module.eval()
+
+
+class TorchAnswers(ArtifactSession):
+    """A session on a torch module, whose answers are tensors or a tuple, list or dict of them."""
+
+    def tensors_of(self, answer: object, origin: str) -> tuple[Tensor, ...]:
+        """Return a module's answer as tensors in the order of the artifact's outputs.
+
+        Args:
+            origin: what answered, for the message: a path or a name.
+
+        Raises:
+            UsageError: something else than tensors, or others than the artifact's outputs.
+        """
+        if isinstance(answer, Tensor):
+            answer = (answer,)
+        if isinstance(answer, dict):
+            self.require_names("output", self.outputs, list(answer))
+            answer = [answer[spec.name] for spec in self.outputs]
+        if not isinstance(answer, (tuple, list)) or not all(isinstance(value, Tensor) for value in answer):
+            raise UsageError(f"{origin} returns something else than tensors, or a tuple or dict of them")
+        if len(answer) != len(self.outputs):
+            expected = ", ".join(map(str, self.outputs))
+            raise UsageError(f"{origin} returns {len(answer)} tensors; expected {expected}")
+        return tuple(answer)
+
+    def reason(self, error: Exception) -> str:
+        """Return the line that says why: the last one where the interpreter prints its own traceback first."""
+        if "Traceback of TorchScript" in str(error):
+            return str(error).strip().splitlines()[-1]
+        return super().reason(error)
