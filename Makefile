@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve schemas
+.PHONY: demo test test-slow test-random check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve schemas
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ test: $(BIN)/tsexport
 
 test-slow: $(BIN)/tsexport
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+# Property tests with new examples each time, and more of them: what fails becomes an @example.
+test-random: $(BIN)/tsexport
+	HYPOTHESIS_PROFILE=random $(BIN)/pytest -m "hypothesis and not slow" $(PYTEST_ARGS)
 
 bench: $(BIN)/tsexport
 	$(BIN)/python bench/suites/against_defaults.py

@@ -1,5 +1,6 @@
 """A small real bundle: y = x @ W + b in ONNX, in fp32 and dynamically quantized, run by ONNX Runtime."""
 
+import os
 import subprocess
 import venv
 import warnings
@@ -52,9 +53,11 @@ from tsexport.types import (
     files_sha256,
 )
 
-# How long an example takes is no matter of correctness, and the machine may be busy.
-settings.register_profile("tsexport", deadline=None)
-settings.load_profile("tsexport")
+# How long an example takes is no matter of correctness, and the machine may be busy.  A change is judged by the same
+# examples as the one before it; `make test-random` looks further.
+settings.register_profile("tsexport", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tsexport"))
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch", 3)),)

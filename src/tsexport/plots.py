@@ -13,6 +13,9 @@ from html import escape
 WIDTH = 720
 LOG_FROM = 8.0
 """An axis whose ends are this many times apart is logarithmic."""
+TICK_DIGITS = 12
+"""Decimal places of a tick; what lies closer together than a few of them gets no ticks between."""
+SMALLEST_SPAN = 10.0 ** (1 - TICK_DIGITS)
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ def latency_axis(smallest: float, largest: float, first: float, last: float) -> 
 def nice_ticks(start: float, end: float, count: int = 6) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten) from `start` to `end`."""
     span = end - start
-    if not span > 0:
+    if not span > SMALLEST_SPAN:
         return [start]
     step = 10.0 ** math.floor(math.log10(span / count))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
     first, last = math.ceil(start / step - 1e-9), math.floor(end / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [round(index * step, TICK_DIGITS) for index in range(first, last + 1)]
 
 
 def log_ticks(start: float, end: float, count: int = 7) -> list[float]:
@@ -68,7 +71,7 @@ def log_ticks(start: float, end: float, count: int = 7) -> list[float]:
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(end)) + 1)
     found: list[float] = []
     for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [round(factor * 10.0**power, 12) for power in powers for factor in factors]
+        ticks = [round(factor * 10.0**power, TICK_DIGITS) for power in powers for factor in factors]
         found = [tick for tick in ticks if start * (1 - 1e-9) <= tick <= end * (1 + 1e-9)]
         if len(found) <= count:
             return found

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tsexport.plots import WIDTH, clipped, latency_axis, log_ticks, nice_ticks
@@ -46,7 +46,13 @@ def assert_within(svg):
 
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0, 0.37, [0, 0.1, 0.2, 0.3]), (-3, 12, [0, 5, 10]), (0, 0, [0])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0, 0.37, [0, 0.1, 0.2, 0.3]),
+        (-3, 12, [0, 5, 10]),
+        (0, 0, [0]),
+        (0, 5e-324, [0]),
+    ],
 )
 def test_ticks(start, end, expected):
     assert nice_ticks(start, end) == pytest.approx(expected)
@@ -146,6 +152,7 @@ def test_errors_far_below_the_budget_have_the_room():
 
 
 @given(POINTS, st.booleans())
+@example([TradeoffPoint("a", 1.0, 5e-324, "selected"), TradeoffPoint("b", 2.0, 0.0, "reference")], every_label=True)
 def test_any_points_are_drawn_within_the_plot(points, every_label):
     svg = tradeoff_plot(points, 5.0, "budget", "t", every_label=every_label)
     assert_within(svg)
