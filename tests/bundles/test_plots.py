@@ -152,7 +152,10 @@ def test_errors_far_below_the_budget_have_the_room():
 
 
 @given(POINTS, st.booleans())
-@example([TradeoffPoint("a", 1.0, 5e-324, "selected"), TradeoffPoint("b", 2.0, 0.0, "reference")], every_label=True)
+@example(
+    points=[TradeoffPoint("a", 1.0, 5e-324, "selected"), TradeoffPoint("b", 2.0, 0.0, "reference")],
+    every_label=True,
+)
 def test_any_points_are_drawn_within_the_plot(points, every_label):
     svg = tradeoff_plot(points, 5.0, "budget", "t", every_label=every_label)
     assert_within(svg)
