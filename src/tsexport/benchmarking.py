@@ -21,13 +21,13 @@ from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
 from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
 from tsexport.bench.verdicts import CPU4, exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.structure import check_structure
 from tsexport.targets import Target
 from tsexport.timing_pairs import TimingPairs, timing_pairs
 from tsexport.types import Measurement
@@ -115,7 +115,7 @@ def benchmark_bundle(
                 in_container=in_container,
                 progress=progress,
             )
-    check_sums(bundle.path)
+    check_structure(bundle)
     manifest = bundle.manifest
     _check_cpu4(manifest.target, threads, in_container)
     result, timed = _measured(bundle, batches, threads, max_seconds, in_container, progress)

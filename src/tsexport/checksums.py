@@ -117,8 +117,9 @@ def _read_measurement_sums(root: Path) -> dict[str, str]:
 
 def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
     try:
-        if path.is_symlink() or path.stat().st_size > _MAX_SUMS_BYTES:
-            raise BundleError(f"{what} is a link or far too large; it cannot be trusted")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_SUMS_BYTES:
+            raise BundleError(f"{what} is no plain file, or far too large; it cannot be trusted")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BundleError(f"{what} is missing; {path.parent} is no whole bundle") from None

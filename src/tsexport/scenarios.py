@@ -23,12 +23,12 @@ from tsexport.bench.scenarios import (
 )
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError, did_you_mean
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.structure import check_structure
 
 Say = Callable[[str], None]
 MIB = 1 << 20
@@ -101,7 +101,7 @@ def run_scenario(
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return run_scenario(opened, scenario, options, record=record, say=say)
-    check_sums(bundle.path)
+    check_structure(bundle)
     result = _run(bundle, name, options, say)
     if record is not None:
         write_scenario(result, record / bundle.manifest.name / "scenarios")

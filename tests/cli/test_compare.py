@@ -14,10 +14,11 @@ from tsexport import cli
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
 from tsexport.comparing import conclude, parse_threshold, why_not_here
+from tsexport.entries import artifact_entry, bundle_artifact
 from tsexport.errors import UsageError
 from tsexport.manifest import manifest_text
 from tsexport.targets import host_cpu, parse_target
-from tsexport.types import TensorSpec
+from tsexport.types import TensorSpec, files_sha256
 
 BRIEF = ("--max-seconds", "1")
 """One pair of processes takes longer, and no further one fits."""
@@ -54,7 +55,16 @@ def slow_copy(here, tmp_path):
         slow (float[batch, 4] x) => (float[batch, 3] y)
         <float[4, 4] one = {{{ones}}}, float[4, 3] w = {{{weight}}}>
         {{ h0 = MatMul(x, one)\n{steps}\n y = MatMul(h300, w) }}""")
-    onnx.save(model, copy / "artifacts" / "tiny-int8.onnx")
+    path = copy / "artifacts" / "tiny-int8.onnx"
+    onnx.save(model, path)
+    manifest = open_bundle(copy).manifest
+    entries = tuple(
+        artifact_entry(
+            replace(bundle_artifact(one, copy), sha256=files_sha256((copy / one.path,))), copy, one.golden_tolerance
+        )
+        for one in manifest.artifacts
+    )
+    (copy / "manifest.json").write_text(manifest_text(replace(manifest, artifacts=entries)))
     seal(copy)
     return copy
 

@@ -168,6 +168,8 @@ def test_a_gate_counts_and_closes():
         ({b"content-length": b"10", b"content-encoding": b"gzip"}, MIB),
         ({b"content-length": b"-1"}, MIB),
         ({b"transfer-encoding": b"chunked"}, MIB),
+        ({b"transfer-encoding": b"chunked", b"content-length": b"2"}, MIB),
+        ({b"content-length": b"2", b"transfer-encoding": b"chunked"}, MIB),
     ],
 )
 def test_what_a_body_counts_before_it_is_read(headers, size_bytes):
