@@ -11,7 +11,14 @@ from tsexport.bench.container import container, published_limits
 from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
 from tsexport.bench.figures import figures_for
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.kept_records import KeptArtifact, KeptRecord, check_commit, time_text, write_kept
+from tsexport.bench.kept_records import (
+    KeptArtifact,
+    KeptRecord,
+    check_commit,
+    require_folder,
+    time_text,
+    write_kept,
+)
 from tsexport.bench.measure import BATCHES, measure
 from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.process import WORKER_COMMAND
@@ -116,6 +123,8 @@ def benchmark_bundle(
                 progress=progress,
             )
     check_structure(bundle)
+    if record is not None:
+        require_folder(record)
     manifest = bundle.manifest
     _check_cpu4(manifest.target, threads, in_container)
     result, timed = _measured(bundle, batches, threads, max_seconds, in_container, progress)

@@ -151,6 +151,23 @@ def test_values_that_are_not_allowed(here, arguments, message):
     assert message in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--junit", "--summary"])
+def test_what_cannot_be_written_is_not_measured(here, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    result = compare(here, here, option, tmp_path / "file" / "below")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option} {tmp_path}/file/below cannot be written: File exists\nname another file" in result.stderr
+    assert "pair" not in result.stderr
+
+
+def test_the_verdict_is_printed_where_the_step_summary_cannot_be_written(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    result = compare(here, here, *BRIEF)
+    assert result.exit_code == 2
+    assert "inconclusive: the time was up after 1 of 5 pairs" in result.stdout
+    assert f"$GITHUB_STEP_SUMMARY is {tmp_path}, which cannot be written" in result.stderr
+
+
 @pytest.mark.parametrize("given", ["5%", "5 %", "0.05", " 5.0%", 0.05])
 def test_a_threshold_may_be_written_in_several_ways(given):
     assert parse_threshold(given) == pytest.approx(0.05)

@@ -49,8 +49,9 @@ def compare(
     them does not run here.
     """
     from tsexport.comparing import compare_bundles
-    from tsexport.gating import compare_report, publish
+    from tsexport.gating import compare_report, publish, require_writable
 
+    require_writable(junit=junit, summary=summary)
     result = compare_bundles(
         base,
         candidate,
@@ -61,13 +62,13 @@ def compare(
         seed=seed,
         progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
     )
-    publish(compare_report(result), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
 
         print_json(to_plain(result))
     else:
         show(result)
+    publish(compare_report(result), junit=junit, summary=summary)
     context.exit(result.exit_code)
 
 

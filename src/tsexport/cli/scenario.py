@@ -1,6 +1,7 @@
 """The options and tables of `tsexport bench --scenario`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -81,6 +82,7 @@ def run_scenarios(
     as_json: bool,
 ) -> None:
     """Run a scenario on each bundle, print what it gave, and exit with 4 where memory grows or no rate is valid."""
+    from tsexport.bundles import open_bundle
     from tsexport.codec import to_plain
     from tsexport.scenarios import failure_of, run_scenario
 
@@ -90,7 +92,9 @@ def run_scenarios(
         )
     if batches:
         options = replace(options, batch=batches[0])
-    results = [run_scenario(path, scenario, options, record=record, say=say) for path in bundles]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_bundle(path)) for path in bundles]  # all, before minutes go to the first
+        results = [run_scenario(bundle, scenario, options, record=record, say=say) for bundle in opened]
     if as_json:
         print_json(
             {"scenario": scenario, "bundles": [{"name": one.bundle, "record": to_plain(one)} for one in results]}
