@@ -30,7 +30,7 @@ THRESHOLD = 0.05
 MAX_SECONDS = 120.0
 _X86: tuple[InstructionSet, ...] = ("generic", "avx2", "avx512-vnni", "amx")
 """Each runs what was built for those before it."""
-_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*%\s*")
 
 
 def compare_bundles(
