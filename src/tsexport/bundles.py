@@ -130,13 +130,21 @@ def open_bundle(path: str | Path) -> Bundle:
         raise UsageError(f"there is no bundle {source}: {reason}") from None
     if stat.S_ISDIR(mode):
         bundle = Bundle(source.resolve(), source.resolve())
-        if not (source / MANIFEST).exists():
-            raise BundleError(f"{source} holds no {MANIFEST}; it is no bundle")
+        _require_manifest(source)
         _ = bundle.manifest
         return bundle
     if not is_archive(source) or not stat.S_ISREG(mode):
         raise UsageError(f"{source} is no bundle; a bundle is a folder or a file that ends in {', '.join(SUFFIXES)}")
     return _open_archive(source)
+
+
+def _require_manifest(folder: Path) -> None:
+    try:
+        there = (folder / MANIFEST).exists()
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be looked into: {error.strerror}") from None
+    if not there:
+        raise BundleError(f"{folder} holds no {MANIFEST}; it is no bundle")
 
 
 def _open_archive(source: Path) -> Bundle:
