@@ -128,6 +128,8 @@ def open_bundle(path: str | Path) -> Bundle:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"there is no bundle {source}: {reason}") from None
+    if not _is_text(source.resolve()):
+        raise UsageError(f"the path of {source} is not UTF-8, which runtimes need", next_step="rename or move it")
     if stat.S_ISDIR(mode):
         bundle = Bundle(source.resolve(), source.resolve())
         _require_manifest(source)
@@ -136,6 +138,14 @@ def open_bundle(path: str | Path) -> Bundle:
     if not is_archive(source) or not stat.S_ISREG(mode):
         raise UsageError(f"{source} is no bundle; a bundle is a folder or a file that ends in {', '.join(SUFFIXES)}")
     return _open_archive(source)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_manifest(folder: Path) -> None:

@@ -59,9 +59,11 @@ def report_bundles(bundles: Sequence[str | Path | Bundle], output: str | Path) -
 
     Raises:
         BundleError: a bundle is damaged.
-        UsageError: the file cannot be written.
+        UsageError: no bundle, or the file cannot be written.
         MissingDependencyError: jinja2 is not installed.
     """
+    if not bundles:
+        raise UsageError("no bundle is given; a report is about at least one")
     with contextlib.ExitStack() as stack:
         opened = [b if isinstance(b, Bundle) else stack.enter_context(open_bundle(b)) for b in bundles]
         for bundle in opened:

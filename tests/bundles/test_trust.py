@@ -57,6 +57,16 @@ def test_nothing_is_done_with_a_bundle_whose_manifest_knows_other_files(bundle_f
     assert not (bundle_folder.parent / "page.html").exists()
 
 
+def test_a_bundle_whose_name_climbs_writes_nowhere(bundle_folder, tmp_path):
+    """Results are kept in a folder of that name."""
+    path = bundle_folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "../../elsewhere"}))
+    seal(bundle_folder)
+    with pytest.raises(BundleError, match=r"name is '\.\./\.\./elsewhere'; allowed is a folder's name"):
+        tsexport.benchmark(bundle_folder, record=tmp_path / "a" / "b")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def private_key(path):
     """Write an Ed25519 key; return its path."""
     ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519", reason="needs the extra sign")

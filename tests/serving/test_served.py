@@ -305,8 +305,8 @@ def test_a_missing_extra_is_named(tiny, command_line):
         (["nothing", "--port", "70000"], "70000 is not in the range 0<=x<=65535"),
         (["nothing", "--max-batch", "0"], "max_batch is 0, allowed are 1 and more"),
         (["nothing", "--timeout", "-1"], "timeout_s is -1, allowed is any time above 0"),
-        (["nothing", "--max-json-mib", "0"], "max_json_bytes is 0, allowed are 1 and more"),
-        (["nothing", "--max-request-mib", "nan"], "max_request_bytes is 0, allowed are 1 and more"),
+        (["nothing", "--max-json-mib", "0"], "--max-json-mib is 0; allowed are sizes above 0, for example 16"),
+        (["nothing", "--max-request-mib", "nan"], "--max-request-mib is nan; allowed are sizes above 0"),
     ],
 )
 def test_wrong_usage(arguments, message):

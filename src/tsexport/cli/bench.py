@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 from tsexport.cli.scenario import refuse_misplaced, run_scenarios, scenario_options
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def show(result: "BenchmarkResult") -> None:
     show_verdicts(result.record.verdicts, "against the tables")
     _show_figures(result)
     if result.record.container is not None:
-        click.echo(f"measured in a container of {result.record.container}")
-    click.echo(f"noise: {result.record.noise}")
+        echo(f"measured in a container of {result.record.container}")
+    echo(f"noise: {result.record.noise}")
 
 
 def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:

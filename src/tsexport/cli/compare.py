@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.compare_records import ComparisonResult
@@ -101,7 +101,7 @@ def show(result: "ComparisonResult") -> None:
             for number, run in enumerate(result.runs)
         ],
     )
-    click.echo(f"{result.verdict}: {result.reason}")
+    echo(f"{result.verdict}: {result.reason}")
     threads = threads_text(result.threads)
-    click.echo(f"measured on {result.machine}, {threads} on {cpus_text(result.cpus)}, batch {result.batch}")
-    click.echo(f"noise: {result.noise}")
+    echo(f"measured on {result.machine}, {threads} on {cpus_text(result.cpus)}, batch {result.batch}")
+    echo(f"noise: {result.noise}")

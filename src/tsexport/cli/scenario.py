@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tsexport.bench.affinity import threads_text
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.scenario_records import Memory, Offline, ScenarioRecord, Server, SingleStream
@@ -104,7 +104,7 @@ def run_scenarios(
             show_scenario(one)
     failures = [f"{one.bundle}: {why}" for one in results if (why := failure_of(one))]
     for line in failures:
-        click.echo(line, err=True)
+        echo(line, err=True)
     context.exit(4 if failures else 0)
 
 
@@ -155,7 +155,7 @@ def _show_offline(found: "Offline", title: str) -> None:
         ],
         title=title,
     )
-    click.echo(f"Offline: {found.samples_per_s:,.1f} samples/s at batch {found.best_batch}, {found.samples:,} samples")
+    echo(f"Offline: {found.samples_per_s:,.1f} samples/s at batch {found.best_batch}, {found.samples:,} samples")
     _short(found.long_enough)
 
 
@@ -176,7 +176,7 @@ def _show_server(found: "Server", title: str) -> None:
         title=f"{title}; p99 within {found.p99_bound_ms:g} ms ({found.bound_from}), from the scheduled arrival",
     )
     if found.max_qps is not None:
-        click.echo(f"Server: {found.max_qps:.4g} queries/s is the highest valid rate that was tried")
+        echo(f"Server: {found.max_qps:.4g} queries/s is the highest valid rate that was tried")
     _short(all(run.long_enough for run in found.runs))
 
 
