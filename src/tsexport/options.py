@@ -153,7 +153,7 @@ def read_config(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists in lists
         raise ConfigurationError(f"--config {path} is no TOML: {error}") from error
     _check_keys(f"{path.name}", document, TABLES)
     for table in ("build", "model", "series"):
