@@ -193,6 +193,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
+    plan = _telling(plan, say)
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
     progress = Progress(plan.steps, memory=memory, quiet=quiet)
@@ -276,6 +277,11 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         bundle = pack(context, samples, packed, record)
     progress.remember()
     return bundle
+
+
+def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """Return a plan whose cache says when it waits for another build."""
+    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
 
 
 def build_bundle(
