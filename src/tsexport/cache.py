@@ -27,12 +27,8 @@ import functools
 import hashlib
 import json
 import os
-import re
-import secrets
-import shutil
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -43,8 +39,10 @@ from typing import Any, Generic, TypeVar
 import platformdirs
 
 from tsexport import codec
+from tsexport.cache_leftovers import aside_of, lock_of, remove, remove_leftovers
 from tsexport.errors import TsexportError, UsageError
 from tsexport.locks import holding
+from tsexport.surroundings import FULL, is_full, only_temporary_is_full
 from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, Precision, TensorSpec, file_sha256
 
@@ -66,14 +64,7 @@ TOOLS = (
     "jinja2",
     "cyclonedx-python-lib",
 )
-LEFTOVER_SECONDS = 86_400.0
-"""Age at which a folder that was made without a lock is a leftover."""
 _ENTRY = "entry.json"
-_LOCK, _UNLOCKED = ".lock", ".unlocked"
-_HIDDEN = re.compile(r"\.(?P<key>[0-9a-f]{64})(?:\.lock|-[0-9a-f]{8}(?P<unlocked>\.unlocked)?)")
-_OLDER_HIDDEN = re.compile(r"\.[0-9a-f]{8}-\w{8}")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_BELOW_BYTES = 2**20
 _PUBLISH_TRIES = 5
 T = TypeVar("T")
 
@@ -136,10 +127,14 @@ def _say_nothing(line: str) -> None:
 
 @dataclass(frozen=True)
 class Cache:
-    """Stages by content, under `root`.  `say` is told when a stage waits for another process that makes it."""
+    """Stages by content, under `root`.
+
+    `say` is told when a stage waits for another process that makes it; `used` are the entries that were given out.
+    """
 
     root: Path
     say: Callable[[str], None] = field(default=_say_nothing, compare=False)
+    used: set[Path] = field(default_factory=set, compare=False, repr=False)
 
     def stage(self, name: str, inputs: Mapping[str, Any], kind: type[T], produce: Callable[[Path], T]) -> "Cached[T]":
         """Return a stage's result: the cached one for these inputs, or what `produce` makes.
@@ -167,13 +162,37 @@ class Cache:
         )
         place = self.root / name / key
         found = self._read(place, kind)
-        if found is not None:
-            return Cached(found, place, True)
-        with self._alone(place) as is_locked:
-            found = self._read(place, kind)  # made by who held the lock
-            if found is not None:
-                return Cached(found, place, True)
-            return self._make(place, kind, produce, is_locked)
+        if found is None:
+            with self._alone(place) as is_locked:
+                found = self._read(place, kind)  # made by who held the lock
+                if found is None:
+                    made = self._make(place, kind, produce, is_locked)
+                    self.used.add(place)
+                    return made
+        self.used.add(place)
+        return Cached(found, place, True)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Turn whatever fails because an entry that was given out is gone into a UsageError that says so."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.require_used()
+            except UsageError as gone:
+                raise gone from error
+            raise
+
+    def require_used(self) -> None:
+        """Raise where an entry that was given out is not there any more.
+
+        Raises:
+            UsageError: the cache was emptied while it was being used.
+        """
+        gone = next((place for place in sorted(self.used) if not (place / _ENTRY).exists()), None)
+        if gone is not None:
+            raise _gone(gone)
 
     @contextlib.contextmanager
     def _alone(self, place: Path) -> Iterator[bool]:
@@ -187,7 +206,7 @@ class Cache:
         def waiting(holder: str) -> None:
             self.say(f"{holder} is making the same {place.parent.name}: waiting for it")
 
-        with holding(_lock_of(place), waiting) as state:
+        with holding(lock_of(place), waiting) as state:
             if state != "held":
                 yield False
                 return
@@ -207,10 +226,7 @@ class Cache:
         # Read back, so that a fresh result and a reused one are the same value.
         again = self._read(place, kind)
         if again is None:
-            raise UsageError(
-                f"the cache entry {place} was removed or changed while it was being used",
-                next_step="build again, and leave the cache alone meanwhile",
-            )
+            raise _gone(place)
         return Cached(again, place, False)
 
     def _read(self, place: Path, kind: type[T]) -> T | None:
@@ -229,14 +245,14 @@ class Cache:
     @contextlib.contextmanager
     def _temporary(self, place: Path, is_locked: bool) -> Iterator[Path]:
         with self._explained():
-            _remove_leftovers(place.parent, place.name if is_locked else None)
-            folder = _aside(place, is_locked)
+            remove_leftovers(place.parent, place.name if is_locked else None)
+            folder = aside_of(place, is_locked)
             folder.mkdir()
         try:
             with self._explained(folder):
                 yield folder
         finally:
-            _remove(folder)  # nothing is there any more where it was published
+            remove(folder)  # nothing is there any more where it was published
 
     @contextlib.contextmanager
     def _explained(self, folder: Path | None = None) -> Iterator[None]:
@@ -247,12 +263,12 @@ class Cache:
             raise
         except OSError as error:
             concerns_us = folder is None or str(error.filename or "").startswith(str(folder))
-            if error.errno not in _FULL and not concerns_us:
+            if (error.errno not in FULL and not concerns_us) or only_temporary_is_full(self.root):
                 raise
             raise self._unwritten(error.strerror or str(error)) from error
         except Exception as error:
             # torch, onnx and openvino report a failed write in their own words, without an errno.
-            if shutil.disk_usage(self.root).free < _FULL_BELOW_BYTES:
+            if is_full(self.root):
                 raise self._unwritten(os.strerror(errno.ENOSPC)) from error
             raise
 
@@ -277,6 +293,13 @@ class Cache:
                 return
 
 
+def _gone(place: Path) -> UsageError:
+    return UsageError(
+        f"the cache entry {place} was removed or changed while it was being used",
+        next_step="build again, and leave the cache alone meanwhile",
+    )
+
+
 def _file_digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of an entry but entry.json; what is no plain file counts as absent."""
     return {
@@ -286,72 +309,16 @@ def _file_digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _lock_of(place: Path) -> Path:
-    return place.with_name(f".{place.name}{_LOCK}")
-
-
-def _aside(place: Path, is_locked: bool) -> Path:
-    """Return a new name beside an entry, which says whose leftover it will be."""
-    return place.with_name(f".{place.name}-{secrets.token_hex(4)}{'' if is_locked else _UNLOCKED}")
-
-
 def _discard(place: Path) -> None:
     """Take a damaged entry out of its place, in one step, and remove it."""
-    aside = _aside(place, _is_mine(place))
+    aside = aside_of(place, _is_mine(place))
     with contextlib.suppress(FileNotFoundError):  # somebody else did
         place.rename(aside)
-    _remove(aside)
+    remove(aside)
 
 
 def _is_mine(place: Path) -> bool:
     return place in _making.__dict__.get("places", ())
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder, whatever permissions are left of it."""
-    if path.is_symlink() or not path.is_dir():
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        path.chmod(0o700)  # where it is still there, a folder may not be entered
-        for folder, inside, _ in os.walk(path):
-            for one in (Path(folder, name) for name in inside):
-                if not one.is_symlink():
-                    one.chmod(0o700)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path, mine: str | None) -> None:
-    """Remove what killed processes left in a stage's folder; `mine` is the key whose lock is held here."""
-    keys: set[str] = set()
-    for path in folder.glob(".*"):
-        match = _HIDDEN.fullmatch(path.name)
-        if match is not None and not match["unlocked"]:
-            keys.add(match["key"])
-        elif (match is not None or _OLDER_HIDDEN.fullmatch(path.name)) and _is_old(path):
-            _remove(path)
-    for key in keys:
-        if key == mine:
-            _remove_made(folder, key)
-            continue
-        with holding(_lock_of(folder / key)) as state:
-            if state == "held":
-                _remove_made(folder, key)
-
-
-def _remove_made(folder: Path, key: str) -> None:
-    for path in folder.glob(f".{key}-*"):
-        if not path.name.endswith(_UNLOCKED):
-            _remove(path)
-
-
-def _is_old(path: Path) -> bool:
-    """Return whether a day lies between now and the last change, either way: a clock may have been set back."""
-    with contextlib.suppress(OSError):
-        return abs(time.time() - path.stat().st_mtime) > LEFTOVER_SECONDS
-    return False
 
 
 @dataclass(frozen=True)

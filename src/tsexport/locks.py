@@ -1,6 +1,8 @@
-"""Locks between processes, which the kernel gives back when their process ends, however it ends.
+"""Locks between processes, which the kernel gives back when their process ends, however it ends; and files and folders
+under temporary names that are told from leftovers by such a lock.
 
-A lock is flock(2) on a file of its own.  The file is made by who asks for the lock and removed by who gives it back;
+A lock is flock(2) on a file of its own (`holding`), or on what is being written itself (`writing_beside`,
+`locked_folder`).  The file is made by who asks for the lock and removed by who gives it back;
 who gets the lock of a file that was removed meanwhile asks again.  So a lock that nobody holds leaves no file, but for
 one whose holder was killed.
 
@@ -12,6 +14,8 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,6 +23,7 @@ from typing import Literal
 LockState = Literal["held", "busy", "unlockable"]
 _MAX_HOLDER_BYTES = 200
 _TRIES = 1000
+_WRITING = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.writing", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -54,7 +59,7 @@ def _acquire(path: Path, waiting: Callable[[str], None] | None) -> tuple[int | N
         except BaseException:  # an interrupt while waiting
             os.close(descriptor)
             raise
-        if state == "held" and _is_at(descriptor, path):
+        if state == "held" and is_at(descriptor, path):
             _sign(descriptor)
             return descriptor, state
         if state == "unlockable" and not os.fstat(descriptor).st_size:  # nobody has signed it
@@ -75,8 +80,82 @@ def _release(descriptor: int, path: Path) -> None:
 
 def _unlink(descriptor: int, path: Path) -> None:
     with contextlib.suppress(OSError):
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             path.unlink()
+
+
+@contextlib.contextmanager
+def writing_beside(path: Path) -> Iterator[tuple[int, Path]]:
+    """Give an empty file beside `path`, as (descriptor, hidden name); at the end it is removed unless it was renamed.
+
+    What killed processes left of theirs in that folder is removed first.
+
+    Raises:
+        OSError: the folder is not there, or cannot be written to.
+    """
+    for left in path.parent.glob(".*.writing"):
+        if _WRITING.fullmatch(left.name) and not left.is_dir() and not is_held(left):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    descriptor, temporary = _locked(lambda: _open_new(path.with_name(f".{path.name}.{_unique()}.writing")))
+    try:
+        yield descriptor, temporary
+    finally:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_folder(name_of: Callable[[str], Path]) -> Iterator[Path]:
+    """Make a folder and hold its lock; `name_of` gives its path for a part of a name that is unique ("12-0123abcd").
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    descriptor, path = _locked(lambda: _make_new(name_of(_unique())))
+    try:
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock of a file or folder itself; true where that cannot be told."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _unique() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _open_new(path: Path) -> tuple[int, Path]:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), path
+
+
+def _make_new(path: Path) -> tuple[int, Path]:
+    path.mkdir(mode=0o700)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY), path
+
+
+def _locked(make: Callable[[], tuple[int, Path]]) -> tuple[int, Path]:
+    """Make and lock; again where somebody took it for a leftover before it was locked."""
+    while True:
+        descriptor, path = make()
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if is_at(descriptor, path):
+            return descriptor, path
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, waiting: Callable[[str], None] | None) -> LockState:
@@ -93,7 +172,7 @@ def _lock(descriptor: int, waiting: Callable[[str], None] | None) -> LockState:
     return "held"
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Return whether the open file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())

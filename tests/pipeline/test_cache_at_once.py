@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tsexport import locks
-from tsexport.cache import LEFTOVER_SECONDS, Cache
+from tsexport.cache import Cache
+from tsexport.cache_leftovers import LEFTOVER_SECONDS
 from tsexport.manifest import DataRecord
 
 MAKER = Path(__file__).with_name("stage_maker.py")
