@@ -2,12 +2,12 @@
 
 usage: fault_victim.py PLAN ARGUMENT...
 
-PLAN is a JSON file: `under` maps names to folders, `place` is one of the names or null, `at` which of the changes under
-it ends the process, before it is done, and `signal` by which signal.  With `place` null nothing is ended, and at the end
-the number of changes under each folder is written to `counts`.
+PLAN is a JSON file: `under` maps names to folders, `place` is one of the names or null, `at` which of the changes
+under it ends the process, before it is done, and `signal` by which signal.  With `place` null nothing is ended, and at
+the end the number of changes under each folder is written to `counts`.
 
-Changes are what Python's audit events tell of: opening for writing, making, renaming, linking, removing, changing modes.
-What libraries in C write without Python is not seen, and is ended at moments instead (see faults.py).
+Changes are what Python's audit events tell of: opening for writing, making, renaming, linking, removing, changing
+modes.  What libraries in C write without Python is not seen, and is ended at moments instead (see faults.py).
 """
 
 import json
@@ -26,13 +26,13 @@ def _path_of(event: str, arguments: tuple[object, ...]) -> str | None:
         return "" if arguments[1] == _EXCHANGE else None
     if event == "open":
         path, mode, flags = arguments
-        writes = isinstance(flags, int) and flags & _WRITING or isinstance(mode, str) and set(mode) & set("wxa+")
+        writes = (isinstance(flags, int) and flags & _WRITING) or (isinstance(mode, str) and set(mode) & set("wxa+"))
         return str(path) if writes and isinstance(path, str | os.PathLike) else None
     if event not in _CHANGES:
         return None
     path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
     folder = arguments[-1]
-    if not os.path.isabs(path) and isinstance(folder, int) and folder >= 0:
+    if not path.startswith("/") and isinstance(folder, int) and folder >= 0:
         return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)  # noqa: PTH118, PTH115  # no more events
     return os.path.abspath(path)  # noqa: PTH100
 
@@ -58,7 +58,7 @@ class Watch:
         if path is None:
             return
         for name, folder in self._under.items():
-            if path == "" and name == "output" or path.startswith(folder + "/"):
+            if (path == "" and name == "output") or path.startswith(folder + "/"):
                 self.counts[name] += 1
                 if name == self._place and self.counts[name] == self._at:
                     print(f"\nvictim: {path or _EXCHANGE}", file=sys.stderr, flush=True)

@@ -232,15 +232,10 @@ class Cache:
     def _read(self, place: Path, kind: type[T]) -> T | None:
         """Return an entry's result; None where there is no entry, or a damaged one."""
         try:
-            if not stat.S_ISREG((place / _ENTRY).lstat().st_mode):
-                return None  # reading a pipe would wait for ever
-            entry = json.loads((place / _ENTRY).read_text())
-            stated = entry.pop("sha256")
-            if stated == digest_of(entry) and entry["key"] == place.name and entry["files"] == _file_digests(place):
-                return codec.from_plain(kind, entry["result"], what=f"cache entry {place.name}")
-        except Exception:  # whatever a damaged entry raises: it is made again
+            entry = sound_entry(place)
+            return None if entry is None else codec.from_plain(kind, entry["result"], what=f"cache entry {place.name}")
+        except Exception:  # a result of another kind: it is made again
             return None
-        return None
 
     @contextlib.contextmanager
     def _temporary(self, place: Path, is_locked: bool) -> Iterator[Path]:
@@ -291,6 +286,20 @@ class Cache:
                 _discard(place)
             else:
                 return
+
+
+def sound_entry(place: Path) -> Mapping[str, Any] | None:
+    """Return what entry.json of an entry says; None where there is no entry, or one that does not match its digests."""
+    try:
+        if not stat.S_ISREG((place / _ENTRY).lstat().st_mode):
+            return None  # reading a pipe would wait for ever
+        entry: dict[str, Any] = json.loads((place / _ENTRY).read_text())
+        stated = entry.pop("sha256")
+        if stated == digest_of(entry) and entry["key"] == place.name and entry["files"] == _file_digests(place):
+            return entry
+    except Exception:  # whatever a damaged entry raises
+        return None
+    return None
 
 
 def _gone(place: Path) -> UsageError:

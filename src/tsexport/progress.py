@@ -50,7 +50,7 @@ class Progress:
         self._live = not self.quiet and self.stream.isatty()
         if self.memory is not None:
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing, or damaged in any way
-                known = json.loads(self.memory.read_text())
+                known = json.loads(self.memory.read_text()) if self.memory.is_file() else {}
                 self._expected.update({k: float(v) for k, v in known.items() if k in self._expected})
 
     @contextlib.contextmanager

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tsexport import locks
 from tsexport.cache import Cache
 from tsexport.cache_leftovers import LEFTOVER_SECONDS
 from tsexport.manifest import DataRecord
@@ -265,52 +264,3 @@ def test_a_lock_that_cannot_be_made(root):
     lock.mkdir()
     assert not make(root).reused
     assert place.is_dir()
-
-
-# --- the lock itself -------------------------------------------------------------------------------------------------
-
-
-def test_a_lock_leaves_no_file_and_is_taken_once(tmp_path):
-    path = tmp_path / "lock"
-    with locks.holding(path) as state:
-        assert state == "held"
-        assert path.read_text() == f"process {os.getpid()} on {platform.node()}\n"
-        with locks.holding(path) as second:
-            assert second == "busy"
-        assert path.exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path):
-    path = tmp_path / "lock"
-    with locks.holding(path):
-        path.unlink()
-        with locks.holding(path) as state:
-            assert state == "held"
-        assert not path.exists()
-        path.write_text("another's")
-    assert path.read_text() == "another's", "what is there now belongs to somebody else"
-
-
-def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
-    (tmp_path / "victim").write_text("content")
-    (tmp_path / "lock").symlink_to(tmp_path / "victim")
-    with locks.holding(tmp_path / "lock") as state:
-        assert state == "unlockable"
-    assert (tmp_path / "victim").read_text() == "content"
-
-
-def test_who_holds_it_is_not_printed_where_the_file_says_nonsense(tmp_path):
-    path = tmp_path / "lock"
-    said = []
-    path.write_bytes(b"\x1b[2J\xff")
-    descriptor = os.open(path, os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def waiting(holder):
-        said.append(holder)
-        os.close(descriptor)
-
-    with locks.holding(path, waiting) as state:
-        assert state == "held"
-    assert said == ["another process"]
