@@ -10,8 +10,6 @@ meet one.  An engine whose precisions TensorRT chose by a calibration cache was 
 """
 
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,19 +23,19 @@ from tsexport.bench.device_records import (
 from tsexport.bench.tables import latency_budgets
 from tsexport.bench.verdicts import judge
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import MEASUREMENT_SUMS, MEASUREMENTS, REPORT, check_sums, seal_measurements
+from tsexport.checksums import MEASUREMENTS, REPORT, check_sums, seal_measurements
+from tsexport.codec import write_whole
 from tsexport.device_kit import tensorrt_range
 from tsexport.device_results import DeviceResults, DeviceRun, read_results
 from tsexport.errors import DataError, UsageError
-from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
+from tsexport.manifest import ArtifactEntry, Manifest
 from tsexport.reporting import render_report
-from tsexport.staging import locked
+from tsexport.staging import edited_bundle
 from tsexport.targets import Target
 from tsexport.types import Budget, Measurement, Precision, Verdict
 
 RUNTIME = "tensorrt"
 _ID_CHARACTERS = 12
-_HIDDEN = ".attaching-"
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,18 @@ def attach_results(bundle: str | Path | Bundle, results: str | Path) -> Attached
             f"{bundle.name} is for {manifest.target.name}: it has no device kit, so nothing is attached to it",
             next_step="measure it on its CPU with `tsexport bench`",
         )
-    with locked(bundle.path):  # two at once would each list the digests without the other's
-        _remove_leftovers(bundle.path)
-        check_sums(bundle.path)
-        read = read_results(Path(results))
-        _check_not_there(bundle, read.sums_sha256)
-        record = _record(manifest, read)
-        _add(bundle.path, record)
+    read = read_results(Path(results))
+    try:
+        with edited_bundle(bundle.path) as copy:  # two at once wait for each other, and each finds the other's
+            check_sums(bundle.path)
+            _check_not_there(bundle, read.sums_sha256)
+            record = _record(manifest, read)
+            _add(copy, record)
+    except OSError as error:
+        raise UsageError(
+            f"the bundle {bundle.name} cannot be written to: {error.strerror}",
+            next_step="free some space, or attach to a copy in a folder that can be written to",
+        ) from error
     return AttachedResults(bundle.name, f"{MEASUREMENTS}/{device_record_name(record)}", record)
 
 
@@ -232,29 +235,8 @@ def _verdict(budget: Budget, timed: list[Measurement], record: DeviceRecord, dev
 
 
 def _add(root: Path, record: DeviceRecord) -> None:
-    """Write the record, the report and their list of digests: made beside the old ones, then renamed over them."""
-    try:
-        shadow = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=root))
-        try:
-            for name in (MANIFEST, SELECTION):
-                shutil.copyfile(root / name, shadow / name)
-            shutil.copytree(root / MEASUREMENTS, shadow / MEASUREMENTS)
-            write_device_record(record, shadow / MEASUREMENTS)
-            (shadow / REPORT).write_text(render_report([open_bundle(shadow)]), encoding="utf-8")
-            seal_measurements(shadow)
-            for name in (f"{MEASUREMENTS}/{device_record_name(record)}", REPORT, MEASUREMENT_SUMS):
-                (shadow / name).chmod(0o644)
-                (shadow / name).replace(root / name)
-        finally:
-            shutil.rmtree(shadow, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(
-            f"the bundle {root.name} cannot be written to: {error.strerror}",
-            next_step="free some space, or attach to a copy that can be written to",
-        ) from error
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what an attach that was killed left in the bundle."""
-    for path in root.glob(f"{_HIDDEN}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Write the record, the report and their list of digests; no file of the old ones is written into."""
+    write_device_record(record, root / MEASUREMENTS)
+    seal_measurements(root)  # the report is rendered from the bundle as a reader will find it
+    write_whole(root / REPORT, render_report([open_bundle(root)]))
+    seal_measurements(root)

@@ -49,6 +49,7 @@ from tsexport.runtimes.registry import bundle_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
+from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.types import Accuracy, Format, Parity, RuntimeStatus
 
@@ -193,6 +194,12 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
+    plan = _telling(plan, say)
+    with surroundings_explained(), plan.context.cache.in_use():
+        return _run(plan, quiet, say)
+
+
+def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
     progress = Progress(plan.steps, memory=memory, quiet=quiet)
@@ -272,10 +279,16 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         races = (*chosen.races, *pruning_races)
         return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
 
+    context.cache.require_used()  # a candidate that failed for want of its file must not pass as one that cannot run
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
     progress.remember()
     return bundle
+
+
+def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """Return a plan whose cache says when it waits for another build."""
+    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
 
 
 def build_bundle(

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from tsexport.codec import write_whole
+
 
 @dataclass
 class Step:
@@ -48,7 +50,7 @@ class Progress:
         self._live = not self.quiet and self.stream.isatty()
         if self.memory is not None:
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing, or damaged in any way
-                known = json.loads(self.memory.read_text())
+                known = json.loads(self.memory.read_text()) if self.memory.is_file() else {}
                 self._expected.update({k: float(v) for k, v in known.items() if k in self._expected})
 
     @contextlib.contextmanager
@@ -77,10 +79,7 @@ class Progress:
             return
         done = {name: spent for name, spent in self.seconds.items() if name not in self.reused}
         with contextlib.suppress(OSError):
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.memory.with_name(f".{self.memory.name}.{time.monotonic_ns()}")
-            temporary.write_text(json.dumps({**self._expected, **done}))
-            temporary.replace(self.memory)
+            write_whole(self.memory, json.dumps({**self._expected, **done}))
 
     def left_s(self) -> float:
         """Return the expected seconds of the steps that have not ended, without what the running one has taken."""

@@ -293,10 +293,29 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(measured, monkeypatch, step):
 
 def test_what_a_kill_left_is_removed(measured):
     root, results = measured()
-    (root / ".attaching-abc").mkdir()
-    (root / ".attaching-abc" / "report.html").write_text("half")
+    leftover = root.with_name(f".{root.name}.12-0123abcd.building")
+    leftover.mkdir()
+    (leftover / "report.html").write_text("half")
     tsexport.attach(root, results)
     check_sums(root)
+    assert not leftover.exists()
+
+
+def test_one_that_is_replaced_meanwhile_is_left_as_it_is(measured, monkeypatch):
+    root, results = measured()
+    write = attaching.write_device_record
+
+    def replace(record, folder):
+        root.rename(root.with_name("old"))
+        shutil.copytree(root.with_name("old"), root)
+        return write(record, folder)
+
+    monkeypatch.setattr(attaching, "write_device_record", replace)
+    before = digests(root)
+    with pytest.raises(UsageError, match="was replaced meanwhile, and the new one is left as it is") as caught:
+        tsexport.attach(root, results)
+    assert caught.value.next_step == "do it again, to the bundle that stands there now"
+    assert digests(root) == before
 
 
 def test_an_interrupt_leaves_the_bundle_as_it_was(measured, monkeypatch):
