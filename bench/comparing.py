@@ -175,7 +175,7 @@ def _run(
     what: str,
     progress: Progress | None,
 ) -> ComparisonRun:
-    """Time pairs until a look decides, or no further one fits in the time.
+    """Time pairs until a look decides, or no further one fits in the time; one pair is timed however short that is.
 
     Args:
         reserve: pairs for which time has to be left.
@@ -188,7 +188,7 @@ def _run(
         looks.append(judge_pairs(pairs, threshold=limits.threshold, seed=limits.seed + len(looks)))
         return looks[-1]
 
-    while len(pairs) < LOOKS[-1] and _fits(clock, len(pairs), reserve):
+    while not pairs or (len(pairs) < LOOKS[-1] and _fits(clock, len(pairs), reserve)):
         if progress is not None:
             progress(f"{what}, pair {len(pairs) + 1}", clock.fraction())
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 from tsexport.bench.figure_verdicts import FigureVerdict
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.use_cases import UseCaseAnswer
-from tsexport.codec import decode_versioned, encode, read_text, write_whole
+from tsexport.codec import decode_versioned, encode, read_text, try_folder, write_whole
 from tsexport.errors import UsageError
 from tsexport.types import Precision
 
@@ -116,6 +116,25 @@ def kept_name(record: KeptRecord) -> str:
     return f"{stamp}-{(record.commit or NO_COMMIT)[:_SHORT_COMMIT]}-{digest}.json"
 
 
+def require_folder(folder: Path) -> None:
+    """Raise where results could not be kept in a folder, before they are measured; it is made where absent.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise not_kept(folder, error) from error
+
+
+def not_kept(folder: Path, error: OSError) -> UsageError:
+    """Return the error of a folder for results that cannot be written to."""
+    return UsageError(
+        f"the result cannot be kept in {folder}: {error.strerror}", next_step="name another folder with --record"
+    )
+
+
 def write_kept(record: KeptRecord, folder: Path) -> Path:
     """Write a record into its place under `folder` (made where absent), whole or not at all; return its path.
 
@@ -126,9 +145,7 @@ def write_kept(record: KeptRecord, folder: Path) -> Path:
     try:
         return write_whole(path, encode(record))
     except OSError as error:
-        raise UsageError(
-            f"the result cannot be kept in {folder}: {error.strerror}", next_step="name another folder with --record"
-        ) from error
+        raise not_kept(folder, error) from error
 
 
 def read_kept(path: Path) -> KeptRecord:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tsexport.bench.fingerprint import Machine
+from tsexport.bench.kept_records import not_kept
 from tsexport.bench.memory_wire import MemoryGrowth, PeakMemory
 from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.types import Artifact
@@ -20,6 +21,8 @@ SCHEMA_VERSION = 1
 MLPERF_SECONDS = 600.0
 MLPERF_OFFLINE_SAMPLES = 24_576
 ScenarioName = Literal["single-stream", "offline", "server", "memory"]
+FOLDER = "scenarios"
+"""Beside the folders of machines, in the folder of a bundle's kept results."""
 SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline", "server", "memory")
 
 
@@ -164,8 +167,15 @@ class ScenarioRecord:
 
 
 def write_scenario(record: ScenarioRecord, folder: Path) -> Path:
-    """Write `<scenario>-<machine_id>.json` into `folder`, whole or not at all; return its path."""
-    return write_whole(folder / f"{record.scenario}-{record.machine.machine_id}.json", encode(record))
+    """Write `<scenario>-<machine_id>.json` into `folder`, whole or not at all; return its path.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    try:
+        return write_whole(folder / f"{record.scenario}-{record.machine.machine_id}.json", encode(record))
+    except OSError as error:
+        raise not_kept(folder, error) from error
 
 
 def read_scenario(path: Path) -> ScenarioRecord:

@@ -219,10 +219,10 @@ def parse_tables(text: str, name: str = TABLES_NAME) -> LatencyTables:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists in lists
         raise ConfigurationError(f"{name} is no TOML: {error}") from None
     schema = document.pop("schema", None)
-    if schema != SCHEMA:
+    if type(schema) is not int or schema != SCHEMA:
         raise ConfigurationError(
             f"{name} has schema {schema!r}; this version reads schema {SCHEMA}",
             next_step=f"begin the file with `schema = {SCHEMA}`",

@@ -18,6 +18,7 @@ set -euo pipefail
 build=${TSEXPORT_GATE_BUILD:?"TSEXPORT_GATE_BUILD is the command that builds a bundle into \"\$TSEXPORT_OUT/bundle\""}
 against=${TSEXPORT_GATE_BASE:-origin/main}
 threshold=${TSEXPORT_GATE_THRESHOLD:-5%}
+threshold=${threshold// /}
 compare=${TSEXPORT_GATE_COMPARE:-tsexport compare}
 out=${TSEXPORT_GATE_OUT:-.tsexport-gate}
 read -ra paths <<<"${TSEXPORT_GATE_PATHS:-.}"
@@ -41,6 +42,12 @@ inconclusive() { # REASON: never red
   fi
   finish inconclusive "${TSEXPORT_GATE_INCONCLUSIVE:-0}"
 }
+
+# compare's exit code for it is that of bundles which cannot be compared, which is never red: the gate would stay open.
+if ! [[ $threshold =~ ^([1-9][0-9]?(\.[0-9]+)?|0?\.[0-9]*[1-9][0-9]*)%$|^0?\.[0-9]*[1-9][0-9]*$ ]]; then
+  echo "tsexport gate: the threshold is '$threshold'; allowed are changes above 0 and below 100 %, written 5% or 0.05" >&2
+  finish failed 2
+fi
 
 git rev-parse --verify --quiet 'HEAD^{commit}' >/dev/null 2>&1 || inconclusive "this is no git repository with a commit"
 

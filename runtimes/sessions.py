@@ -9,6 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -246,6 +247,7 @@ class BatchSpecialised(ArtifactSession):
         self._limit = fitting if self.specialises(artifact) else 0
         self._compiled: dict[int | None, Infer] = {}
         self._lock = threading.Lock()
+        self._opened = _identities(artifact.files)
         has_batch = any(dim_is_batch(dim) for spec in artifact.inputs for dim in spec.shape)
         try:
             self._infer_for(self.first_batch if has_batch else None)
@@ -269,8 +271,23 @@ class BatchSpecialised(ArtifactSession):
             fixed = sum(key is not None for key in self._compiled)
             key = batch if batch in self._compiled or fixed < self._limit else None
             if key not in self._compiled:
+                if self._compiled:
+                    self._require_same_files()
                 self._compiled[key] = self._compile(key)
             return self._compiled[key]
+
+    def _require_same_files(self) -> None:
+        """Refuse to compile another batch size from other files than the first: a bundle may be replaced meanwhile.
+
+        Raises:
+            UsageError: they are not the artifact's any more.
+        """
+        if _identities(self.artifact.files) != self._opened:
+            raise UsageError(
+                f"the files of {self.artifact.name} are not those that were loaded: they were changed, replaced or "
+                "removed meanwhile",
+                next_step="load it again",
+            )
 
     def _release(self) -> None:
         self._compiled.clear()
@@ -279,3 +296,12 @@ class BatchSpecialised(ArtifactSession):
     def specialised_batches(self) -> tuple[int, ...]:
         """The batch sizes that have a model of their own so far, in the order they were met."""
         return tuple(key for key in self._compiled if key is not None)
+
+
+def _identities(files: Sequence[Path]) -> tuple[tuple[int, int, int, int], ...] | None:
+    """Return what tells these files from others in their place; None where one cannot be looked at."""
+    try:
+        found = [path.stat() for path in files]
+    except OSError:
+        return None
+    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)

@@ -1,25 +1,39 @@
 """What every session on a torch module shares: reading a TorchScript file, and what a module may answer."""
 
+import hashlib
+import io
 import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tsexport.errors import UsageError
 from tsexport.runtimes.sessions import ArtifactSession
+from tsexport.types import Artifact
 
 
-def read_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
-    """Return the module of a TorchScript file, in eval mode, on a device.
+def read_torchscript(artifact: Artifact, device: str) -> torch.jit.ScriptModule:
+    """Return the module of a TorchScript artifact, in eval mode, on a device.
+
+    Such a file can run code when it is loaded.  So it is read once, and torch gets the bytes whose digest was compared,
+    whatever is written in the file's place meanwhile.
 
     Raises:
-        RuntimeError: torch refuses the file.
+        RuntimeError: the file cannot be read, is not the artifact's, or torch refuses it.
     """
+    try:
+        content = artifact.path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"it cannot be read: {error.strerror}") from None
+    # What a bundle holds has a digest; what was only made to measure with may have none.
+    if artifact.sha256 and hashlib.sha256(content).hexdigest() != artifact.sha256:
+        raise RuntimeError("it is not the artifact's file, by its SHA-256")
     with warnings.catch_warnings():
         # torch calls its own format deprecated at every load; it is one of the formats that users ask for.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(content), map_location=device
+        )
     return module.eval()
 
 

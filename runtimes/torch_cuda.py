@@ -117,7 +117,7 @@ class TorchCudaSession(ModuleSession):
     ) -> None:
         self.artifact = artifact  # what a refusal names
         try:
-            module = read_torchscript(artifact.path, device)
+            module = read_torchscript(artifact, device)
         except self.failures as error:
             raise self.cannot_load(error) from error
         super().__init__(artifact, threads, module, device=device, graphed=graphed, first_batch=first_batch)

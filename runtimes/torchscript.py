@@ -30,7 +30,7 @@ class TorchScriptSession(TorchAnswers):
         torch.set_num_threads(threads)
         self._module: torch.jit.ScriptModule | None = None
         try:
-            self._module = read_torchscript(artifact.path, "cpu")
+            self._module = read_torchscript(artifact, "cpu")
             feeds = random_feeds(artifact.inputs, batch=1, seed=0)
             for _ in range(WARMUP_RUNS):
                 self._infer(feeds)

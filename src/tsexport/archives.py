@@ -150,6 +150,8 @@ def _tar_members(file: BinaryIO, archive: Path, limits: Limits) -> Iterator[_Mem
         tar = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))
         for info in tar:
             path = _member_path(info.name, archive.name)
+            if info.size < 0:  # the header may say so, and would lead back to itself
+                raise _damaged(archive.name, tarfile.ReadError(f"{path} has a negative size"))
             if not (info.isfile() or info.isdir()) or info.issparse():
                 raise BundleError(
                     f"{archive.name} holds {path}, which is {_tar_kind(info)}; bundles hold plain files only"

@@ -11,7 +11,14 @@ from tsexport.bench.container import container, published_limits
 from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
 from tsexport.bench.figures import figures_for
 from tsexport.bench.fingerprint import Machine, fingerprint
-from tsexport.bench.kept_records import KeptArtifact, KeptRecord, check_commit, time_text, write_kept
+from tsexport.bench.kept_records import (
+    KeptArtifact,
+    KeptRecord,
+    check_commit,
+    require_folder,
+    time_text,
+    write_kept,
+)
 from tsexport.bench.measure import BATCHES, measure
 from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.process import WORKER_COMMAND
@@ -21,13 +28,13 @@ from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
 from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
 from tsexport.bench.verdicts import CPU4, exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.structure import check_structure
 from tsexport.targets import Target
 from tsexport.timing_pairs import TimingPairs, timing_pairs
 from tsexport.types import Measurement
@@ -115,7 +122,9 @@ def benchmark_bundle(
                 in_container=in_container,
                 progress=progress,
             )
-    check_sums(bundle.path)
+    check_structure(bundle)
+    if record is not None:
+        require_folder(record)
     manifest = bundle.manifest
     _check_cpu4(manifest.target, threads, in_container)
     result, timed = _measured(bundle, batches, threads, max_seconds, in_container, progress)

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import stat
 import tempfile
 import weakref
 from pathlib import Path
@@ -63,7 +64,7 @@ class Bundle:
     def name(self) -> str:
         """The folder's name, or the archive's without its suffix."""
         name = self.source.name
-        return next((name[: -len(suffix)] for suffix in (".tar.gz", ".tar", ".zip") if name.endswith(suffix)), name)
+        return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
     def artifact(self, name: str) -> Artifact:
         """Return an artifact with absolute paths, ready for a runtime.
@@ -103,8 +104,10 @@ class Bundle:
     def _read(self, name: str) -> bytes:
         path = self.path / name
         try:
-            if path.is_symlink() or path.stat().st_size > _MAX_JSON_BYTES:
-                raise BundleError(f"{name} of the bundle {self.name} is a link or far too large")
+            found = path.lstat()
+            # Reading a pipe would wait for whoever writes into it.
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_JSON_BYTES:
+                raise BundleError(f"{name} of the bundle {self.name} is no plain file, or far too large")
             return path.read_bytes()
         except OSError as error:
             raise BundleError(f"{name} of the bundle {self.name} cannot be read: {error.strerror}") from None
@@ -120,17 +123,38 @@ def open_bundle(path: str | Path) -> Bundle:
         UsageError: nothing is there, or it is neither a folder nor such an archive.
     """
     source = Path(path)
-    if not source.exists():
-        raise UsageError(f"there is no bundle {source}")
-    if source.is_dir():
+    try:
+        mode = source.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"there is no bundle {source}: {reason}") from None
+    if not _is_text(source.resolve()):
+        raise UsageError(f"the path of {source} is not UTF-8, which runtimes need", next_step="rename or move it")
+    if stat.S_ISDIR(mode):
         bundle = Bundle(source.resolve(), source.resolve())
-        if not (source / MANIFEST).exists():
-            raise BundleError(f"{source} holds no {MANIFEST}; it is no bundle")
+        _require_manifest(source)
         _ = bundle.manifest
         return bundle
-    if not is_archive(source):
+    if not is_archive(source) or not stat.S_ISREG(mode):
         raise UsageError(f"{source} is no bundle; a bundle is a folder or a file that ends in {', '.join(SUFFIXES)}")
     return _open_archive(source)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_manifest(folder: Path) -> None:
+    try:
+        there = (folder / MANIFEST).exists()
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be looked into: {error.strerror}") from None
+    if not there:
+        raise BundleError(f"{folder} holds no {MANIFEST}; it is no bundle")
 
 
 def _open_archive(source: Path) -> Bundle:

@@ -60,7 +60,7 @@ def check_sums(root: Path) -> int:
     problems = [f"missing: {name}" for name in sorted(listed.keys() - present)]
     problems += [f"added: {name}" for name in sorted(present - listed.keys() - {SUMS, MEASUREMENT_SUMS, SIGNATURE})]
     for name in sorted(listed.keys() & present):
-        if file_sha256(root / name) != listed[name]:
+        if _digest(root, name) != listed[name]:
             problems.append(f"changed: {name}")
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -75,16 +75,14 @@ def check_files(root: Path, names: tuple[str, ...]) -> None:
     """Check only the named files against `SHA256SUMS`; for loading, where hashing the whole bundle would cost time.
 
     Raises:
-        BundleError: one of them is not listed, missing, a link, or changed.
+        BundleError: one of them is not listed, missing, a link, cannot be read, or was changed.
     """
     listed = read_sums(root)
     for name in names:
         if name not in listed:
             raise BundleError(f"{name} does not stand in {SUMS} of the bundle {root.name}")
-        _refuse_links(root, PurePosixPath(name))
-        if not (root / name).is_file():
-            raise BundleError(f"the bundle {root.name} has no {name}", next_step="fetch it again or build it again")
-        if file_sha256(root / name) != listed[name]:
+        _require_plain_file(root, name)
+        if _digest(root, name) != listed[name]:
             raise BundleError(
                 f"{name} of the bundle {root.name} is not the file that was written: its SHA-256 differs from {SUMS}",
                 next_step="do not use it; fetch it again or build it again",
@@ -117,8 +115,9 @@ def _read_measurement_sums(root: Path) -> dict[str, str]:
 
 def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
     try:
-        if path.is_symlink() or path.stat().st_size > _MAX_SUMS_BYTES:
-            raise BundleError(f"{what} is a link or far too large; it cannot be trusted")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_SUMS_BYTES:
+            raise BundleError(f"{what} is no plain file, or far too large; it cannot be trusted")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BundleError(f"{what} is missing; {path.parent} is no whole bundle") from None
@@ -138,23 +137,47 @@ def _files(root: Path) -> Iterator[str]:
     folders = [""]
     while folders:
         folder = folders.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode):
-                    folders.append(name)
-                elif stat.S_ISREG(mode):
-                    yield name
-                else:
-                    kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
-                    raise BundleError(f"{name} of the bundle {root.name} is {kind}; bundles hold plain files only")
+        try:
+            with os.scandir(root / folder) as entries:
+                found = sorted((entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in entries)
+        except OSError as error:
+            raise _unreadable(root, folder, error) from None
+        for own_name, mode in found:
+            name = f"{folder}/{own_name}" if folder else own_name
+            if stat.S_ISDIR(mode):
+                folders.append(name)
+            elif stat.S_ISREG(mode):
+                yield name
+            else:
+                kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+                raise BundleError(f"{name} of the bundle {root.name} is {kind}; bundles hold plain files only")
 
 
-def _refuse_links(root: Path, name: PurePosixPath) -> None:
-    for part in (name, *name.parents):
-        if str(part) != "." and (root / part).is_symlink():
-            raise BundleError(f"{part} of the bundle {root.name} is a link; bundles hold plain files only")
+def _require_plain_file(root: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    try:
+        for part in (path, *path.parents):
+            if str(part) != "." and (root / part).is_symlink():
+                raise BundleError(f"{part} of the bundle {root.name} is a link; bundles hold plain files only")
+        there = (root / name).is_file()
+    except OSError as error:
+        raise _unreadable(root, name, error) from None
+    if not there:
+        raise BundleError(f"the bundle {root.name} has no {name}", next_step="fetch it again or build it again")
+
+
+def _digest(root: Path, name: str) -> str:
+    try:
+        return file_sha256(root / name)
+    except OSError as error:
+        raise _unreadable(root, name, error) from None
+
+
+def _unreadable(root: Path, name: str, error: OSError) -> BundleError:
+    return BundleError(
+        f"{name or 'the folder'} of the bundle {root.name} cannot be read: {error.strerror}",
+        next_step="see who may read it: `ls -l` shows owner and permissions",
+    )
 
 
 def _depends_on_measuring(name: str) -> bool:

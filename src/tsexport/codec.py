@@ -301,6 +301,17 @@ def write_whole(path: Path, text: str) -> Path:
     return path
 
 
+def try_folder(folder: Path) -> None:
+    """Make a folder where absent, and a file in it that is gone again: what takes minutes asks before it begins.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def read_text(path: Path) -> str:
     """Return the text of a record's file.
 

@@ -17,11 +17,11 @@ from tsexport.bench.comparing import Contender, Limits, Progress, Setting, compa
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.noise import NoiseWatch
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums
 from tsexport.errors import InconclusiveError, NoRuntimeError, UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import cores_here
 from tsexport.runtimes.registry import list_statuses
+from tsexport.structure import check_structure
 from tsexport.targets import InstructionSet, Target, host_cpu
 from tsexport.types import TensorSpec
 from tsexport.verification import install_hint
@@ -30,7 +30,7 @@ THRESHOLD = 0.05
 MAX_SECONDS = 120.0
 _X86: tuple[InstructionSet, ...] = ("generic", "avx2", "avx512-vnni", "amx")
 """Each runs what was built for those before it."""
-_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*%\s*")
 
 
 def compare_bundles(
@@ -72,7 +72,7 @@ def compare_bundles(
     with ExitStack() as stack:
         sides = tuple(_opened(one, stack) for one in (base, candidate))
         for bundle in sides:
-            check_sums(bundle.path)
+            check_structure(bundle)
         require_same_model(*sides)
         for bundle in sides:
             _require_runnable(bundle, threads)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tsexport.bench.statistics import percentile
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums, read_sums
+from tsexport.checksums import read_sums
 from tsexport.codec import to_plain
 from tsexport.diff_records import AccuracyChange, BundleDiff, Change, FileChange, GraphChange, LatencyChange
 from tsexport.errors import MissingDependencyError
@@ -23,6 +23,7 @@ from tsexport.graph_reading import GraphContent, read_graph
 from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
 from tsexport.reporting import read_attached, read_measurements
 from tsexport.sbom import SBOM, read_sbom
+from tsexport.structure import check_structure
 
 _TOLD_ELSEWHERE = ("artifacts", "absent_formats", "parity", "accuracy", "candidates", "rewrites", "caveats", "notes")
 """Parts of the manifest with a section of their own."""
@@ -47,7 +48,7 @@ def diff_bundles(a: str | Path | Bundle, b: str | Path | Bundle) -> BundleDiff:
         with open_bundle(b) as opened:
             return diff_bundles(a, opened)
     for bundle in (a, b):
-        check_sums(bundle.path)
+        check_structure(bundle)
     one, other = read_sums(a.path), read_sums(b.path)
     operators, layers, not_compared = _graphs(a, b)
     licences, no_licences = _licences(a, b)

@@ -26,6 +26,9 @@ A message says what was given and what is allowed; `next_step` says what to do n
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST_GUESSED = 200
+"""Characters of a word for which a close one is looked for: what comes over a network may have millions."""
+
 
 class TsexportError(Exception):
     """Base of every error tsexport raises on purpose.
@@ -124,5 +127,5 @@ class NoRuntimeError(InconclusiveError):
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest allowed word, or ""."""
-    close = get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    close = get_close_matches(given, list(allowed), n=1, cutoff=0.6) if len(given) <= _LONGEST_GUESSED else []
     return f" (did you mean {close[0]!r}?)" if close else ""

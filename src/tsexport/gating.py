@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from tsexport.bench.figures import figure_text
 from tsexport.bench.rows import budget_text, milliseconds, verdict_rows
-from tsexport.codec import write_whole
+from tsexport.codec import try_folder, write_whole
 from tsexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,6 +131,20 @@ def compare_report(result: "ComparisonResult") -> GateReport:
     )
     columns = ("side", "bundle", "artifact", "runtime", "precision", "median")
     return GateReport("tsexport compare", (case,), lead, (GateTable("", columns, rows),))
+
+
+def require_writable(*, junit: Path | None = None, summary: Path | None = None) -> None:
+    """Raise where `publish` could not write these, before minutes are spent on what they are to hold.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    for path, option in ((junit, "--junit"), (summary, "--summary")):
+        if path is not None:
+            try:
+                try_folder(path.parent)
+            except OSError as error:
+                raise _unwritable(path, option, error) from error
 
 
 def publish(report: GateReport, *, junit: Path | None = None, summary: Path | None = None) -> None:
@@ -264,4 +278,8 @@ def _write(path: Path, text: str, option: str) -> None:
     try:
         write_whole(path, text)
     except OSError as error:
-        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error
+        raise _unwritable(path, option, error) from error
+
+
+def _unwritable(path: Path, option: str, error: OSError) -> UsageError:
+    return UsageError(f"{option} {path} cannot be written: {error.strerror}", next_step="name another file")

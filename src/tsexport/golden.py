@@ -4,6 +4,7 @@ Arrays are `[samples, ...]` under the tensors' names.  Headers are read before a
 huge arrays is refused without memory being taken for it; pickled objects are never read.
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tsexport.archives import LIMITS
 from tsexport.errors import BundleError
 from tsexport.npz import write_arrays
 from tsexport.types import Array, TensorSpec
@@ -30,9 +32,15 @@ def read_golden(root: Path, name: str, specs: tuple[TensorSpec, ...], samples: i
     """Return the arrays of one file, which must be exactly the tensors of `specs` with `samples` rows.
 
     Raises:
-        BundleError: the file is missing or damaged, or holds other names, dtypes or shapes.
+        BundleError: the file is missing or damaged, holds other names, dtypes or shapes, or is a bomb.
     """
+    needed_bytes = sum(math.prod(spec.with_batch(samples)) * np.dtype(spec.dtype).itemsize for spec in specs)
     try:
+        # The manifest may ask for as much as the archive claims.
+        if needed_bytes > (most := LIMITS.bytes_for((root / name).stat().st_size)):
+            raise BundleError(
+                f"{name} would unpack to {needed_bytes} bytes, far more than its size allows ({most}); it was not read"
+            )
         with zipfile.ZipFile(root / name) as archive:
             members = archive.namelist()
             expected = [f"{spec.name}.npy" for spec in specs]

@@ -15,6 +15,7 @@ An IR is XML; one with a document type is refused, since entities can make megab
 import re
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -120,8 +121,10 @@ def _onnx_precision(node: "onnx.NodeProto", producers: Mapping[str, "onnx.NodePr
 
 def _is_dequantized(name: str, producers: Mapping[str, "onnx.NodeProto"]) -> bool:
     node = producers.get(name)
-    while node is not None and node.op_type in _PASSED_THROUGH:
-        node = producers.get(node.input[0])
+    for _ in range(len(producers)):  # a graph has no cycles, but a file may say anything
+        if node is None or node.op_type not in _PASSED_THROUGH:
+            break
+        node = producers.get(next(iter(node.input), ""))
     return node is not None and node.op_type == "DequantizeLinear"
 
 
@@ -184,7 +187,7 @@ def _read_torchscript(path: Path) -> GraphContent:
                 raise _no_graph(path, "TorchScript archive", "its code is far too large")
             calls = (call for info in code for call in _CALL.findall(archive.read(info).decode("utf-8", "replace")))
             return GraphContent(_counted(calls), {})
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise _no_graph(path, "TorchScript archive", error) from None
 
 

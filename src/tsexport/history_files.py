@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsexport.bench.kept_records import BASELINE, Baseline, KeptRecord, read_baseline, read_kept
+from tsexport.bench.scenario_records import FOLDER
 from tsexport.errors import BundleError, UsageError, did_you_mean
 
 LAYOUT = "<bundle>/<machine>/<time>-<commit>-<digest>.json"
@@ -102,8 +103,10 @@ def _read_all(folder: Path) -> Recordings:
     skipped: list[SkippedFile] = []
     for path in _files(folder):
         where = path.relative_to(folder)
+        if where.parts[1:-1] == (FOLDER,):  # `bench --scenario --record` keeps its results in the same place
+            continue
         try:
-            if len(where.parts) != 3 or path.suffix != ".json":
+            if len(where.parts) != 3 or path.suffix != ".json" or not path.is_file():
                 raise BundleError(f"no recording: those lie as {LAYOUT}")
             if path.name == BASELINE:
                 baselines.append(_baseline(path))

@@ -46,6 +46,7 @@ _NARROWED: Mapping[tuple[type, str], Mapping[str, Any]] = MappingProxyType(
         (Golden, "samples"): {"minimum": 1},
         (Golden, "batch"): {"minimum": 1},
         (Manifest, "artifacts"): {"minItems": 1},
+        (Manifest, "name"): {"pattern": "^[^./][^/]*$"},
         (Selection, "threads"): {"minimum": 1},
         (MachineRecord, "schema_version"): {"const": RECORD_VERSION},
     }

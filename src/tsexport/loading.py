@@ -15,8 +15,9 @@ from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
 from tsexport.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
 from tsexport.runtimes import registry
 from tsexport.runtimes.simulation import load_for
+from tsexport.structure import check_entry
 from tsexport.types import RuntimeStatus, Session
-from tsexport.verification import check_entry, install_hint
+from tsexport.verification import install_hint
 
 TENSORRT = "tensorrt"
 

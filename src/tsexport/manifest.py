@@ -331,6 +331,11 @@ def _schema_1(text: str | bytes, what: str) -> Any:
 
 def _check_manifest(manifest: Manifest) -> None:
     """Raise BundleError where entries contradict each other."""
+    name = manifest.name
+    if not name or name.startswith(".") or "/" in name or "\0" in name:  # results are kept in a folder of that name
+        raise BundleError(
+            f"{MANIFEST}: name is {name!r}; allowed is a folder's name, without '/' and not beginning with a dot"
+        )
     if not manifest.artifacts:
         raise BundleError(f"{MANIFEST}: artifacts is empty, a bundle holds at least one")
     _check_unique((entry.name for entry in manifest.artifacts), "artifact name")

@@ -26,6 +26,7 @@ from tsexport.manifest import Manifest, Selection
 from tsexport.reporting_origins import origins_of
 from tsexport.reporting_overview import overview_of
 from tsexport.reporting_views import bundle_view
+from tsexport.structure import check_structure
 from tsexport.triton import served_models
 from tsexport.wording import change_text, compact_json, figure_text, markdown_cell, percent_text, size_text
 
@@ -60,11 +61,15 @@ def report_bundles(bundles: Sequence[str | Path | Bundle], output: str | Path) -
 
     Raises:
         BundleError: a bundle is damaged.
-        UsageError: the file cannot be written.
+        UsageError: no bundle, or the file cannot be written.
         MissingDependencyError: jinja2 is not installed.
     """
+    if not bundles:
+        raise UsageError("no bundle is given; a report is about at least one")
     with contextlib.ExitStack() as stack:
         opened = [b if isinstance(b, Bundle) else stack.enter_context(open_bundle(b)) for b in bundles]
+        for bundle in opened:
+            check_structure(bundle)
         page = render_report(opened)
     path = Path(output)
     try:

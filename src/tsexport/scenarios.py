@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import fingerprint
+from tsexport.bench.kept_records import require_folder
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
 from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, Progress
-from tsexport.bench.scenario_records import SCENARIOS, Memory, ScenarioName, ScenarioRecord, write_scenario
+from tsexport.bench.scenario_records import FOLDER, SCENARIOS, Memory, ScenarioName, ScenarioRecord, write_scenario
 from tsexport.bench.scenarios import (
     OFFLINE_BATCHES,
     ScenarioProcess,
@@ -21,18 +22,20 @@ from tsexport.bench.scenarios import (
     server,
     single_stream,
 )
+from tsexport.bench.statistics import P99_SAMPLES
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import check_sums
 from tsexport.errors import NoRuntimeError, UsageError, did_you_mean
 from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.structure import check_structure
 
 Say = Callable[[str], None]
 MIB = 1 << 20
 MOST_SERVER_BATCH = 64
+LONGEST_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class ScenarioOptions:
         for name, value in (("seconds", self.seconds), ("qps", self.qps), ("p99-ms", self.p99_ms)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value:g}; allowed are numbers above 0")
+        if self.seconds > LONGEST_SECONDS:
+            raise UsageError(f"seconds is {self.seconds:g}; allowed are at most {LONGEST_SECONDS:g}, a day")
+        if self.qps is not None and P99_SAMPLES / self.qps > LONGEST_SECONDS:
+            raise UsageError(
+                f"qps is {self.qps:g}; a p99 needs {P99_SAMPLES} queries, which would take more than a day",
+                next_step=f"allowed are rates from {P99_SAMPLES / LONGEST_SECONDS:.2g} queries/s on",
+            )
         counts = (("batch", self.batch), ("threads", self.threads), ("growth-calls", self.growth_calls))
         for name, count in counts:
             if count is not None and count < 1:
@@ -92,7 +102,7 @@ def run_scenario(
         say: told what is running, and how long it will take.
 
     Raises:
-        UsageError: an unknown scenario, or a runtime that the bundle is not for.
+        UsageError: an unknown scenario, a runtime that the bundle is not for, or a folder that cannot be written to.
         BundleError: the bundle is damaged.
         NoRuntimeError: the runtime is not installed here.
         InconclusiveError: the process died, or did not answer in time.
@@ -101,10 +111,12 @@ def run_scenario(
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return run_scenario(opened, scenario, options, record=record, say=say)
-    check_sums(bundle.path)
+    check_structure(bundle)
+    if record is not None:
+        require_folder(record)
     result = _run(bundle, name, options, say)
     if record is not None:
-        write_scenario(result, record / bundle.manifest.name / "scenarios")
+        write_scenario(result, record / bundle.manifest.name / FOLDER)
     return result
 
 

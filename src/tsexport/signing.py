@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import SIGNATURE, SUMS, check_sums, read_sums
+from tsexport.checksums import SIGNATURE, SUMS, read_sums
 from tsexport.errors import BundleError, UsageError
 from tsexport.extras import require
 from tsexport.staging import edited_bundle
+from tsexport.structure import check_structure
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -66,7 +67,7 @@ def sign_bundle(bundle: str | Path | Bundle, key: str | Path, *, force: bool = F
     path = bundle.path / SIGNATURE
     try:
         with edited_bundle(bundle.path) as copy:
-            check_sums(bundle.path)
+            check_structure(bundle)
             if path.exists() and not force:
                 raise UsageError(f"{bundle.name} is signed already", next_step="give --force to replace the signature")
             _write(copy / SIGNATURE, private.sign((bundle.path / SUMS).read_bytes()))

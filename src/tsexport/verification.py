@@ -7,24 +7,22 @@ batch the manifest names, and held against the golden outputs within the toleran
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import MEASUREMENT_SUMS, SUMS, check_sums, read_sums
 from tsexport.device_kit import graph_of
-from tsexport.errors import BundleError, GoldenError, NoRuntimeError, TsexportError, UnsupportedError
+from tsexport.errors import GoldenError, NoRuntimeError, TsexportError, UnsupportedError
 from tsexport.golden import INPUTS, OUTPUTS, read_golden
 from tsexport.manifest import ArtifactEntry, GoldenTolerance, Manifest
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs
 from tsexport.runtimes.simulation import load_for
-from tsexport.sbom import check_sbom
 from tsexport.signing import check_signature, is_signed
-from tsexport.triton_config import TRITON, VERSION
-from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance, files_sha256
+from tsexport.structure import check_structure
+from tsexport.types import Array, Comparison, RuntimeStatus, Tolerance
 
 CheckStatus = Literal["passed", "failed", "not checked"]
 SignatureStatus = Literal["none", "not checked", "holds"]
@@ -177,49 +175,6 @@ def _read_golden(bundle: Bundle) -> _GoldenArrays:
         read_golden(bundle.path, OUTPUTS, entry.outputs, manifest.golden.samples),
         manifest.golden.batch,
     )
-
-
-def check_structure(bundle: Bundle) -> int:
-    """Return the number of files whose digests hold.
-
-    Raises:
-        BundleError: the folder is not what the lists and the manifest say.
-    """
-    files = check_sums(bundle.path)
-    listed = read_sums(bundle.path)
-    for entry in bundle.manifest.artifacts:
-        check_entry(entry, listed, bundle.path)
-    if (tables := bundle.manifest.calibration_tables) is not None and listed.get(tables.path) != tables.sha256:
-        raise BundleError(f"manifest.json gives another SHA-256 for {tables.path} than {SUMS}; one of them was changed")
-    _check_served(bundle.manifest.artifacts, listed)
-    check_sbom(bundle.path, bundle.name, bundle.manifest, listed)
-    _ = bundle.selection  # read for its own checks
-    return files + len((SUMS, MEASUREMENT_SUMS))
-
-
-def _check_served(entries: tuple[ArtifactEntry, ...], listed: dict[str, str]) -> None:
-    """Raise BundleError where `triton/` serves a file that no artifact has."""
-    digests = {file.sha256 for entry in entries for file in entry.files}
-    for name, digest in listed.items():
-        path = PurePosixPath(name)
-        if path.parts[0] == TRITON and path.parent.name == VERSION and digest not in digests:
-            raise BundleError(f"{name} is none of the files of the artifacts in manifest.json; it was swapped or added")
-
-
-def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> None:
-    """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS or from the files.
-
-    `listed` is what `read_sums` returned.
-    """
-    for file in entry.files:
-        if listed.get(file.path) != file.sha256:
-            raise BundleError(
-                f"manifest.json gives another SHA-256 for {file.path} than {SUMS}; one of them was changed"
-            )
-        if (root / file.path).stat().st_size != file.size_bytes:
-            raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
-    if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
-        raise BundleError(f"manifest.json gives a SHA-256 for artifact {entry.name} that is not that of its files")
 
 
 def _check_artifact(

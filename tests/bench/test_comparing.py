@@ -119,6 +119,11 @@ def test_a_model_too_slow_for_five_pairs_is_given_up_at_once(monkeypatch, settin
     assert (run.ratio.value, run.ratio.low, run.ratio.high) == (pytest.approx(1.5), 0.0, None)
 
 
+def test_one_pair_is_timed_however_short_the_time_is(monkeypatch, setting, short_chain):
+    (run,) = run_drawn(monkeypatch, setting, short_chain, [1.5], pair_s=2.0, seconds=1e-9)
+    assert (run.verdict, run.processes) == ("inconclusive", 1)
+
+
 def test_progress_is_told_of_every_pair(monkeypatch, setting, short_chain, watch):
     told = []
     monkeypatch.setattr(comparing, "time_pair", lambda *arguments: drawn(1.2))

@@ -9,7 +9,7 @@ from tsexport.bench.outlook import write_projection
 from tsexport.bench.profile_records import NodeTime, ProfileRecord, by_operator, longest, write_profile
 from tsexport.bench.records import read_record
 from tsexport.bundles import open_bundle
-from tsexport.checksums import MEASUREMENTS
+from tsexport.checksums import MEASUREMENTS, seal
 from tsexport.projecting import project_selected
 from tsexport.targets import parse_target
 
@@ -52,4 +52,7 @@ def many_folders(full_folder, tmp_path):
     manifest["model"]["name"] = "model" + 90 * "x"
     manifest["caveats"].append("a caveat with a path: /" + 60 * "folder/")
     (long / "manifest.json").write_text(json.dumps(manifest))
-    return [full_folder, plain, long]
+    folders = [full_folder, plain, long]
+    for folder in folders:
+        seal(folder)
+    return folders

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tsexport
 from tsexport.archives import Limits, unpack
 from tsexport.bundles import open_bundle
 from tsexport.errors import BundleError, TsexportError, UsageError
@@ -96,6 +97,17 @@ def test_tar_members_that_are_refused(tmp_path, name, content, change, message):
         unpack(archive, tmp_path / "out")
     assert message in str(caught.value)
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("size", [-1536, -(10**9)])
+def test_a_member_of_a_negative_size(tmp_path, size):
+    """A reader that believed it would go back to where it came from, or before the beginning."""
+    with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a")
+        info.size, info.pax_headers = 3, {"size": str(size)}
+        tar.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(BundleError, match=r"b\.tar is damaged .* a has a negative size"):
+        unpack(tmp_path / "b.tar", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -222,10 +234,31 @@ def test_what_is_no_bundle(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"ends in \.tar, \.tar\.gz, \.zip"):
         open_bundle(tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="there is no bundle"):
+    with pytest.raises(UsageError, match=r"there is no bundle .*nothing: No such file or directory"):
         open_bundle(tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"there is no bundle x.*: File name too long"):
+        open_bundle("x" * 300)
+    with pytest.raises(UsageError, match=r"there is no bundle .*: embedded null byte"):
+        open_bundle("x\0")
     with pytest.raises(BundleError, match=r"holds no manifest\.json"):
         open_bundle(tmp_path)
+
+
+def test_pipes_are_not_waited_for(bundle_folder, tmp_path):
+    os.mkfifo(tmp_path / "b.tar")
+    with pytest.raises(UsageError, match=r"b\.tar is no bundle; a bundle is a folder or a file"):
+        open_bundle(tmp_path / "b.tar")
+    for name in ("SHA256SUMS", "manifest.json"):
+        (bundle_folder / name).unlink()
+        os.mkfifo(bundle_folder / name)
+        with pytest.raises(BundleError, match=f"{name}.* is no plain file, or far too large"):
+            tsexport.load(bundle_folder)
+
+
+def test_a_bundle_is_named_alike_whatever_the_case_of_its_suffix(bundle_folder, tmp_path):
+    archive = pack(bundle_folder, ".tar.gz", True).rename(tmp_path / "B.TAR.GZ")
+    with open_bundle(archive) as bundle:
+        assert bundle.name == "B"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -1,11 +1,16 @@
 """SHA256SUMS covers every file, and every change is named."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from tsexport.bundles import open_bundle
 from tsexport.checksums import check_files, check_sums, seal, seal_measurements
 from tsexport.errors import BundleError
 
@@ -125,6 +130,51 @@ def test_only_named_files_are_checked(root):
         check_files(root, ("artifacts/m.onnx",))
     with pytest.raises(BundleError, match="does not stand in SHA256SUMS"):
         check_files(root, ("report.html",))
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Run a block as a user who may not read everything; root may."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_to_all(root):
+    """The folder where every user may look into its parents, which pytest keeps to itself."""
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        yield Path(shutil.copytree(root, Path(parent) / "model"))
+
+
+@pytest.mark.parametrize(
+    ("closed", "message"),
+    [
+        ("manifest.json", "manifest.json of the bundle model cannot be read: Permission denied"),
+        ("artifacts", "artifacts of the bundle model cannot be read: Permission denied"),
+        (".", "SHA256SUMS cannot be read: .*Permission denied|the folder of the bundle model cannot be read"),
+    ],
+)
+def test_what_may_not_be_read_is_named(open_to_all, closed, message):
+    (open_to_all / closed).chmod(0)
+    try:
+        with ordinary_user():
+            with pytest.raises(BundleError, match=message):
+                check_sums(open_to_all)
+            with pytest.raises(BundleError, match=r"cannot be read: .*Permission denied") as caught:
+                check_files(open_to_all, ("manifest.json", "artifacts/m.onnx"))
+            if closed != ".":
+                assert "ls -l" in caught.value.next_step
+            with pytest.raises(BundleError, match="Permission denied" if closed != "artifacts" else "JSON"):
+                open_bundle(open_to_all)
+    finally:
+        (open_to_all / closed).chmod(0o755)
 
 
 @pytest.mark.parametrize(("what", "message"), [("missing", "has no artifacts/m.onnx"), ("link", "is a link")])

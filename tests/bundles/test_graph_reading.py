@@ -146,6 +146,33 @@ def test_an_ir_whose_edges_go_round_ends(tmp_path):
     assert read(tmp_path / "m.xml", "openvino").layers == {"l0": "not known"}
 
 
+def test_an_onnx_graph_whose_nodes_go_round_ends(tmp_path):
+    """Shape inference lets it pass; the way back to a DequantizeLinear must not be looked for without an end."""
+    import onnx
+    import onnx.helper
+
+    value = onnx.helper.make_tensor_value_info
+    nodes = [
+        onnx.helper.make_node(kind, taken, given)
+        for kind, taken, given in (
+            ("Transpose", ["b"], ["a"]), ("Transpose", ["a"], ["b"]), ("MatMul", ["a", "b"], ["y"])
+        )
+    ]  # fmt: skip
+    graph = onnx.helper.make_graph(nodes, "g", [value("x", 1, [1])], [value("y", 1, [1])])
+    (tmp_path / "m.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    assert read(tmp_path / "m.onnx", "onnx").layers == {"y": "fp32"}
+
+
+def test_code_in_a_damaged_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/code/a.py", "x = torch.add(1, 2)\n" * 50)
+    content = bytearray((tmp_path / "m.pt").read_bytes())
+    content[42:60] = b"\xff" * 18  # in the middle of the compressed data
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(BundleError, match="is no TorchScript archive"):
+        read(tmp_path / "m.pt", "torchscript")
+
+
 def test_without_onnx_the_pip_command_is_named(model_files, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "onnx" else SimpleNamespace())
     with pytest.raises(MissingDependencyError, match="reading an ONNX graph needs onnx"):

@@ -54,7 +54,7 @@ def manifests(draw):
         st.builds(
             Manifest, schema_version=st.just(1), config=json_values, artifacts=st.just(tuple(entries)),
             selected=st.just(SelectedArtifact(entries[0].name, "onnxruntime", draw(TEXT))),
-            candidates=st.just(()), model=st.just(EXAMPLE_MODEL),
+            candidates=st.just(()), model=st.just(EXAMPLE_MODEL), name=NAME,
         )
     )  # fmt: skip
     golden = replace(manifest.golden, samples=abs(manifest.golden.samples) + 1, batch=abs(manifest.golden.batch) + 1)
@@ -127,6 +127,7 @@ def test_unknown_key_deep_inside(document):
         (("artifacts", 1, "inputs", 0, "name"), "z", "the inputs of int8-onnx are named otherwise"),
         (("artifacts", 0, "golden_tolerance", "rtol"), None, "golden_tolerance needs"),
         (("artifacts",), [], "artifacts is empty"),
+        *((("name",), name, "allowed is a folder's name, without '/'") for name in ("", "..", "../x", "a/b", "a\0")),
         (("selected", "artifact"), "fp16", "no artifact 'fp16'; it has fp32-onnx, int8-onnx"),
         (("selected", "runtime"), "tract", "selected.runtime 'tract'"),
         (("golden", "batch"), 0, "a batch of at least one"),

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tsexport.checksums import seal
 from tsexport.reporting import report_bundles
 
 pytestmark = pytest.mark.slow
@@ -190,6 +191,7 @@ def fifty(full_folder, tmp_path):
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["name"] = f"tiny-{number:02}"
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        seal(folder)
         folders.append(folder)
     return folders
 

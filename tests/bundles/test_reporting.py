@@ -219,6 +219,11 @@ def test_a_page_that_cannot_be_written(bundle, tmp_path):
         report_bundles([bundle], tmp_path / "nowhere" / "report.html")
 
 
+def test_a_page_about_nothing(tmp_path):
+    with pytest.raises(UsageError, match="no bundle is given"):
+        report_bundles([], tmp_path / "report.html")
+
+
 def test_without_jinja2(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match="jinja2, which is not installed") as caught:

@@ -13,6 +13,8 @@ from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
 from tsexport.errors import BundleError
 from tsexport.reporting import render_readme
+from tsexport.scenarios import ScenarioOptions, run_scenario
+from tsexport.signing import sign_bundle
 from tsexport.verification import verify_bundle
 
 
@@ -26,6 +28,53 @@ def test_two_artifacts_that_changed_places(bundle_folder):
     seal(bundle_folder)  # whoever swapped them could do this too; the manifest knows them by name
     with pytest.raises(BundleError, match=r"manifest\.json gives another SHA-256 for artifacts/tiny-fp32\.onnx"):
         verify_bundle(bundle_folder)
+
+
+SWAPPED = r"manifest\.json gives another SHA-256 for artifacts/tiny-fp32\.onnx than SHA256SUMS"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda bundle, other: tsexport.compare(bundle, other),
+        lambda bundle, other: tsexport.compare(other, bundle),
+        lambda bundle, other: tsexport.benchmark(bundle),
+        lambda bundle, other: tsexport.diff(other, bundle),
+        lambda bundle, other: tsexport.report(bundle, output=bundle.parent / "page.html"),
+        lambda bundle, other: tsexport.load(bundle, precision="fp32"),
+        lambda bundle, other: run_scenario(bundle, "memory", ScenarioOptions()),
+        lambda bundle, other: sign_bundle(bundle, private_key(bundle.parent / "key.pem")),
+    ],
+)
+def test_nothing_is_done_with_a_bundle_whose_manifest_knows_other_files(bundle_folder, tmp_path, use):
+    """SHA256SUMS was written anew by whoever swapped the file."""
+    whole = shutil.copytree(bundle_folder, tmp_path / "whole")
+    shutil.copyfile(bundle_folder / "artifacts/tiny-int8.onnx", bundle_folder / "artifacts/tiny-fp32.onnx")
+    seal(bundle_folder)
+    with pytest.raises(BundleError, match=SWAPPED):
+        use(bundle_folder, whole)
+    assert not (bundle_folder / "SHA256SUMS.sig").exists()
+    assert not (bundle_folder.parent / "page.html").exists()
+
+
+def test_a_bundle_whose_name_climbs_writes_nowhere(bundle_folder, tmp_path):
+    """Results are kept in a folder of that name."""
+    path = bundle_folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "../../elsewhere"}))
+    seal(bundle_folder)
+    with pytest.raises(BundleError, match=r"name is '\.\./\.\./elsewhere'; allowed is a folder's name"):
+        tsexport.benchmark(bundle_folder, record=tmp_path / "a" / "b")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def private_key(path):
+    """Write an Ed25519 key; return its path."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519", reason="needs the extra sign")
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return path
 
 
 def test_a_file_of_another_bundle(bundle_folder, torchscript_bundle):

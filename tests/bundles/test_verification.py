@@ -238,6 +238,18 @@ def test_golden_files_that_are_not_trusted(tmp_path, content, message):
         read_golden(tmp_path, "golden/inputs.npz", (TensorSpec("x", "float32", ("batch", 4)),), 6)
 
 
+def test_golden_files_that_unpack_to_far_too_much(tmp_path):
+    """A manifest that asks for them is no reason to take the memory."""
+    import zipfile
+
+    (tmp_path / "golden").mkdir()
+    with zipfile.ZipFile(tmp_path / "golden/inputs.npz", "w") as archive:
+        archive.writestr("x.npy", header((2**40, 4)))
+    specs = (TensorSpec("x", "float32", ("batch", 4)),)
+    with pytest.raises(BundleError, match=rf"would unpack to {2**44} bytes, far more than its size allows"):
+        read_golden(tmp_path, "golden/inputs.npz", specs, 2**40)
+
+
 def test_golden_file_missing_or_no_archive(tmp_path):
     specs = (TensorSpec("x", "float32", ("batch", 4)),)
     with pytest.raises(BundleError, match="cannot be read"):

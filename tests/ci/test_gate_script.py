@@ -5,6 +5,9 @@ import subprocess
 
 import pytest
 
+from tsexport.comparing import parse_threshold
+from tsexport.errors import UsageError
+
 LEAVE = 'mkdir -p "$TSEXPORT_OUT/bundle" && cp model.txt "$TSEXPORT_OUT/bundle/manifest.json"'
 """A build command that leaves a file where the bundle's manifest would be."""
 
@@ -128,6 +131,22 @@ def test_inconclusive_may_have_a_code_of_its_own_and_warns_in_github(changed, ga
 
 
 # --- what is ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", ["5", "0%", "0.0", "100%", "5,0%", "five", "-5%"])
+def test_a_threshold_that_compare_would_refuse_is_no_open_gate(changed, gate, threshold):
+    done = gate(changed, BUILD=LEAVE, COMPARE=comparing(0), THRESHOLD=threshold)
+    assert (done.returncode, result_of(changed)) == (2, "failed")
+    assert f"the threshold is '{threshold}'; allowed are changes above 0 and below 100 %" in done.stderr
+    with pytest.raises(UsageError, match="threshold is"):
+        parse_threshold(threshold)
+
+
+@pytest.mark.parametrize("threshold", ["5%", "5 %", "12.5%", ".5%", "0.05", ".05", "99%"])
+def test_a_threshold_that_compare_takes_is_given_to_it(changed, gate, threshold):
+    done = gate(changed, BUILD=LEAVE, COMPARE="sh -c 'echo \"$4\"' --", THRESHOLD=threshold)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, threshold.replace(" ", ""))
+    assert 0 < parse_threshold(threshold) < 1
 
 
 def test_a_candidate_that_does_not_build_fails_with_its_code(changed, gate):

@@ -189,6 +189,7 @@ def test_a_step_summary_that_cannot_be_written_is_named(bundle_folder, tmp_path,
     result = bench(bundle_folder, *SHORT)
     assert result.exit_code == 2
     assert f"$GITHUB_STEP_SUMMARY is {tmp_path}, which cannot be written" in result.stderr
+    assert "against the tables" in result.stdout
 
 
 def test_an_archive(bundle_folder, tmp_path):
@@ -220,6 +221,29 @@ def test_values_that_are_not_allowed(bundle_folder, arguments, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--record", "the result cannot be kept in {path}: Not a directory"),
+        ("--junit", "--junit {path} cannot be written: File exists"),
+        ("--summary", "--summary {path} cannot be written: File exists"),
+    ],
+)
+def test_what_cannot_be_written_is_not_measured(bundle_folder, tmp_path, option, message):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "below"
+    result = bench(bundle_folder, option, path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message.format(path=path) in result.stderr
+    assert "%" not in result.stderr  # no progress
+
+
+def test_all_bundles_are_opened_before_the_first_is_measured(bundle_folder, tmp_path):
+    result = bench(bundle_folder, tmp_path / "nothing")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: there is no bundle")
 
 
 def test_what_is_no_bundle(bundle_folder, tmp_path):

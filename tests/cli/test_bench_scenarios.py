@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from tsexport import cli
-from tsexport.bench.scenario_records import SCENARIOS, read_scenario
+from tsexport.bench.scenario_records import SCENARIOS, read_scenario, write_scenario
 from tsexport.cli.scenario import _OWNERS, _PLAIN_ONLY, _SCENARIOS
+from tsexport.errors import UsageError
 from tsexport.scenarios import ScenarioOptions, failure_of, run_scenario
 
 QUICK = ("--seconds", "0.05", "--threads", "1")
@@ -69,6 +70,11 @@ def test_memory_that_grows_ends_with_how_much(bundle_folder):
         (("--scenario", "server", "--qps", "0"), "qps is 0; allowed are numbers above 0"),
         (("--scenario", "server", "--p99-ms", "-1"), "p99-ms is -1; allowed are numbers above 0"),
         (("--scenario", "server", "--seconds", "0"), "seconds is 0; allowed are numbers above 0"),
+        (("--scenario", "server", "--seconds", "1e5"), "seconds is 100000; allowed are at most 86400, a day"),
+        (
+            ("--scenario", "server", "--qps", "1e-9"),
+            "qps is 1e-09; a p99 needs 662 queries, which would take",
+        ),
         (("--scenario", "server", "--max-batch", "65"), "max-batch is 65; allowed are whole numbers from 1 to 64"),
         (("--scenario", "server", "--seed", "-1"), "seed is -1; allowed are whole numbers from 0 to"),
         (("--scenario", "memory", "--growth-calls", "0"), "growth-calls is 0; allowed are whole numbers from 1 on"),
@@ -82,6 +88,22 @@ def test_what_is_refused(bundle_folder, arguments, message):
     result = bench(bundle_folder, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_what_cannot_be_kept_is_not_measured(bundle_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = bench(bundle_folder, "--scenario", "single-stream", *QUICK, "--record", tmp_path / "file")
+    assert result.exit_code == 2
+    assert f"the result cannot be kept in {tmp_path}/file: File exists" in result.stderr
+    assert "after the warm-up" not in result.stderr
+    with pytest.raises(UsageError, match=r"the result cannot be kept in .*file"):
+        write_scenario(run_scenario(bundle_folder, "memory", ScenarioOptions(growth_calls=2)), tmp_path / "file")
+
+
+def test_all_bundles_are_opened_before_the_first_is_measured(bundle_folder, tmp_path):
+    result = bench(bundle_folder, tmp_path / "nothing", "--scenario", "single-stream", *QUICK)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: there is no bundle")
 
 
 SERVER_OPTIONS = ("--qps", "--p99-ms", "--max-batch", "--seed")

@@ -14,10 +14,11 @@ from tsexport import cli
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
 from tsexport.comparing import conclude, parse_threshold, why_not_here
+from tsexport.entries import artifact_entry, bundle_artifact
 from tsexport.errors import UsageError
 from tsexport.manifest import manifest_text
 from tsexport.targets import host_cpu, parse_target
-from tsexport.types import TensorSpec
+from tsexport.types import TensorSpec, files_sha256
 
 BRIEF = ("--max-seconds", "1")
 """One pair of processes takes longer, and no further one fits."""
@@ -54,7 +55,16 @@ def slow_copy(here, tmp_path):
         slow (float[batch, 4] x) => (float[batch, 3] y)
         <float[4, 4] one = {{{ones}}}, float[4, 3] w = {{{weight}}}>
         {{ h0 = MatMul(x, one)\n{steps}\n y = MatMul(h300, w) }}""")
-    onnx.save(model, copy / "artifacts" / "tiny-int8.onnx")
+    path = copy / "artifacts" / "tiny-int8.onnx"
+    onnx.save(model, path)
+    manifest = open_bundle(copy).manifest
+    entries = tuple(
+        artifact_entry(
+            replace(bundle_artifact(one, copy), sha256=files_sha256((copy / one.path,))), copy, one.golden_tolerance
+        )
+        for one in manifest.artifacts
+    )
+    (copy / "manifest.json").write_text(manifest_text(replace(manifest, artifacts=entries)))
     seal(copy)
     return copy
 
@@ -139,6 +149,23 @@ def test_values_that_are_not_allowed(here, arguments, message):
     result = compare(here, here, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--junit", "--summary"])
+def test_what_cannot_be_written_is_not_measured(here, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    result = compare(here, here, option, tmp_path / "file" / "below")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{option} {tmp_path}/file/below cannot be written: File exists\nname another file" in result.stderr
+    assert "pair" not in result.stderr
+
+
+def test_the_verdict_is_printed_where_the_step_summary_cannot_be_written(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    result = compare(here, here, *BRIEF)
+    assert result.exit_code == 2
+    assert "inconclusive: the time was up after 1 of 5 pairs" in result.stdout
+    assert f"$GITHUB_STEP_SUMMARY is {tmp_path}, which cannot be written" in result.stderr
 
 
 @pytest.mark.parametrize("given", ["5%", "5 %", "0.05", " 5.0%", 0.05])

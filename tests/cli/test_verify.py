@@ -1,10 +1,13 @@
 """tsexport verify: what it prints, and the errors it leaves for the exit code."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
 
+from tsexport import cli
+from tsexport.checksums import seal
 from tsexport.cli.verify import verify
 from tsexport.errors import BundleError, GoldenError, UsageError
 
@@ -53,6 +56,29 @@ def test_tampered(bundle_folder):
 def test_nothing_there(tmp_path):
     result = run(tmp_path / "nothing")
     assert isinstance(result.exception, UsageError)
+
+
+def test_what_comes_out_of_a_bundle_moves_no_cursor(bundle_folder, tmp_path):
+    """A name could otherwise wipe the line that says what is wrong, or write another."""
+    document = json.loads((bundle_folder / "manifest.json").read_text())
+    name = "fp32\x1b[2K\x1b[1Gpassed\u202e"
+    document["artifacts"][0]["name"] = name
+    (bundle_folder / "manifest.json").write_text(json.dumps(document))
+    selection = (bundle_folder / "selection.json").read_text()
+    (bundle_folder / "selection.json").write_text(selection.replace('"fp32-onnx"', json.dumps(name)))
+    seal(bundle_folder)
+    result = run(bundle_folder)
+    assert result.exit_code == 0, result.output
+    assert "fp32\\x1b[2K\\x1b[1Gpassed\\u202e" in result.output
+    assert not set(result.output) & set("\x1b\u202e")
+    (bundle_folder / "added\x1b[2K").write_text("")
+    refused = CliRunner().invoke(cli.main, ["verify", str(bundle_folder)])
+    assert (refused.exit_code, "\x1b" in refused.stderr) == (2, False)
+    assert "added: added\\x1b[2K" in refused.stderr
+    copy = shutil.copytree(bundle_folder, tmp_path / "no utf-8 \udcff")
+    refused = CliRunner().invoke(cli.main, ["verify", str(copy)])
+    assert refused.exit_code == 2
+    assert "no utf-8 \\udcff is not UTF-8, which runtimes need\nrename or move it" in refused.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--jsn"], []])

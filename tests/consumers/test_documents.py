@@ -11,7 +11,7 @@ from tsexport.checksums import read_sums, seal
 from tsexport.diffing import Change, diff_bundles
 from tsexport.manifest import manifest_text, selection_text
 from tsexport.sbom import SBOM, sbom_text
-from tsexport.verification import check_structure
+from tsexport.structure import check_structure
 
 KINDS = [
     "fp32",

@@ -84,6 +84,9 @@ def tables(**changes):
 
 
 BREAKS = {
+    "a name that climbs": (MANIFEST, lambda one: one.update(name="../../x")),
+    "a hidden name": (MANIFEST, lambda one: one.update(name=".x")),
+    "no name": (MANIFEST, lambda one: one.update(name="")),
     "an unknown key": (MANIFEST, lambda one: one.update(latency_ms=1.0)),
     "an unknown key within": (MANIFEST, lambda one: first(one)["inputs"][0].update(layout="NCHW")),
     "a missing key": (MANIFEST, lambda one: one.pop("golden")),

@@ -1,6 +1,7 @@
 """Series of kept results: what belongs together, where it changed, and what is no recording."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -65,6 +66,13 @@ def test_against_the_baseline(month):
     assert [one.path for one in found.skipped] == []
 
 
+def test_records_of_scenarios_are_left_alone(month):
+    """`bench --scenario --record` keeps them in the same folder."""
+    (month / "tiny-cpu4-int8" / "scenarios").mkdir()
+    (month / "tiny-cpu4-int8" / "scenarios" / "memory-0123456789ab.json").write_text("{}")
+    assert read_history(month).skipped == ()
+
+
 # --- what is no recording --------------------------------------------------------------------------------------------
 
 
@@ -75,6 +83,7 @@ def test_damaged_and_foreign_files_are_named_and_skipped(month):
     (place / "cut.json").write_text(good[0].read_text()[:1000])
     (place / "notes.txt").write_text("hello")
     (place / "binary.json").write_bytes(b"\xff\xfe\x00")
+    os.mkfifo(place / "pipe.json")
     (month / "README.md").write_text("hello")
     (month / "old").mkdir()
     (month / "old" / "0123456789ab.json").write_text("{}")
@@ -91,7 +100,7 @@ def test_damaged_and_foreign_files_are_named_and_skipped(month):
     assert set(reasons) == {
         "README.md", "old/0123456789ab.json", f"other/0123456789ab/{good[0].name}",
         *(f"tiny-cpu4-int8/0123456789ab/{n}" for n in ("broken.json", "cut.json", "notes.txt", "binary.json",
-                                                      "empty.json")),
+                                                      "empty.json", "pipe.json")),
     }  # fmt: skip
     assert "is not valid JSON" in reasons["tiny-cpu4-int8/0123456789ab/broken.json"]
     assert "no recording: those lie as <bundle>/<machine>" in reasons["README.md"]

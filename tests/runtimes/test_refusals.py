@@ -1,6 +1,8 @@
 """What sessions refuse, with messages that say what was expected: feeds, values, files and options."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +100,28 @@ def test_a_corrupt_file(small, tmp_path, runtime, artifact_format):
         registry.load(damaged, runtime, threads=1)
     assert len(caught.value.message.splitlines()) == 1
     assert "Exception from" not in caught.value.message
+
+
+def test_torch_gets_no_torchscript_of_another_digest(small, monkeypatch, tmp_path):
+    """It can run code.  What is loaded are the bytes that were looked at, not the file once more."""
+    import torch
+
+    artifact, load = small.artifacts["torchscript"], torch.jit.load
+    path = shutil.copy(artifact.path, tmp_path)
+    given = replace(artifact, path=Path(path), files=(Path(path),))
+
+    def swap_and_load(source, **options):
+        Path(path).write_bytes(b"another")
+        return load(source, **options)
+
+    monkeypatch.setattr(torch.jit, "load", swap_and_load)
+    registry.load(given, "torchscript", threads=1).close()
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(UsageError, match=r"torchscript cannot load .*: it is not the artifact's file, by its SHA-256"):
+        registry.load(given, "torchscript", threads=1)
+    Path(path).unlink()
+    with pytest.raises(UsageError, match=r"torchscript cannot load .*: it cannot be read: No such file or directory"):
+        registry.load(given, "torchscript", threads=1)
 
 
 @EVERY

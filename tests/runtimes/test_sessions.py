@@ -1,9 +1,11 @@
 """Every runtime on every format it loads: parity, batches, threads, and ownership of outputs."""
 
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -49,6 +51,30 @@ def test_load_specialises_only_batch_1(small, runtime, artifact_format):
     with registry.load(small.artifacts[artifact_format], runtime, threads=1) as session:
         if isinstance(session, BatchSpecialised):
             assert session.specialised_batches == (1,)
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+@pytest.mark.parametrize(
+    ("runtime", "artifact_format"), [("onnxruntime", "onnx"), ("openvino", "openvino"), ("tract", "onnx")]
+)
+def test_no_other_batch_is_compiled_from_files_that_were_not_loaded(
+    small, small_feeds, tmp_path, runtime, artifact_format, change
+):
+    """A bundle that is replaced in its place would otherwise answer batch 1 by the old model, and 3 by the new one."""
+    artifact = small.artifacts[artifact_format]
+    copies = tuple(Path(shutil.copy(file, tmp_path)) for file in artifact.files)
+    with registry.load(replace(artifact, path=copies[0], files=copies), runtime, threads=1) as session:
+        session.run(small_feeds(2))
+        copies[-1].unlink()
+        if change == "replaced":
+            shutil.copy(artifact.files[-1], tmp_path)
+        assert_same(small.expected(small_feeds(1)), session.run(small_feeds(1)))
+        assert_same(small.expected(small_feeds(2)), session.run(small_feeds(2)))
+        with pytest.raises(
+            UsageError, match="are not those that were loaded: they were changed, replaced or"
+        ) as caught:
+            session.run(small_feeds(3))
+        assert caught.value.next_step == "load it again"
 
 
 def test_a_large_artifact_gets_one_specialised_model(small, small_feeds):

@@ -96,6 +96,20 @@ def test_a_delay_ends(held):
     assert batcher.close(SECONDS)
 
 
+def test_a_delay_outlasts_those_that_gave_up(held):
+    """All that waited are forgotten while the model waits for more: it goes on with what comes next."""
+    held.let_go.set()
+    batcher = batcher_of(held, delay_s=0.2, max_queue=1)
+    gone = batcher.submit(feeds(1), 1)
+    time.sleep(0.1)  # the delay has begun
+    assert gone.cancel()
+    batcher.check_room()
+    assert batcher.queued == 0
+    time.sleep(0.2)  # the delay is over, and nothing is there
+    assert batcher.submit(feeds(1), 1).result(SECONDS).rows_together == 1
+    assert batcher.close(SECONDS)
+
+
 def test_closing_ends_a_delay(held):
     batcher = batcher_of(held, delay_s=SECONDS)
     future = batcher.submit(feeds(1), 1)

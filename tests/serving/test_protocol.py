@@ -175,6 +175,8 @@ SIZE = {"parameters": {"binary_data_size": 16}, "data": None}
         (with_x(shape=[1] * 17), None, 422, "the shape of 'x' is no list"),
         (with_x(shape=[4, 1]), None, 422, "the lists of 'x' have shape [2, 2], and its shape says [4, 1]"),
         (with_x(shape=[2**40, 2**40], data=[1]), None, 422, "'x' has 1 values; its shape [1099511627776, 10995116277"),
+        (with_x(shape=[0, 2**63 - 1], data=[]), None, 422, f"the shape of 'x' is [0, {2**63 - 1}], which no array can"),
+        (with_x(shape=[2**62, 2**62, 0], parameters={"binary_data_size": 0}, data=None), b"", 422, "which no array"),
         (with_x(shape=[4], data=[1, 2, 3, 4]), None, 422, "input 'x' has shape (4,) of rank 1; expected x float32"),
         (with_x(shape=[0, 2], data=[]), None, 422, "dimension 0 must be at least 1"),
         (with_x(shape=[1, 2], data=[1, 2]), None, 422, "inputs disagree on the batch: x 1, mask 2"),
@@ -193,6 +195,24 @@ def test_a_request_that_does_not_fit(document, binary, status, message):
         parse(document, binary)
     assert message in caught.value.message
     assert caught.value.status == status
+
+
+def test_a_bool_of_a_shape_that_no_array_can_have():
+    document = request()
+    document["inputs"][1] = {
+        "name": "mask", "datatype": "BOOL", "shape": [2**62, 2**62, 0], "parameters": {"binary_data_size": 0}
+    }  # fmt: skip
+    with pytest.raises(Refusal, match="which no array can have"):
+        parse(document, b"")
+
+
+def test_a_message_is_short_however_long_what_it_quotes_is():
+    """It stands in the answer and in the log; a body may have megabytes of names."""
+    for document in (request(inputs=[{"name": "x" * 10**6}]), request(parameters={"sequence_" + "x" * 10**6: 1})):
+        with pytest.raises(Refusal) as caught:
+            parse(document)
+        assert len(caught.value.message) == 1000
+        assert caught.value.message.endswith("xxx...")
 
 
 def test_bytes_that_are_no_bool():

@@ -168,6 +168,8 @@ def test_a_gate_counts_and_closes():
         ({b"content-length": b"10", b"content-encoding": b"gzip"}, MIB),
         ({b"content-length": b"-1"}, MIB),
         ({b"transfer-encoding": b"chunked"}, MIB),
+        ({b"transfer-encoding": b"chunked", b"content-length": b"2"}, MIB),
+        ({b"content-length": b"2", b"transfer-encoding": b"chunked"}, MIB),
     ],
 )
 def test_what_a_body_counts_before_it_is_read(headers, size_bytes):
@@ -303,8 +305,8 @@ def test_a_missing_extra_is_named(tiny, command_line):
         (["nothing", "--port", "70000"], "70000 is not in the range 0<=x<=65535"),
         (["nothing", "--max-batch", "0"], "max_batch is 0, allowed are 1 and more"),
         (["nothing", "--timeout", "-1"], "timeout_s is -1, allowed is any time above 0"),
-        (["nothing", "--max-json-mib", "0"], "max_json_bytes is 0, allowed are 1 and more"),
-        (["nothing", "--max-request-mib", "nan"], "max_request_bytes is 0, allowed are 1 and more"),
+        (["nothing", "--max-json-mib", "0"], "--max-json-mib is 0; allowed are sizes above 0, for example 16"),
+        (["nothing", "--max-request-mib", "nan"], "--max-request-mib is nan; allowed are sizes above 0"),
     ],
 )
 def test_wrong_usage(arguments, message):

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from tsexport import __version__
-from tsexport.cli.output import Verbosity
+from tsexport.cli.output import Verbosity, echo
 from tsexport.errors import TsexportError, did_you_mean
 from tsexport.surroundings import own_temporary_folder, surroundings_explained
 
@@ -171,9 +171,9 @@ def _exit_with_policy(run: Callable[[], Any], *, verbose: bool) -> NoReturn:
     except TsexportError as error:
         if verbose:
             traceback.print_exc()
-        click.echo(f"error: {error.message}", err=True)
+        echo(f"error: {error.message}", err=True)
         if error.next_step:
-            click.echo(error.next_step, err=True)
+            echo(error.next_step, err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

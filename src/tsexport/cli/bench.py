@@ -1,12 +1,13 @@
 """`tsexport bench`: latency, throughput and memory of bundles on this machine, against the published tables."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 from tsexport.cli.scenario import refuse_misplaced, run_scenarios, scenario_options
 
 if TYPE_CHECKING:
@@ -86,31 +87,34 @@ def bench(
     from tsexport.bench.tables import load_tables
     from tsexport.bench.verdicts import CPU4
     from tsexport.benchmarking import benchmark_bundle
-    from tsexport.gating import bench_report, publish
+    from tsexport.bundles import open_bundle
+    from tsexport.gating import bench_report, publish, require_writable
 
     tables = load_tables(table)
+    require_writable(junit=junit, summary=summary)
     results = []
-    for path in bundles:
-        say(f"measuring {path}")
-        results.append(
-            benchmark_bundle(
-                path,
-                batches=batches or BATCHES,
-                threads=threads,
-                max_seconds=seconds,
-                table=table,
-                record=record,
-                commit=commit,
-                in_container=container,
-                progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_bundle(path)) for path in bundles]  # all, before minutes go to the first
+        for bundle in opened:
+            say(f"measuring {bundle.source}")
+            results.append(
+                benchmark_bundle(
+                    bundle,
+                    batches=batches or BATCHES,
+                    threads=threads,
+                    max_seconds=seconds,
+                    table=table,
+                    record=record,
+                    commit=commit,
+                    in_container=container,
+                    progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
+                )
             )
-        )
-        if results[-1].kept is not None:
-            say(f"kept as {results[-1].kept}")
+            if results[-1].kept is not None:
+                say(f"kept as {results[-1].kept}")
     ensembles = judge_ensembles(
         tables, [Member(one.model, one.record.measurements) for one in results if one.device == CPU4]
     )
-    publish(bench_report(results, ensembles), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
 
@@ -131,6 +135,7 @@ def bench(
             show(one)
         if ensembles:
             show_verdicts(ensembles, "ensembles of these models")
+    publish(bench_report(results, ensembles), junit=junit, summary=summary)
     codes = {one.exit_code for one in results}
     missed = any(one.status == "missed" for one in ensembles)
     context.exit(4 if missed or 4 in codes else 6 if 6 in codes and 0 not in codes else 0)
@@ -165,8 +170,8 @@ def show(result: "BenchmarkResult") -> None:
     show_verdicts(result.record.verdicts, "against the tables")
     _show_figures(result)
     if result.record.container is not None:
-        click.echo(f"measured in a container of {result.record.container}")
-    click.echo(f"noise: {result.record.noise}")
+        echo(f"measured in a container of {result.record.container}")
+    echo(f"noise: {result.record.noise}")
 
 
 def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.compare_records import ComparisonResult
@@ -49,8 +49,9 @@ def compare(
     them does not run here.
     """
     from tsexport.comparing import compare_bundles
-    from tsexport.gating import compare_report, publish
+    from tsexport.gating import compare_report, publish, require_writable
 
+    require_writable(junit=junit, summary=summary)
     result = compare_bundles(
         base,
         candidate,
@@ -61,13 +62,13 @@ def compare(
         seed=seed,
         progress=lambda what, fraction: say(f"{fraction:4.0%} {what}"),
     )
-    publish(compare_report(result), junit=junit, summary=summary)
     if as_json:
         from tsexport.codec import to_plain
 
         print_json(to_plain(result))
     else:
         show(result)
+    publish(compare_report(result), junit=junit, summary=summary)
     context.exit(result.exit_code)
 
 
@@ -100,7 +101,7 @@ def show(result: "ComparisonResult") -> None:
             for number, run in enumerate(result.runs)
         ],
     )
-    click.echo(f"{result.verdict}: {result.reason}")
+    echo(f"{result.verdict}: {result.reason}")
     threads = threads_text(result.threads)
-    click.echo(f"measured on {result.machine}, {threads} on {cpus_text(result.cpus)}, batch {result.batch}")
-    click.echo(f"noise: {result.noise}")
+    echo(f"measured on {result.machine}, {threads} on {cpus_text(result.cpus)}, batch {result.batch}")
+    echo(f"noise: {result.noise}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table
+from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from tsexport.diff_records import BundleDiff, Change, GraphChange
@@ -40,9 +40,9 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 
 def _print(found: "BundleDiff") -> None:
-    click.echo(f"A is {found.a}, B is {found.b}")
+    echo(f"A is {found.a}, B is {found.b}")
     if found.same_bytes:
-        click.echo("every file outside measurements/ and the report has the same bytes")
+        echo("every file outside measurements/ and the report has the same bytes")
     else:
         print_table(("file", "", "why"), [(one.path, one.status, one.why) for one in found.files], title="files")
     _print_changes("settings and inputs", "setting", found.settings)
@@ -72,7 +72,7 @@ def _print(found: "BundleDiff") -> None:
     _print_changes("versions of tools", "tool", found.versions)
     _print_changes("licences", "component", found.licences)
     for text in found.not_compared:
-        click.echo(f"not compared: {text}")
+        echo(f"not compared: {text}")
 
 
 def _print_changes(title: str, what: str, changes: Sequence["Change"]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.estimating import LargestBatch, MemoryEstimate
@@ -88,7 +88,7 @@ def _print(found: "MemoryEstimate") -> None:
     )
     for figure in found.published:
         misses = ", ".join(f"{factor:g} times ours on {name}" for name, factor in figure.misses_by.items())
-        click.echo(f"published for this size ({figure.config}): {figure.claimed_mb:,.0f} MB, off by {misses}")
+        echo(f"published for this size ({figure.config}): {figure.claimed_mb:,.0f} MB, off by {misses}")
     for note in found.notes:
         say(f"note: {note}")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.kept_records import Baseline
@@ -83,7 +83,7 @@ def _set_baseline(folder: Path, which: str, bundle: str | None, machine: str | N
         return
     for one in result.done:
         before = f", before {_named(one.replaced)}" if one.replaced else ""
-        click.echo(f"{one.baseline.bundle} on {one.baseline.machine_id}: baseline {_named(one.baseline)}{before}")
+        echo(f"{one.baseline.bundle} on {one.baseline.machine_id}: baseline {_named(one.baseline)}{before}")
     for name, machine_id in result.unchanged:
         say(f"{name} on {machine_id}: no recording {which!r}, its baseline stays")
 
@@ -98,7 +98,7 @@ def _write_budgets(
     if as_json:
         print_json({"budgets": to_plain(written)})
         return
-    click.echo(f"wrote {written.rows} budget{'s' if written.rows != 1 else ''} to {written.path}")
+    echo(f"wrote {written.rows} budget{'s' if written.rows != 1 else ''} to {written.path}")
     for one in written.left_out:
         say(f"no budget for {one}: a p90 needs 64")
 

@@ -5,6 +5,7 @@ of a pip command.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # rich costs 50 ms, which `--help` does not pay
     from rich.console import Console
 
 SCHEMA_VERSION = 1
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, what overrides the direction of text, and lone surrogates."""
 _PIPE_WIDTH = 200  # where stdout is no terminal rich would assume 80 columns and cut cells
 
 
@@ -42,16 +45,29 @@ def print_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, allow_nan=False))
 
 
+def plain(text: str) -> str:
+    """Return text for a terminal: what could move its cursor, turn text around or not be printed is shown as "\\x1b".
+
+    Names and reasons come out of bundles, and a bundle may come from anywhere.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def echo(message: str, *, err: bool = False) -> None:
+    """Print a line of plain text, on stdout unless `err`."""
+    click.echo(plain(message), err=err)
+
+
 def say(message: str) -> None:
     """Print a line of progress or a note on stderr, unless --quiet."""
     if not verbosity().quiet:
-        click.echo(message, err=True)
+        echo(message, err=True)
 
 
 def detail(message: str) -> None:
     """Print a line on stderr with --verbose only."""
     if verbosity().verbose:
-        click.echo(message, err=True)
+        echo(message, err=True)
 
 
 def stdout_console() -> "Console":
@@ -75,9 +91,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown_title = Text(plain(title)) if title else None
+    table = Table(title=shown_title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(Text(plain(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     stdout_console().print(table)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tsexport.cli.output import print_json
+from tsexport.cli.output import echo, print_json
 
 
 @click.command("report", context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,4 +28,4 @@ def report(bundles: tuple[Path, ...], output: Path, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(path), "bundles": [str(bundle) for bundle in bundles]})
     else:
-        click.echo(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
+        echo(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)")

@@ -1,6 +1,7 @@
 """The options and tables of `tsexport bench --scenario`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tsexport.bench.affinity import threads_text
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.scenario_records import Memory, Offline, ScenarioRecord, Server, SingleStream
@@ -81,6 +82,7 @@ def run_scenarios(
     as_json: bool,
 ) -> None:
     """Run a scenario on each bundle, print what it gave, and exit with 4 where memory grows or no rate is valid."""
+    from tsexport.bundles import open_bundle
     from tsexport.codec import to_plain
     from tsexport.scenarios import failure_of, run_scenario
 
@@ -90,7 +92,9 @@ def run_scenarios(
         )
     if batches:
         options = replace(options, batch=batches[0])
-    results = [run_scenario(path, scenario, options, record=record, say=say) for path in bundles]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_bundle(path)) for path in bundles]  # all, before minutes go to the first
+        results = [run_scenario(bundle, scenario, options, record=record, say=say) for bundle in opened]
     if as_json:
         print_json(
             {"scenario": scenario, "bundles": [{"name": one.bundle, "record": to_plain(one)} for one in results]}
@@ -100,7 +104,7 @@ def run_scenarios(
             show_scenario(one)
     failures = [f"{one.bundle}: {why}" for one in results if (why := failure_of(one))]
     for line in failures:
-        click.echo(line, err=True)
+        echo(line, err=True)
     context.exit(4 if failures else 0)
 
 
@@ -151,7 +155,7 @@ def _show_offline(found: "Offline", title: str) -> None:
         ],
         title=title,
     )
-    click.echo(f"Offline: {found.samples_per_s:,.1f} samples/s at batch {found.best_batch}, {found.samples:,} samples")
+    echo(f"Offline: {found.samples_per_s:,.1f} samples/s at batch {found.best_batch}, {found.samples:,} samples")
     _short(found.long_enough)
 
 
@@ -172,7 +176,7 @@ def _show_server(found: "Server", title: str) -> None:
         title=f"{title}; p99 within {found.p99_bound_ms:g} ms ({found.bound_from}), from the scheduled arrival",
     )
     if found.max_qps is not None:
-        click.echo(f"Server: {found.max_qps:.4g} queries/s is the highest valid rate that was tried")
+        echo(f"Server: {found.max_qps:.4g} queries/s is the highest valid rate that was tried")
     _short(all(run.long_enough for run in found.runs))
 
 

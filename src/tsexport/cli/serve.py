@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table, verbosity
+from tsexport.cli.output import echo, print_json, print_table, verbosity
+from tsexport.errors import UsageError
 
 if TYPE_CHECKING:
     from tsexport.serving.server import Listening
@@ -73,8 +74,8 @@ def serve(
         max_queue=max_queue,
         batch_delay_ms=batch_delay_ms,
         timeout_s=timeout,
-        max_request_bytes=_bytes_of(max_request_mib),
-        max_json_bytes=_bytes_of(max_json_mib),
+        max_request_bytes=_bytes_of("--max-request-mib", max_request_mib),
+        max_json_bytes=_bytes_of("--max-json-mib", max_json_mib),
     )
     flags = verbosity()
     serve_bundles(
@@ -88,9 +89,10 @@ def serve(
     )
 
 
-def _bytes_of(mib: float) -> int:
-    """Return a size in bytes, 0 for what is no size ("nan"): `Limits` refuses it."""
-    return int(mib * _MIB) if math.isfinite(mib) else 0
+def _bytes_of(option: str, mib: float) -> int:
+    if not (math.isfinite(mib) and mib * _MIB >= 1):
+        raise UsageError(f"{option} is {mib:g}; allowed are sizes above 0, for example 16")
+    return int(mib * _MIB)
 
 
 def _show_json(listening: "Listening") -> None:
@@ -116,4 +118,4 @@ def _show(listening: "Listening") -> None:
             for model in listening.models
         ],
     )
-    click.echo(f"serving on {listening.url}; Ctrl-C ends it")  # on stdout: stderr has nothing but JSON lines
+    echo(f"serving on {listening.url}; Ctrl-C ends it")  # on stdout: stderr has nothing but JSON lines

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from tsexport.cli.output import print_json
+from tsexport.cli.output import echo, print_json
 
 
 @click.command("sign", context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,4 +29,4 @@ def sign(bundle: Path, key: Path, force: bool, as_json: bool) -> None:
 
         print_json(to_plain(signed))
     else:
-        click.echo(f"signed {signed.files} files of {signed.bundle} in {signed.file} by the key {signed.key}")
+        echo(f"signed {signed.files} files of {signed.bundle} in {signed.file} by the key {signed.key}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table
+from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from tsexport.verification import GoldenCheck, VerificationReport
@@ -39,11 +39,11 @@ def verify(bundle: Path, key: Path | None, as_json: bool) -> None:
 
 
 def _print(report: "VerificationReport") -> None:
-    click.echo(f"{report.bundle}: the SHA-256 of {report.files} files hold")
+    echo(f"{report.bundle}: the SHA-256 of {report.files} files hold")
     if report.key is not None:
-        click.echo(f"signed by the key {report.key}; that covers all but measurements/ and the report")
+        echo(f"signed by the key {report.key}; that covers all but measurements/ and the report")
     elif report.signature == "not checked":
-        click.echo("signed, which was not checked: give the public key with --key")
+        echo("signed, which was not checked: give the public key with --key")
     print_table(
         ("artifact", "runtime", "result", "relative RMS error", "largest error", "tolerance"),
         [(check.artifact, check.runtime, check.status, *_errors(check)) for check in report.checks],
@@ -51,9 +51,9 @@ def _print(report: "VerificationReport") -> None:
     )
     for check in report.checks:
         if check.status == "not checked":
-            click.echo(f"not checked: {check.artifact} on {check.runtime}: {check.reason}")
+            echo(f"not checked: {check.artifact} on {check.runtime}: {check.reason}")
     for status in report.missing_runtimes:
-        click.echo(f"to check on {status.name} too: {status.pip_command}")
+        echo(f"to check on {status.name} too: {status.pip_command}")
 
 
 def _errors(check: "GoldenCheck") -> tuple[str, str, str]:

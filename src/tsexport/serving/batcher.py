@@ -128,17 +128,22 @@ class Batcher:
     def _take(self) -> list[_Job]:
         """Return the next jobs to compute together, waiting for the first; none once the batcher is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            if self._together and self._delay_s and not self._closed:
-                self._changed.wait_for(self._is_enough, max(0.0, self._jobs[0].came_s + self._delay_s - _now_s()))
-            if self._closed:
-                return []
-            taken = [self._jobs.popleft()]
-            rows = taken[0].rows
-            while self._together and self._jobs and rows + self._jobs[0].rows <= self._max_batch:
-                taken.append(self._jobs.popleft())
-                rows += taken[-1].rows
-            return taken
+            while not self._closed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if self._together and self._delay_s and not self._closed:
+                    self._changed.wait_for(self._is_enough, max(0.0, self._jobs[0].came_s + self._delay_s - _now_s()))
+                if self._jobs and not self._closed:  # all that waited may have been given up, and forgotten
+                    return self._next_jobs()
+            return []
+
+    def _next_jobs(self) -> list[_Job]:
+        """Take the first job from the queue, and those behind it that are computed with it."""
+        taken = [self._jobs.popleft()]
+        rows = taken[0].rows
+        while self._together and self._jobs and rows + self._jobs[0].rows <= self._max_batch:
+            taken.append(self._jobs.popleft())
+            rows += taken[-1].rows
+        return taken
 
     def _require_room(self) -> None:
         if len(self._jobs) >= self._max_queue:

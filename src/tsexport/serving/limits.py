@@ -57,9 +57,10 @@ class Limits:
 
     def held_bytes(self, headers: Iterable[tuple[bytes, bytes]]) -> int:
         """Return what the body of a request with these headers counts, as ASGI gives them."""
-        length, packed = b"", False
+        length, known = b"", True
         for name, value in headers:
             length = value if name == b"content-length" else length
-            packed = packed or name == b"content-encoding"
-        known = length.isdigit() and not packed
+            # A body that comes in chunks may announce a length all the same, which says nothing then (RFC 9112, 6.3).
+            known = known and name not in (b"content-encoding", b"transfer-encoding")
+        known = known and length.isdigit()
         return min(self.max_request_bytes, max(LEAST_HELD_BYTES, int(length))) if known else self.max_request_bytes

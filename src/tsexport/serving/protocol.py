@@ -139,12 +139,14 @@ def _tensors(document: Mapping[str, Any], key: str) -> list[dict[str, Any]] | No
         return None
     if type(given) is not list or any(type(one) is not dict for one in given):
         raise unfit(f"{key} are not a list of objects")
-    names = [one.get("name") for one in given]
-    for name in names:
+    seen: set[str] = set()
+    for one in given:
+        name = one.get("name")
         if type(name) is not str:
             raise unfit(f"a name in {key} is {kind_of(name)}, needed is a text")
-        if names.count(name) > 1:
+        if name in seen:
             raise unfit(f"{name!r} stands twice in {key}")
+        seen.add(name)
     return given
 
 
@@ -237,7 +239,7 @@ def _from_json(tensor: Mapping[str, Any], spec: TensorSpec, shape: tuple[int, ..
         raise unfit(f"the lists of {spec.name!r} have shape {list(nested)}, and its shape says {list(shape)}")
     if len(flat) != math.prod(shape):
         raise unfit(f"{spec.name!r} has {len(flat)} values; its shape {list(shape)} needs {math.prod(shape)}")
-    return typed(flat, spec.dtype, spec.name).reshape(shape)
+    return _shaped(typed(flat, spec.dtype, spec.name), shape, spec.name)
 
 
 def _from_bytes(rest: memoryview, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
@@ -252,9 +254,17 @@ def _from_bytes(rest: memoryview, size: Any, spec: TensorSpec, shape: tuple[int,
         raw = np.frombuffer(rest[:size], np.uint8)
         if (raw > 1).any():
             raise unfit(f"{spec.name!r} holds bytes above 1; BOOL takes 0 and 1")
-        return raw.astype(dtype).reshape(shape)
+        return _shaped(raw.astype(dtype), shape, spec.name)
     # A copy: the bytes may lie at any address, and are not to be written to, which runtimes do not all bear.
-    return np.frombuffer(rest[:size], dtype.newbyteorder("<")).astype(dtype, copy=True).reshape(shape)
+    return _shaped(np.frombuffer(rest[:size], dtype.newbyteorder("<")).astype(dtype, copy=True), shape, spec.name)
+
+
+def _shaped(flat: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Return as many values as a shape says in that shape; beside a 0, its other dimensions may be beyond numpy's."""
+    try:
+        return flat.reshape(shape)
+    except ValueError:
+        raise unfit(f"the shape of {name!r} is {list(shape)}, which no array can have") from None
 
 
 def _described(specs: Sequence[TensorSpec]) -> str:

@@ -3,6 +3,8 @@
 from http import HTTPStatus
 
 RETRY_AFTER_S = 1
+_MAX_MESSAGE = 1000
+"""Characters: a message may quote a name out of a body of megabytes, and stands in the answer and in the log."""
 
 
 class Refusal(Exception):
@@ -14,7 +16,8 @@ class Refusal(Exception):
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status = status
+        self.message = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."
 
     @property
     def headers(self) -> dict[str, str]:

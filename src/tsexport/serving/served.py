@@ -21,8 +21,9 @@ from tsexport.runtimes.sessions import SPECIALISED_BATCHES
 from tsexport.serving.batcher import Batcher, can_batch
 from tsexport.serving.limits import Limits
 from tsexport.serving.metrics import Metrics
+from tsexport.structure import check_structure
 from tsexport.types import Array, Feeds, Session, TensorSpec
-from tsexport.verification import check_structure, compare_with_golden
+from tsexport.verification import compare_with_golden
 
 VERSION = "1"
 """The version of every model: a bundle has one."""
