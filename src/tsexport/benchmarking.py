@@ -122,8 +122,8 @@ def benchmark_bundle(
     model = manifest.model
     budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
     verdicts = judge(budgets, result.measurements, machine=result.machine, device=timed.device)
-    result = replace(result, verdicts=verdicts)
-    use_cases = answer_use_cases(tables.service_level, result.measurements)
+    result = replace(result, verdicts=verdicts, service_levels=tables.service_level)
+    use_cases = answer_use_cases(result.service_levels, result.measurements)
     # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
     figures = figures_of_bundle(manifest, () if timed.on_gpu else result.measurements, tables)
     kept = None

@@ -270,7 +270,8 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
         balance = balance_for(chosen.races, chosen.threads)
         races = (*chosen.races, *pruning_races)
-        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
+        levels = tables.service_level if measurements else ()
+        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise, service_levels=levels)
 
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)

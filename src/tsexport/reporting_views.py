@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median_high
 
 from tsexport.bench.device_records import DeviceRecord
+from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.rows import (
     DeviceRow,
@@ -24,8 +25,9 @@ from tsexport.plots_tradeoff import tradeoff_plot
 from tsexport.projecting import ProjectionView, projection_views
 from tsexport.reporting_candidates import CandidateRow, candidate_rows, error_scale, tradeoff_points
 from tsexport.reporting_profiles import ProfileView, profile_view, read_profiles
+from tsexport.reporting_use_cases import UseCaseTable, device_answers, machine_answers, use_case_table
 from tsexport.types import Accuracy
-from tsexport.wording import size_text
+from tsexport.wording import count_text, size_text
 
 JUDGED = ("met", "missed", "inconclusive", "refuted")
 
@@ -63,6 +65,7 @@ class MachineView:
     stages: tuple[Bar, ...]
     headline: MeasurementRow | None
     profile: ProfileView | None
+    use_cases: UseCaseTable
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class DeviceView:
     judged: tuple[VerdictRow, ...]
     not_judged: tuple[VerdictRow, ...]
     measurements: tuple[DeviceRow, ...]
+    use_cases: UseCaseTable
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def _device_view(record: DeviceRecord) -> DeviceView:
         tuple(row for row in rows if row.status in JUDGED),
         tuple(row for row in rows if row.status not in JUDGED),
         device_rows(record),
+        use_case_table(device_answers(record)),
     )
 
 
@@ -151,13 +156,7 @@ def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileVie
         judged=tuple(row for row in rows if row.status in JUDGED),
         not_judged=tuple(row for row in rows if row.status not in JUDGED),
         measurements=measurements,
-        races=tuple(
-            RaceView(
-                f"batch {race.batch}, against {race.baseline}, {race.rounds} rounds, {race.processes} process(es) each",
-                race_rows(race),
-            )
-            for race in record.races
-        ),
+        races=tuple(RaceView(_race_title(race), race_rows(race)) for race in record.races),
         latency_plots=_latency_plots(record, manifest),
         tradeoff=_tradeoff(record, manifest),
         candidates=candidate_rows(manifest.candidates, record.races),
@@ -172,7 +171,13 @@ def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileVie
             None,
         ),
         profile=profile,
+        use_cases=use_case_table(machine_answers(record)),
     )
+
+
+def _race_title(race: RaceResult) -> str:
+    processes = count_text(race.processes, "process", "processes")
+    return f"batch {race.batch}, against {race.baseline}, {race.rounds} rounds, {processes} each"
 
 
 def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int, str], ...]:
