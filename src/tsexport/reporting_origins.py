@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.device_records import device_record_name
 from tsexport.bench.outlook import PROJECTED
-from tsexport.bench.profile_records import PROFILES
 from tsexport.bench.tables import ServiceLevelRow
 from tsexport.checksums import MEASUREMENTS
 from tsexport.manifest import MANIFEST
+from tsexport.reporting_profiles import ProfileView
+from tsexport.reporting_scenarios import scenario_file
 from tsexport.reporting_views import BundleView, DeviceView, MachineView
 from tsexport.wording import count_text
 
@@ -32,6 +33,8 @@ def origins_of(bundle: BundleView) -> tuple[Origin, ...]:
         found += _of_machine(machine)
     for device in bundle.devices:
         found += _of_device(device)
+    found += [_of_profile(one) for profiles in bundle.profiled for one in profiles]
+    found += _of_scenarios(bundle)
     if not any(machine.record.measurements for machine in bundle.machines) and not bundle.devices:
         reason = "" if manifest.target.here else f": the build ran on no {manifest.target.device_name}"
         found.append(Origin("latency, throughput, memory", "not measured", f"nobody measured them{reason}", ""))
@@ -82,11 +85,21 @@ def _of_machine(machine: MachineView) -> Iterator[Origin]:
     if record.balance is not None:
         how = f"from what {record.machine.cpu_model} sustained; the lower bound of products and memory"
         yield Origin("bounds of candidates", "projected", how, where)
-    if machine.profile is not None:
-        profile = machine.profile.record
-        how = profile.reason or f"{profile.method}; {profile.calls} calls of {profile.artifact} on {profile.runtime}"
-        state = "not measured" if profile.reason else "profiled"
-        yield Origin("shares of nodes", state, how, f"{MEASUREMENTS}/{PROFILES}/{record.machine.machine_id}.json")
+    yield from map(_of_profile, machine.profiles)
+
+
+def _of_profile(profile: ProfileView) -> Origin:
+    record = profile.record
+    how = f"{record.method}; {record.calls} calls of {record.artifact} on {record.runtime}, batch {record.batch}"
+    state = "not measured" if record.reason else "profiled"
+    return Origin("shares of nodes", state, record.reason or f"on {record.machine}: {how}", profile.file)
+
+
+def _of_scenarios(bundle: BundleView) -> Iterator[Origin]:
+    for part in bundle.scenarios:
+        for one in part.scenarios:
+            how = f"on {part.machine}: {one.where}; {one.table.conditions}"
+            yield Origin(f"scenario {one.record.scenario}", "measured", how, scenario_file(one.record))
 
 
 def _of_device(device: DeviceView) -> Iterator[Origin]:

@@ -19,6 +19,7 @@ from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
 from tsexport.plots_tradeoff import TradeoffPoint, tradeoff_plot
 from tsexport.reporting_candidates import NOT_MEASURED, error_scale, tradeoff_points
+from tsexport.reporting_scenarios import ScenarioView
 from tsexport.reporting_use_cases import (
     UseCaseColumn,
     device_answers,
@@ -118,6 +119,7 @@ class Overview:
     not_judged: tuple[BudgetRow, ...]
     use_cases: tuple[UseCaseColumn, ...]
     fast_enough: tuple[UseCaseOverviewRow, ...]
+    scenarios: tuple[tuple[BundleView, ScenarioView], ...]
     speedups: tuple[OverviewPlot, ...]
     tradeoffs: tuple[OverviewPlot, ...]
     latencies: tuple[OverviewPlot, ...]
@@ -139,6 +141,7 @@ def overview_of(bundles: Sequence[BundleView]) -> Overview:
             UseCaseOverviewRow(bundle, place, answers[0].artifact, use_case_cells(answers, columns))
             for bundle, place, answers in asked
         ),
+        scenarios=tuple((b, one) for b in bundles for part in b.scenarios for one in part.scenarios),
         speedups=tuple(plot for place in places if (plot := _speedups(rows, bundles, place))),
         tradeoffs=tuple(plot for place in places if (plot := _tradeoff(bundles, place))),
         latencies=tuple(plot for place in places if (plot := _latencies(bundles, place))),
