@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import tempfile
 import types
 import typing
 from collections.abc import Mapping

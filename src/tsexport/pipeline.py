@@ -277,7 +277,8 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
         balance = balance_for(chosen.races, chosen.threads)
         races = (*chosen.races, *pruning_races)
-        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
+        levels = tables.service_level if measurements else ()
+        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise, service_levels=levels)
 
     context.cache.require_used()  # a candidate that failed for want of its file must not pass as one that cannot run
     with progress.step("pack"):

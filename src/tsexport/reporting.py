@@ -28,7 +28,7 @@ from tsexport.reporting_overview import overview_of
 from tsexport.reporting_views import bundle_view
 from tsexport.structure import check_structure
 from tsexport.triton import served_models
-from tsexport.wording import change_text, compact_json, figure_text, markdown_cell, percent_text, size_text
+from tsexport.wording import change_text, compact_json, count_text, figure_text, markdown_cell, percent_text, size_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -165,6 +165,7 @@ def _render(template: str, values: Mapping[str, Any], *, autoescape: bool) -> st
         "cell": markdown_cell,
         "compact": compact_json,
         "change": change_text,
+        "count": count_text,
         "figure": figure_text,
         "literal": json.dumps,  # a string as it is written in Python
         "shape": repr,

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import tsexport
-from tsexport import attaching, cli
+from tsexport import adding, attaching, cli
 from tsexport.bench.device_records import read_device_record
 from tsexport.bundles import open_bundle
 from tsexport.checksums import check_sums
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(measured, monkeypatch, step):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(attaching, step, full)
+    monkeypatch.setattr(adding, step, full)
     with pytest.raises(UsageError, match="cannot be written to: No space left on device"):
         tsexport.attach(root, results)
     assert digests(root) == before
@@ -325,7 +325,7 @@ def test_an_interrupt_leaves_the_bundle_as_it_was(measured, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attaching, "seal_measurements", interrupt)
+    monkeypatch.setattr(adding, "seal_measurements", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tsexport.attach(root, results)
     assert digests(root) == before
