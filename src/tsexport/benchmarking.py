@@ -30,6 +30,7 @@ from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
 from tsexport.targets import Target
 from tsexport.timing_pairs import TimingPairs, timing_pairs
+from tsexport.turns import measuring_alone
 from tsexport.types import Measurement
 
 
@@ -151,6 +152,8 @@ def _measured(
             machine, limits, command = made.machine, made.limits, made.worker_command
         timed = _timed_here(bundle.manifest, machine)
         used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
+        say = (lambda line: progress(line, 0.0)) if progress is not None else (lambda line: None)
+        stack.enter_context(measuring_alone(bundle.name, say))
         watch = NoiseWatch(choose_cpus(used))
         measurements = tuple(
             measurement

@@ -29,6 +29,7 @@ from tsexport.golden import INPUTS, read_golden
 from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
+from tsexport.turns import measuring_alone
 
 Say = Callable[[str], None]
 MIB = 1 << 20
@@ -102,7 +103,8 @@ def run_scenario(
         with open_bundle(bundle) as opened:
             return run_scenario(opened, scenario, options, record=record, say=say)
     check_sums(bundle.path)
-    result = _run(bundle, name, options, say)
+    with measuring_alone(f"{bundle.name}: {name}", say):
+        result = _run(bundle, name, options, say)
     if record is not None:
         write_scenario(result, record / bundle.manifest.name / "scenarios")
     return result
