@@ -66,6 +66,11 @@ class Turns:
     _room: int | None = field(default=None, init=False)
     _useless: bool = field(default=False, init=False)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What a process inherits that is to keep this turn until it ends, even where this one dies before."""
+        return () if self._room is None else (self._room,)
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Hold a shared turn: others work too, and nobody measures."""
