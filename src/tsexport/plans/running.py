@@ -51,6 +51,37 @@ class HowToBuild:
             )
 
 
+def build_plan(
+    plan: str | Path,
+    *,
+    output: str | Path | None = None,
+    executor: str = "local",
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    force: bool = False,
+    quiet: bool = True,
+) -> PlanResult:
+    """Build what a plan file names and what is not there yet; see the result's `rows` and `exit_code`.
+
+    Nothing is raised for a build that fails: its row says why.
+
+    Args:
+        plan: a TOML file, as docs/plans.md says.
+        output: the folder that gets the bundles' folders, in place of the plan's.
+        executor: "local", or "dask" with the extra `dask`.
+        jobs: builds at once; by default as many as fit on this machine.
+        scheduler: the address of a Dask scheduler; by default a cluster of processes on this machine.
+        force: bundles that are there are built anew.
+        quiet: show no progress on stderr.
+
+    Raises:
+        UsageError: the file or an option cannot be used, two builds give the same bundle, or the cluster cannot be.
+        MissingDependencyError: the extra `build` or `dask` is not installed.
+    """
+    over = {} if output is None else {"output": Path(output)}
+    return run_plan(Path(plan), over, HowToBuild(executor, jobs, scheduler, force), quiet=quiet)
+
+
 def show_plan(path: Path, over: Mapping[str, Any], how: HowToBuild) -> PlanResult:
     """Return what would be done, and do nothing.
 
