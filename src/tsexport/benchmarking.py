@@ -36,6 +36,7 @@ from tsexport.manifest import Manifest
 from tsexport.structure import check_structure
 from tsexport.targets import Target
 from tsexport.timing_pairs import TimingPairs, timing_pairs_here
+from tsexport.turns import measuring_alone
 from tsexport.types import Measurement
 
 
@@ -159,6 +160,8 @@ def _measured(
             machine, limits, command = made.machine, made.limits, made.worker_command
         timed = timing_pairs_here(bundle.manifest, machine)
         used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
+        say = (lambda line: progress(line, 0.0)) if progress is not None else (lambda line: None)
+        stack.enter_context(measuring_alone(bundle.name, say))
         watch = NoiseWatch(choose_cpus(used))
         measurements = tuple(
             measurement

@@ -16,6 +16,7 @@ from tsexport.loading import cores_here
 from tsexport.manifest import SelectedArtifact
 from tsexport.structure import check_structure
 from tsexport.timing_pairs import timing_pairs_here
+from tsexport.turns import measuring_alone
 
 SECONDS_EACH = 3
 """What a profile takes, roughly: loading twice, and half a second of calls with the profiler and without."""
@@ -67,11 +68,12 @@ def profile_bundle(
     feeds = read_golden(bundle.path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
     pairs = timing_pairs_here(manifest, machine).pairs
     found = []
-    for number, (entry, runtime) in enumerate(pairs):
-        left = SECONDS_EACH * (len(pairs) - number)
-        say(f"profiling {entry.name} on {runtime}, {threads_text(used)}; about {left} s left")
-        artifact = bundle.artifact(entry.name)
-        found.append(profile(artifact, runtime, feeds=feeds, threads=used, machine=machine, batch=batch))
+    with measuring_alone(f"{bundle.name}: profiles", say):
+        for number, (entry, runtime) in enumerate(pairs):
+            left = SECONDS_EACH * (len(pairs) - number)
+            say(f"profiling {entry.name} on {runtime}, {threads_text(used)}; about {left} s left")
+            artifact = bundle.artifact(entry.name)
+            found.append(profile(artifact, runtime, feeds=feeds, threads=used, machine=machine, batch=batch))
     profiles = tuple(found)
     kept: tuple[str, ...] = ()
     if attach:

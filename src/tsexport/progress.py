@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -35,12 +35,16 @@ class Step:
 
 @dataclass
 class Progress:
-    """Steps of a build in order.  `expected_s` are their expected seconds by name; quiet shows nothing."""
+    """Steps of a build in order.  `expected_s` are their expected seconds by name; quiet shows nothing.
+
+    `around` gives what every step of that name runs in; entering and leaving it does not count as the step's time.
+    """
 
     steps: Sequence[tuple[str, float]]
     memory: Path | None = None
     quiet: bool = False
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     seconds: dict[str, float] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
 
@@ -57,21 +61,27 @@ class Progress:
     def step(self, name: str) -> Iterator[Step]:
         """Run one step: its time is kept, and shown when it ends."""
         current = Step(name, self)
-        started = time.perf_counter()
-        self._running = (name, started)
-        self._show(current, "", None)
-        try:
-            yield current
-        except BaseException:
-            self._clear()  # the error has the line to itself
-            raise
-        finally:
-            self._running = None
-        spent = time.perf_counter() - started
+        with self.around(name):
+            self._running = (name, time.perf_counter())
+            self._show(current, "", None)
+            try:
+                yield current
+                spent = time.perf_counter() - self._running[1]
+            except BaseException:
+                self._clear()  # the error has the line to itself
+                raise
+            finally:
+                self._running = None
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         if current.reused:
             self.reused.add(name)
         self._end(current, spent)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count seconds of the running step that were spent on waiting for others."""
+        if self._running is not None:
+            name, started = self._running
+            self._running = (name, started + seconds)
 
     def remember(self) -> None:
         """Keep the times of steps that were really done, for the next estimate."""

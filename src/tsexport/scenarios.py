@@ -32,6 +32,7 @@ from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
 from tsexport.structure import check_structure
+from tsexport.turns import measuring_alone
 
 Say = Callable[[str], None]
 MOST_SERVER_BATCH = 64
@@ -120,7 +121,8 @@ def run_scenario(
     check_structure(bundle)
     if record is not None:
         require_folder(record)
-    result = _run(bundle, name, options, say)
+    with measuring_alone(f"{bundle.name}: {name}", say):
+        result = _run(bundle, name, options, say)
     if record is not None:
         write_scenario(result, record / bundle.manifest.name / FOLDER)
     if attach:
