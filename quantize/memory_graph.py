@@ -30,7 +30,7 @@ BATCHES = (2, 3)
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
-_STAYS_BLOCKED = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "BatchNormalization", "Add", "HardSigmoid"})
+_STAYS_BLOCKED = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "BatchNormalization", "Add", "HardSigmoid", "Concat"})
 _BLOCK_CHANNELS = 8
 _FLOAT_BYTES = 4
 

@@ -11,7 +11,7 @@ Memory grows with the batch, so the largest batch is found by doubling and halvi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,10 +194,12 @@ def estimate_memory(options: EstimateOptions) -> MemoryEstimate:
 def read_graphs(source: "OpenedSource") -> ModelGraphs:
     """Return the graphs of an opened model, as each runtime computes them."""
     from tsexport.exporters.sketch import sketch_file, sketch_module
+    from tsexport.quantize.memory_eager import record_eager
     from tsexport.quantize.memory_graph import memory_graph, model_graphs
 
     if source.module is not None:
-        return model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        graphs = model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        return replace(graphs, eager=record_eager(source.module, source.spec))
     assert source.onnx_path is not None  # the only kind without a module
     return model_graphs(memory_graph(sketch_file(source.onnx_path, source.spec)))
 
