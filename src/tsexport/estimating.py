@@ -11,7 +11,7 @@ Memory grows with the batch, so the largest batch is found by doubling and halvi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +20,12 @@ from tsexport.bench.memory_model import (
     IDLE_BYTES,
     RULES,
     MemoryParts,
-    ModelGraphs,
     engine_parts,
     estimate_parts,
+    estimated_bytes,
     weights_scale,
 )
+from tsexport.bench.memory_sessions import ModelGraphs
 from tsexport.bench.published_memory import PublishedMemory, published_memory
 from tsexport.bench.tables import load_tables
 from tsexport.devices import Device, list_devices
@@ -193,10 +194,12 @@ def estimate_memory(options: EstimateOptions) -> MemoryEstimate:
 def read_graphs(source: "OpenedSource") -> ModelGraphs:
     """Return the graphs of an opened model, as each runtime computes them."""
     from tsexport.exporters.sketch import sketch_file, sketch_module
+    from tsexport.quantize.memory_eager import record_eager
     from tsexport.quantize.memory_graph import memory_graph, model_graphs
 
     if source.module is not None:
-        return model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        graphs = model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        return replace(graphs, eager=record_eager(source.module, source.spec))
     assert source.onnx_path is not None  # the only kind without a module
     return model_graphs(memory_graph(sketch_file(source.onnx_path, source.spec)))
 
@@ -228,26 +231,27 @@ def _rows(graphs: ModelGraphs, target: Target, batch: int, scale: float) -> tupl
     limits = limits_of(target)
     if target.instruction_set == "gpu":
         floats = 1.0 if target.precision == "fp32" else HALF_WIDTH
-        return (
-            _row(ENGINE, batch, 0, limits, lambda n: engine_parts(graphs, n, weights_scale=scale, floats_scale=floats)),
-        )
+
+        def engine(n: int) -> MemoryParts:
+            return engine_parts(graphs, n, weights_scale=scale, floats_scale=floats)
+
+        return (_row(ENGINE, 0, limits, engine(batch), lambda n: engine(n).total_bytes),)
     return tuple(
         _row(
             name,
-            batch,
             IDLE_BYTES[name],
             limits,
-            lambda n, name=name: estimate_parts(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
+            estimate_parts(graphs, name, batch, weights_scale=scale),
+            lambda n, name=name: estimated_bytes(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
         )
         for name in RULES
     )
 
 
 def _row(
-    runtime: str, batch: int, idle: int, limits: Sequence[MemoryLimit], parts_at: Callable[[int], MemoryParts]
+    runtime: str, idle: int, limits: Sequence[MemoryLimit], parts: MemoryParts, total_at: Callable[[int], int]
 ) -> RuntimeMemory:
-    parts = parts_at(batch)
-    monotone = _never_falling(lambda n: idle + parts_at(n).total_bytes)
+    monotone = _never_falling(lambda n: idle + total_at(n))
     return RuntimeMemory(
         runtime=runtime,
         parts=parts,
