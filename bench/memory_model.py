@@ -97,9 +97,7 @@ def _own_bytes(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool 
     return round(sum(rule * count for rule, count in zip(astuple(RULES[runtime]), counts, strict=True)))
 
 
-def counts_of(
-    graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None
-) -> tuple[float, ...]:
+def counts_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> tuple[float, ...]:
     """Return how often each constant of `Rules` counts, in its order."""
     models = max(1, len(models_of(graphs, runtime, batch, fixes_batch)))
     steps = sum(step.kind != "view" for step in graphs.plain.steps)
