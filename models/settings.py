@@ -71,7 +71,7 @@ def parse_scalar(text: str) -> object:
     """Return a TOML value ("3", "0.5", "true", "[1, 2]") as what it is, any other text as a string."""
     try:
         document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also a number of thousands of digits, and lists in lists
         return text
     return document["value"] if len(document) == 1 else text
 

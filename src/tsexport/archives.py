@@ -11,6 +11,7 @@ import lzma
 import os
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -119,10 +120,11 @@ def _write_members(members: Iterator[_Member], destination: Path, name: str, bud
         if member.content is None:
             _make_folder(target, member.path, name)
             continue
-        # Case is folded so that two names cannot meet on a file system that does not tell them apart.
-        if str(member.path).casefold() in seen:
+        # Case and the ways to write an accent are folded: some file systems do not tell such names apart.
+        folded = unicodedata.normalize("NFC", str(member.path).casefold())
+        if folded in seen:
             raise BundleError(f"{name} holds {member.path} twice")
-        seen.add(str(member.path).casefold())
+        seen.add(folded)
         _make_folder(target.parent, member.path, name)
         try:
             file = target.open("xb")

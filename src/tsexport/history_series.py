@@ -19,6 +19,8 @@ from tsexport.types import Measurement, Precision
 
 MIN_CHANGE = 0.05
 """Smaller changes are not shown: from run to run, a median on a shared machine moves as much."""
+MOST_POINTS = 250
+"""The search takes the square of their number: a second for 250, a quarter of a minute for 1,000, for each series."""
 SEED = 0
 
 
@@ -79,7 +81,8 @@ class HistorySeries:
 class History:
     """What a folder of kept results tells.
 
-    `significance` is the chance that a series without a change shows one; `min_change` is the smallest change shown.
+    `significance` is the chance that a series without a change shows one; `min_change` is the smallest change shown;
+    changes are looked for in the newest `most_points` recordings of each series.
     """
 
     folder: str
@@ -89,6 +92,7 @@ class History:
     skipped: tuple[SkippedFile, ...]
     min_change: float
     significance: float = SIGNIFICANCE
+    most_points: int = MOST_POINTS
 
 
 def read_history(
@@ -157,7 +161,8 @@ def _one_series(key: _Key, points: tuple[HistoryPoint, ...], found: Recordings, 
     baseline = found.baseline_of((key.bundle, key.machine_id))
     entry = _entry(baseline, key)
     few = f"{len(points)} recordings; a change is looked for from {MIN_POINTS} on" if len(points) < MIN_POINTS else ""
-    changes = change_points([one.median_ms for one in points], min_change=min_change, seed=SEED)
+    newest = points[-MOST_POINTS:]
+    changes = change_points([one.median_ms for one in newest], min_change=min_change, seed=SEED)
     return HistorySeries(
         bundle=key.bundle,
         artifact=key.artifact,
@@ -167,7 +172,7 @@ def _one_series(key: _Key, points: tuple[HistoryPoint, ...], found: Recordings, 
         threads=key.threads,
         machine_id=key.machine_id,
         points=points,
-        changes=tuple(_change(one, points) for one in changes),
+        changes=tuple(_change(one, newest) for one in changes),
         not_searched=few,
         baseline=entry,
         against_baseline=None if entry is None else points[-1].median_ms / entry.median_ms,

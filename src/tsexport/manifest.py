@@ -29,6 +29,7 @@ from tsexport.work import Coverage
 
 SCHEMA_VERSION = 1
 MANIFEST, SELECTION = "manifest.json", "selection.json"
+_NEXT_STEP = "use the tsexport that wrote the bundle, or build it again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -279,7 +280,7 @@ def parse_manifest(text: str | bytes) -> Manifest:
         BundleError: no JSON, another schema, unknown or missing keys, wrong types, or entries that contradict each
             other.
     """
-    manifest = codec.from_plain(Manifest, _schema_1(text, MANIFEST), what=MANIFEST)
+    manifest = codec.from_plain(Manifest, _schema_1(text, MANIFEST), what=MANIFEST, next_step=_NEXT_STEP)
     _check_manifest(manifest)
     return manifest
 
@@ -295,7 +296,7 @@ def parse_selection(text: str | bytes) -> Selection:
     Raises:
         BundleError: as `parse_manifest`.
     """
-    selection = codec.from_plain(Selection, _schema_1(text, SELECTION), what=SELECTION)
+    selection = codec.from_plain(Selection, _schema_1(text, SELECTION), what=SELECTION, next_step=_NEXT_STEP)
     if selection.threads < 1:
         raise BundleError(f"{SELECTION}: threads is {selection.threads}, needed is 1 or more")
     return selection
@@ -324,7 +325,7 @@ def _schema_1(text: str | bytes, what: str) -> Any:
     if type(version) is not int or version != SCHEMA_VERSION:
         raise BundleError(
             f"{what} has schema_version {version!r}; this tsexport reads schema_version {SCHEMA_VERSION}",
-            next_step="use the tsexport that wrote the bundle, or build it again",
+            next_step=_NEXT_STEP,
         )
     return value
 

@@ -115,6 +115,7 @@ def test_a_member_of_a_negative_size(tmp_path, size):
     [
         ([("a", b"1", {}), ("a", b"2", {})], "holds a twice"),
         ([("a", b"1", {}), ("A", b"2", {})], "holds A twice"),
+        ([("\u00e9", b"1", {}), ("e\u0301", b"2", {})], "holds e\u0301 twice"),
         ([("a", b"1", {}), ("a/b", b"2", {})], "a file where a/b needs a folder"),
         ([("a/b", b"1", {}), ("a", b"2", {})], "as a file and as a folder"),
         ([(str(i), b"", {}) for i in range(21)], "more files than a bundle can have"),

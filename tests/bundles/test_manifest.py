@@ -114,6 +114,7 @@ def test_unknown_key_deep_inside(document):
     message = refused(document)
     assert "artifacts[1].files[0]: unknown key 'sha265' (did you mean 'sha256'?)" in message
     assert "path, sha256, size_bytes" in message
+    assert message.endswith("use the tsexport that wrote the bundle, or build it again")
 
 
 @pytest.mark.parametrize(

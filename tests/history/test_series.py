@@ -1,15 +1,18 @@
 """Series of kept results: what belongs together, where it changed, and what is no recording."""
 
+import functools
 import json
 import os
 import shutil
 
 import pytest
+from click.testing import CliRunner
 
 import tsexport
+from tsexport import cli
 from tsexport.errors import UsageError
 from tsexport.history_baselines import set_baselines
-from tsexport.history_series import read_history
+from tsexport.history_series import MOST_POINTS, read_history
 
 
 def test_a_change_is_found_between_the_recordings_that_it_parts(month):
@@ -39,6 +42,27 @@ def test_few_recordings_are_shown_and_not_searched(keep, folder):
     (series,) = read_history(folder).series
     assert series.changes == ()
     assert series.not_searched == "11 recordings; a change is looked for from 12 on"
+
+
+def test_only_the_newest_recordings_are_searched(keep, folder, monkeypatch):
+    """The search takes the square of their number."""
+    monkeypatch.setattr("tsexport.history_series.MOST_POINTS", 24)
+    for day in range(36):
+        keep({0: 1.0, 1: 1.5, 2: 2.0}[day // 12], day=day)
+    (series,) = read_history(folder).series
+    assert len(series.points) == 36
+    (change,) = series.changes
+    assert (change.last_before, change.first_after) == (series.points[23], series.points[24])
+
+
+def test_the_command_says_where_it_did_not_look(keep, folder):
+    run = functools.partial(CliRunner().invoke, cli.main, ["history", str(folder)])
+    said = f"changes are looked for in the newest {MOST_POINTS} recordings of a series"
+    for day in range(MOST_POINTS):
+        keep(day=day)
+    assert said not in run().stderr
+    keep(day=MOST_POINTS)
+    assert said in run().stderr
 
 
 def test_machines_bundles_and_batch_sizes_are_series_of_their_own(keep, folder):

@@ -42,7 +42,7 @@ def test_scalars_survive(value):
     assert parse_scalar(str(value).lower()) == value
 
 
-@pytest.mark.parametrize("text", ["abc", "a b", "'open", "", "1\nother = 2"])
+@pytest.mark.parametrize("text", ["abc", "a b", "'open", "", "1\nother = 2", "[" * 5000, "1" * 5000])
 def test_other_text_stays_text(text):
     assert parse_scalar(text) == text
 

@@ -143,6 +143,8 @@ def test_what_is_missing_is_named(key):
             r"the input 'x' has dtype 'float31' \(did you mean 'float32'\?\); allowed are float32, float64",
         ),
         ("[build\n", r"build.toml is no TOML: "),
+        ("a = " + "[" * 5000, r"build.toml is no TOML: maximum recursion depth"),
+        ("a = " + "1" * 5000, r"build.toml is no TOML: Exceeds the limit"),
     ],
 )
 def test_a_file_that_cannot_be_used(config, text, message):

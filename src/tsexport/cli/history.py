@@ -123,6 +123,8 @@ def _show(folder: Path, bundle: str | None, machine: str | None, min_change: flo
         f"changes of {100 * found.min_change:g} % or more; a series without a change shows one with a chance of "
         f"{100 * found.significance:g} %"
     )
+    if any(len(one.points) > found.most_points for one in found.series):
+        say(f"changes are looked for in the newest {found.most_points} recordings of a series")
 
 
 def _print_series(one: "HistorySeries", machine: str, last: int) -> None:
