@@ -110,7 +110,7 @@ def _server(found: Server) -> ScenarioTable:
                 f"{run.over_bound:,}",
                 run_status(run),
             )
-            for run in found.runs
+            for run in sorted(found.runs, key=lambda run: run.qps)
         ),
         f"Server: {figure}",
         f"p99 within {found.p99_bound_ms:g} ms ({found.bound_from}), from the scheduled arrival{together}",

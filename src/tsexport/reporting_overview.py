@@ -7,6 +7,7 @@ the race's own, a size is held against the fp32 ONNX artifact's, an error agains
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_high
 
 from tsexport.bench.device_records import RUNTIME
@@ -15,6 +16,7 @@ from tsexport.bench.rows import VerdictRow, interval
 from tsexport.bench.statistics import percentile
 from tsexport.bench.use_cases import UseCaseAnswer, UseCaseStatus
 from tsexport.manifest import ArtifactEntry, Manifest
+from tsexport.plots import at_both_widths
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
 from tsexport.plots_tradeoff import TradeoffPoint, tradeoff_plot
@@ -303,7 +305,8 @@ def _speedups(rows: Sequence[OverviewRow], bundles: Sequence[BundleView], place:
     if len(found) < 2:
         return None
     found.sort(key=lambda bar: -bar.value)
-    plot = speedup_plot(found[:PLOTTED], f"Speed-ups of the selected artifacts over fp32 on {place}")
+    title = f"Speed-ups of the selected artifacts over fp32 on {place}"
+    plot = at_both_widths(partial(speedup_plot, found[:PLOTTED], title))
     return OverviewPlot(place, plot, max(0, len(found) - PLOTTED))
 
 
@@ -320,7 +323,8 @@ def _tradeoff(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None:
     if not points:
         return None
     title = f"Error, as a share of what is allowed, against latency of all candidates on {place}"
-    return OverviewPlot(place, tradeoff_plot(points, 100.0, "all that is allowed", title, every_label=False))
+    draw = partial(tradeoff_plot, points, 100.0, "all that is allowed", title, every_label=False)
+    return OverviewPlot(place, at_both_widths(draw))
 
 
 def _latencies(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None:
@@ -330,7 +334,8 @@ def _latencies(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None
             one = _headline(machine, bundle.manifest)
             series.append(LatencySeries(f"{bundle.manifest.name}: {one.artifact}", one.samples_ms, False))
     series.sort(key=lambda one: median_high(one.samples_ms))
-    plot = latency_plot(series[:PLOTTED], f"Latencies of the selected artifacts at batch 1 on {place}")
+    title = f"Latencies of the selected artifacts at batch 1 on {place}"
+    plot = at_both_widths(partial(latency_plot, series[:PLOTTED], title))
     return OverviewPlot(place, plot, max(0, len(series) - PLOTTED))
 
 

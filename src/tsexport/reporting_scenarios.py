@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine
@@ -9,10 +10,11 @@ from tsexport.bench.scenario_records import FOLDER, SCENARIOS, ScenarioRecord, r
 from tsexport.bench.scenario_rows import ScenarioTable, scenario_table
 from tsexport.bundles import Bundle
 from tsexport.checksums import MEASUREMENTS
+from tsexport.plots import at_both_widths
 from tsexport.plots_scenarios import offline_plot, server_plot
 
 _MEANINGS = {
-    "single-stream": "One query after another, as in SingleStream of MLPerf Inference.",
+    "single-stream": "A client that waits for each answer, as in SingleStream of MLPerf Inference.",
     "offline": "All samples are there at once, as in Offline of MLPerf Inference: how many a second, at which batch.",
     "server": "Queries come at random (Poisson), as in Server of MLPerf Inference, and a latency runs from the moment "
     "that its query was due, waiting included.",
@@ -81,7 +83,9 @@ def _view(record: ScenarioRecord) -> ScenarioView:
 
 def _plot(record: ScenarioRecord) -> str:
     if record.offline is not None and len(record.offline.points) > 1:
-        return offline_plot(record.offline, f"Throughput of {record.artifact} over batch sizes")
+        title = f"Throughput of {record.artifact} over batch sizes"
+        return at_both_widths(partial(offline_plot, record.offline, title))
     if record.server is not None and len(record.server.runs) > 1:
-        return server_plot(record.server, f"Latency of {record.artifact} from the scheduled arrival over rates")
+        title = f"Latency of {record.artifact} from the scheduled arrival over rates"
+        return at_both_widths(partial(server_plot, record.server, title))
     return ""

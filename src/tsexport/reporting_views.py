@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_high
 
 from tsexport.bench.device_records import DeviceRecord
@@ -20,6 +21,7 @@ from tsexport.bench.rows import (
 from tsexport.bundles import Bundle
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
+from tsexport.plots import at_both_widths
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_tradeoff import tradeoff_plot
 from tsexport.projecting import ProjectionView, projection_views
@@ -202,7 +204,8 @@ def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int
             if m.batch == batch
         ]
         series.sort(key=lambda one: median_high(one.samples_ms))
-        found.append((batch, latency_plot(series, f"Latency distributions of {manifest.name} at batch {batch}")))
+        title = f"Latency distributions of {manifest.name} at batch {batch}"
+        found.append((batch, at_both_widths(partial(latency_plot, series, title))))
     return tuple(found)
 
 
@@ -212,4 +215,5 @@ def _tradeoff(record: MachineRecord, manifest: Manifest) -> str:
     if not points:
         return ""
     scale = error_scale(manifest)
-    return tradeoff_plot(points, 100 * scale.allowed, scale.budget, f"Accuracy against latency of {manifest.name}")
+    title = f"Accuracy against latency of {manifest.name}"
+    return at_both_widths(partial(tradeoff_plot, points, 100 * scale.allowed, scale.budget, title))
