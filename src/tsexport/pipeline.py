@@ -139,7 +139,7 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns), threads, turns)
+    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
     _ = (
         context.selection,
         context.calibration_tables,
