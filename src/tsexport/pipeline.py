@@ -197,22 +197,16 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
+    plan.context.turns.say = say
+    with plan.context.turns.working():
+        return _run(plan, quiet, say)
+
+
+def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
     progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
-    context.turns.say, context.turns.waited = say, progress.leave_out
-    with context.turns.working():
-        return _run(plan, progress, say)
-
-
-def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
-    """Return the turn that a step runs in, where it is not the whole build's."""
-    measures = step in MEASURING
-    return plan.context.turns.measuring(f"{plan.name}: {step}") if measures else contextlib.nullcontext()
-
-
-def _run(plan: Plan, progress: Progress, say: Callable[[str], None]) -> Bundle:
-    context = plan.context
+    context.turns.waited = progress.leave_out
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -294,6 +288,12 @@ def _run(plan: Plan, progress: Progress, say: Callable[[str], None]) -> Bundle:
         bundle = pack(context, samples, packed, record)
     progress.remember()
     return bundle
+
+
+def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
+    """Return the turn that a step runs in, where it is not the whole build's."""
+    measures = step in MEASURING
+    return plan.context.turns.measuring(f"{plan.name}: {step}") if measures else contextlib.nullcontext()
 
 
 def build_bundle(

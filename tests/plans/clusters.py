@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distributed import Client
+from distributed import Client, Security
 
 STAND_IN = Path(__file__).parent.parent / "device" / "stand_in_trtexec.py"
 PATIENCE_S = 60.0
@@ -16,10 +16,12 @@ PATIENCE_S = 60.0
 
 @dataclass
 class Cluster:
-    """A scheduler and its workers; `address` is that of the scheduler."""
+    """A scheduler and its workers; `address` is that of the scheduler, `environment` and `security` are Dask's TLS."""
 
     folder: Path
     address: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    security: Security | None = None
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self, *command: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -28,18 +30,18 @@ class Cluster:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=self.folder,
-                env={**os.environ, **environment},
+                env={**os.environ, **self.environment, **environment},
                 stdout=log,
                 stderr=log,
             )
         self.processes.append(process)
         return process
 
-    def start_scheduler(self) -> None:
+    def start_scheduler(self, protocol: str = "tcp") -> None:
         file = self.folder / "scheduler.json"
         self.start(
             "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-            "--scheduler-file", str(file),
+            "--protocol", protocol, "--scheduler-file", str(file),
         )  # fmt: skip
         self.wait_for(file.exists, "a scheduler")
         self.address = json.loads(file.read_text())["address"]
@@ -64,7 +66,7 @@ class Cluster:
         )
 
     def names(self) -> list[str]:
-        with Client(self.address, set_as_default=False) as client:
+        with Client(self.address, security=self.security, set_as_default=False) as client:
             return [one["name"] for one in client.scheduler_info(n_workers=-1)["workers"].values()]
 
     def wait_for(self, condition, what: str) -> None:

@@ -22,9 +22,10 @@ def wait_for_ends(folder, *names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
-def test_a_plan_that_is_ended_ends_its_builds_and_goes_on_where_it_was(folder, ending, how):
+@pytest.mark.parametrize("executor", ["local", "dask"])
+def test_a_plan_that_is_ended_ends_its_builds_and_goes_on_where_it_was(folder, ending, executor, how):
     folder.write(TWO)
-    plan = folder.start("--jobs", "2")
+    plan = folder.start("--jobs", "2", "--executor", executor)
     ending.append(plan)
     folder.wait_for_log(FIRST, "] export ONNX: ")
     plan.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)

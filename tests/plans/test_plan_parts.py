@@ -72,12 +72,21 @@ def test_a_plan_ends_with_0_only_where_every_row_does(codes):
 
 
 @pytest.mark.parametrize(
-    ("builds", "cores", "free_gib", "at_once"),
-    [(9, 4, 64, 4), (2, 4, 64, 2), (9, 4, 7, 2), (9, 4, 1, 1), (0, 4, 64, 1)],
+    ("builds", "cores", "free_gib", "limit_gib", "at_once"),
+    [
+        (9, 4, 64, None, 4),
+        (2, 4, 64, None, 2),
+        (9, 4, 7, None, 2),
+        (9, 4, 64, 7, 2),
+        (9, 4, 1, None, 1),
+        (0, 4, 64, None, 1),
+    ],
 )
-def test_builds_at_once_are_as_many_as_cores_and_memory_allow(monkeypatch, builds, cores, free_gib, at_once):
+def test_builds_at_once_are_as_many_as_cores_and_memory_allow(monkeypatch, builds, cores, free_gib, limit_gib, at_once):
     monkeypatch.setattr(local, "cores_here", lambda: cores)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free_gib * 2**30))
+    monkeypatch.setattr(local, "memory_limit", lambda total: limit_gib and limit_gib * 2**30)
+    memory = SimpleNamespace(available=free_gib * 2**30, total=64 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert local.jobs_here(builds) == at_once
 
 
