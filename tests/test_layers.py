@@ -25,7 +25,7 @@ MAY_IMPORT = {
 SCRIPTS = {"bench/suites", "models/training"}
 HEAVY = {
     *("torch", "torchao", "torch_pruning", "onnx", "onnxruntime", "openvino", "nncf", "neural_compressor", "tract"),
-    *("pyarrow", "fastapi", "uvicorn", "prometheus_client", "tensorrt", "cuda", "cyclonedx"),
+    *("pyarrow", "fastapi", "uvicorn", "prometheus_client", "tensorrt", "cuda", "cyclonedx", "dask", "distributed"),
 }
 
 

@@ -140,7 +140,7 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns), threads, turns)
+    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
     _ = (
         context.selection,
         context.calibration_tables,
@@ -199,7 +199,7 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
     plan = _telling(plan, say)
-    with surroundings_explained(), plan.context.cache.in_use():
+    with surroundings_explained(), plan.context.cache.in_use(), plan.context.turns.working():
         return _run(plan, quiet, say)
 
 
@@ -207,19 +207,7 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
     progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
-    context.turns.say, context.turns.waited = say, progress.leave_out
-    with context.turns.working():
-        return _run(plan, progress, say)
-
-
-def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
-    """Return the turn that a step runs in, where it is not the whole build's."""
-    measures = step in MEASURING
-    return plan.context.turns.measuring(f"{plan.name}: {step}") if measures else contextlib.nullcontext()
-
-
-def _run(plan: Plan, progress: Progress, say: Callable[[str], None]) -> Bundle:
-    context = plan.context
+    context.turns.waited = progress.leave_out
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -306,8 +294,15 @@ def _run(plan: Plan, progress: Progress, say: Callable[[str], None]) -> Bundle:
 
 
 def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
-    """Return a plan whose cache says when it waits for another build."""
+    """Return a plan whose cache and turns say when they wait for another build."""
+    plan.context.turns.say = say
     return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
+
+
+def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
+    """Return the turn that a step runs in, where it is not the whole build's."""
+    measures = step in MEASURING
+    return plan.context.turns.measuring(f"{plan.name}: {step}") if measures else contextlib.nullcontext()
 
 
 def build_bundle(

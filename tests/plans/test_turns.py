@@ -170,8 +170,8 @@ def test_a_build_that_wants_the_stage_of_another_one_waits_outside(take, tmp_pat
         return RESULT
 
     with turns.working():
-        cached = CacheInTurns(tmp_path, turns).stage("probe", {"n": 1}, DataRecord, produce)
-        again = CacheInTurns(tmp_path, turns).stage("probe", {"n": 1}, DataRecord, produce)
+        cached = CacheInTurns(tmp_path, turns=turns).stage("probe", {"n": 1}, DataRecord, produce)
+        again = CacheInTurns(tmp_path, turns=turns).stage("probe", {"n": 1}, DataRecord, produce)
     assert seen == [False]
     assert (cached.reused, again.reused) == (False, True)
     assert cached.result == again.result == RESULT

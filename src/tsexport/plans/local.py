@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
+from tsexport.bench.fingerprint import memory_limit
 from tsexport.loading import cores_here
 from tsexport.plans.process import build_in_process
 from tsexport.plans.records import Job, Row
@@ -20,7 +21,9 @@ def jobs_here(builds: int) -> int:
     """Return how many builds run at once: one for each core, as far as memory goes, and no more than there are."""
     import psutil
 
-    by_memory = int(psutil.virtual_memory().available // MEMORY_OF_A_BUILD_BYTES)
+    memory = psutil.virtual_memory()
+    free_bytes = min(memory.available, memory_limit(memory.total) or memory.total)
+    by_memory = int(free_bytes // MEMORY_OF_A_BUILD_BYTES)
     return max(1, min(builds, cores_here(), by_memory))
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from tsexport.plans.headlines import latency_text
 from tsexport.plans.kits import ClusterMeasurements, device_resources, needs_measuring
 from tsexport.plans.progress import PlanProgress
 from tsexport.plans.records import Row, Surroundings
+from tsexport.plans.state import place_of
 from tsexport.plans.tasks import from_text, look_around
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ CONNECT_SECONDS = 15.0
 WORKERS_SECONDS = 30.0
 """How long a scheduler without workers is given to get one."""
 _TICK_SECONDS = 0.3
+_SHARE = "name an output folder that all workers share with -o, and a cache folder with TSEXPORT_CACHE"
 Say = Callable[[str], None]
 
 
@@ -61,14 +63,22 @@ def build_on_cluster(
         MissingDependencyError: the extra `dask` is not installed.
     """
     require("dask", "--executor dask")
+    if not any(one.is_to_be_built or (one.target and needs_measuring(one.row, one.target)) for one in checked):
+        return {}
     with _client(where) as client:
         workers = _wait_for_workers(client, where)
         devices = device_resources()
-        with _seen_in_cache() as probe:
-            _check(client, [str(running), str(probe)], builders(workers, devices))
+        with ExitStack() as stack:
+            folders = {place_of(one.plan).folder for one in checked if one.plan is not None}
+            probes = [stack.enter_context(_probe(folder)) for folder in (*folders, default_root().absolute())]
+            _check(client, [str(probe) for probe in probes], builders(workers, devices))
         progress.at_once = sum(one.threads for one in builders(workers, devices))
         say(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}: {_summary(workers)}")
-        return _Run(client, checked, running, progress, devices).until_done()
+        try:
+            return _Run(client, checked, running, progress, devices).until_done()
+        except BaseException:  # builds and kits that still run end by it, wherever they are
+            running.unlink(missing_ok=True)
+            raise
 
 
 class _Run:
@@ -162,17 +172,13 @@ def _wait_for_workers(client: "Client", where: OnCluster) -> tuple[Worker, ...]:
 
 
 @contextmanager
-def _seen_in_cache() -> Iterator[Path]:
-    """Make a file in the cache folder that every worker has to see."""
-    root = default_root().absolute()
+def _probe(folder: Path) -> Iterator[Path]:
+    """Make a file in a folder that every worker has to see."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".seen-", dir=root)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".seen-", dir=folder)
     except OSError as error:
-        raise UsageError(
-            f"the cache folder {root} cannot be written: {error.strerror}",
-            next_step="set TSEXPORT_CACHE to a folder that all workers share",
-        ) from error
+        raise UsageError(f"{folder} cannot be written: {error.strerror}", next_step=_SHARE) from error
     os.close(descriptor)
     try:
         yield Path(name)
@@ -195,7 +201,7 @@ def _check(client: "Client", paths: Sequence[str], able: Sequence[Worker]) -> No
             folder = Path(found.unseen[0]).parent
             raise UsageError(
                 f"the worker {address} does not see {folder}: the output and the cache folder have to be shared by all",
-                next_step="name a shared folder with -o, and one with TSEXPORT_CACHE",
+                next_step=_SHARE,
             )
         if found.code != code_digest():
             raise UsageError(

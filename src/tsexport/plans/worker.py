@@ -9,6 +9,7 @@ build is interrupted as by Ctrl-C: measuring processes end, nothing half-written
 
 import json
 import os
+import platform
 import signal
 import sys
 import threading
@@ -113,7 +114,8 @@ def main() -> int:
     try:
         job = decode(Job, sys.stdin.buffer.readline(), what="the job", error=DataError)
         _end_with_stdin()
-        print(f"--- process {os.getpid()} builds {job.name}", file=sys.stderr, flush=True)
+        whose = f"of process {os.getppid()} on {platform.node()}"
+        print(f"--- process {os.getpid()} {whose} builds {job.name}", file=sys.stderr, flush=True)
         row = carry_out(job)
     except KeyboardInterrupt:
         print("--- interrupted", file=sys.stderr, flush=True)
