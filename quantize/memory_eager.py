@@ -20,8 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tsexport.bench.memory_plan import Size
-from tsexport.bench.memory_sessions import EagerEvent
+from tsexport.bench.memory_plan import EagerEvent, Size
 from tsexport.exporters.rewrites.modules import copied
 from tsexport.exporters.rewrites.order import MODULE_REWRITES
 from tsexport.exporters.tracing import evaluating, mha_fastpath

@@ -5,8 +5,8 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
+from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_model import RULES, MemoryParts, Rules, counts_of, estimate_parts
-from tsexport.bench.memory_sessions import ModelGraphs
 from tsexport.bench.published_memory import PublishedMemory, published_memory
 from tsexport.bench.suites.estimate_cases import CASES, Case
 from tsexport.bench.suites.estimate_measure import Measured, Peak
