@@ -13,7 +13,7 @@ for models that took no part in the fit.  Measured on x86-64 with glibc, ONNX Ru
 2.13, on 2 threads; another version, C library or number of threads may need others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from tsexport.bench.memory_forms import ModelGraphs, Use
@@ -40,6 +40,11 @@ class Rules:
     step: float
     convolution: float
     onednn: float
+
+    def bytes_for(self, counts: Sequence[float]) -> int:
+        """Return what the constants come to; `counts` as of `counts_of`."""
+        constants: tuple[float, ...] = astuple(self)
+        return round(sum(constant * count for constant, count in zip(constants, counts, strict=True)))
 
 
 RULES: Mapping[str, Rules] = {
@@ -104,7 +109,7 @@ def estimated_range(
 
 def _own_bytes(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> int:
     counts = counts_of(graphs, runtime, batch, fixes_batch)
-    return round(sum(rule * count for rule, count in zip(astuple(RULES[runtime]), counts, strict=True)))
+    return RULES[runtime].bytes_for(counts)
 
 
 def counts_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> tuple[float, ...]:
@@ -112,7 +117,7 @@ def counts_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool |
     models = max(1, len(models_of(graphs, runtime, batch, fixes_batch)))
     steps = sum(step.kind != "view" for step in graphs.plain.steps)
     onednn = runtime == "torchscript" and convolves_in_blocks(graphs.plain, batch)
-    return 1, models * steps, graphs.convolves, onednn
+    return 1.0, float(models * steps), float(graphs.convolves), float(onednn)
 
 
 def weights_scale(graphs: ModelGraphs, precision: str, fp32_bytes: int = 0) -> float:
