@@ -23,6 +23,8 @@ from tsexport.bench.memory_torch import torchscript
 
 PACKED = frozenset({"MatMul", "Gemm", "LSTM", "GRU"})
 READ_BUFFER_BYTES = 4 << 20
+GRU_PARTS = (2 / 3, 1 / 3)
+"""ONNX Runtime packs a GRU's recurrent weights in two: update and reset gates, and the hidden one."""
 HANDLES_SHARE = 1 / 32
 """ONNX Runtime's arena keeps 8 bytes for every 256 of a region."""
 
@@ -59,9 +61,11 @@ def _load_onnxruntime(heap: Heap, graph: MemoryGraph, scale: float, name: str) -
             heap.give(f"{name} {key} {part}")
     for key in convolved:
         heap.give(f"{name} {key}")
+    apart = {step.constants[1] for step in graph.steps if step.operator == "GRU" and len(step.constants) > 1}
     for key in _constants_of(graph, PACKED):
         if key not in convolved:
-            heap.take(f"{name} {key} packed", sizes[key], pinned=True)
+            for at, share in enumerate(GRU_PARTS if key in apart else (1.0,)):
+                heap.take(f"{name} {key} packed {at}", round(sizes[key] * share), pinned=True)
             heap.give(f"{name} {key}")
 
 
