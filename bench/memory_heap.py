@@ -18,8 +18,10 @@ from dataclasses import dataclass
 PAGE_BYTES = 4096
 HEADER_BYTES = 16
 ALIGNING_BYTES = 96
-"""What a request that is aligned to 64 bytes looks for beyond its size, so that it never fits the hole that one of its
-own size left."""
+"""What a request that is aligned to 64 bytes looks for beyond its size.  The rest is given back in small pieces, which
+join the block again when that is freed, unless they were used for something else: then the hole is too small for a
+request of the same size."""
+PIN_BYTES = 32
 FIRST_THRESHOLD_BYTES = 128 << 10
 LARGEST_THRESHOLD_BYTES = 32 << 20
 TOP_PAD_BYTES = 128 << 10
@@ -30,8 +32,6 @@ class _Block:
     start: int
     size: int
     free: bool
-    pinned: bool = False
-    """Whether something small lies behind it, so that it never joins its neighbour."""
 
 
 class Heap:
@@ -65,24 +65,21 @@ class Heap:
 
         Args:
             aligned: to 64 bytes, as tensors are.
-            pinned: something small that stays is taken right after it.
+            pinned: something small that stays is taken right behind it.
         """
         rounded = -(-(size + HEADER_BYTES) // HEADER_BYTES) * HEADER_BYTES
         wanted = rounded + ALIGNING_BYTES * aligned
         written = min(rounded, size if used is None else used)
         hole = self._hole(wanted)
         if hole is not None:
-            block = self._split(hole, rounded)
-            block.pinned |= pinned
-            self._in_heap[key] = block
+            self._in_heap[key] = self._place(hole, wanted, pinned)
         elif self._top_end - self._top < wanted and wanted >= self._threshold:
             self._map(key, rounded, written)
         else:
-            block = _Block(self._top, rounded, False, pinned)
-            self._blocks.append(block)
-            self._in_heap[key] = block
-            self._top += rounded
+            self._blocks.append(_Block(self._top, wanted, True))
+            self._top += wanted
             self._top_end = max(self._top_end, self._top + TOP_PAD_BYTES)
+            self._in_heap[key] = block = self._place(len(self._blocks) - 1, wanted, pinned)
             self._used_end = max(self._used_end, block.start + written)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
@@ -107,24 +104,30 @@ class Heap:
         fitting = [(block.size, at) for at, block in enumerate(self._blocks) if block.free and block.size >= size]
         return min(fitting)[1] if fitting else None
 
-    def _split(self, at: int, size: int) -> _Block:
+    def _place(self, at: int, size: int, pinned: bool) -> _Block:
+        """Return the beginning of a free block, taken; with `pinned` its last bytes are something else's for good."""
         block = self._blocks[at]
-        if block.size > size:
-            self._blocks.insert(at + 1, _Block(block.start + size, block.size - size, True, block.pinned))
-            block.size, block.pinned = size, False
+        self._cut(at, size)
+        if pinned:
+            self._cut(at, size - PIN_BYTES)
+            self._blocks[at + 1].free = False
         block.free = False
         return block
 
+    def _cut(self, at: int, size: int) -> None:
+        block = self._blocks[at]
+        if block.size > size:
+            self._blocks.insert(at + 1, _Block(block.start + size, block.size - size, True))
+            block.size = size
+
     def _join(self, at: int) -> None:
         blocks = self._blocks
-        if at + 1 < len(blocks) and blocks[at + 1].free and not blocks[at].pinned:
-            blocks[at].size += blocks[at + 1].size
-            blocks[at].pinned = blocks.pop(at + 1).pinned
-        if at > 0 and blocks[at - 1].free and not blocks[at - 1].pinned:
+        if at + 1 < len(blocks) and blocks[at + 1].free:
+            blocks[at].size += blocks.pop(at + 1).size
+        if at > 0 and blocks[at - 1].free:
             at -= 1
-            blocks[at].size += blocks[at + 1].size
-            blocks[at].pinned = blocks.pop(at + 1).pinned
-        if at + 1 == len(blocks) and not blocks[at].pinned:
+            blocks[at].size += blocks.pop(at + 1).size
+        if at + 1 == len(blocks):
             self._top = blocks.pop(at).start
             self._trim()
 

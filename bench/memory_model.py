@@ -13,11 +13,13 @@ for models that took no part in the fit.  Measured on x86-64 with glibc, ONNX Ru
 2.13, on 2 threads; another version, C library or number of threads may need others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
+from tsexport.bench.memory_forms import ModelGraphs, Use
 from tsexport.bench.memory_plan import live_peak, trace
-from tsexport.bench.memory_sessions import SESSIONS, ModelGraphs, Use, blocked_convolutions
+from tsexport.bench.memory_sessions import SESSIONS
+from tsexport.bench.memory_torch import convolves_in_blocks, torchscript_range
 
 MB = 1_000_000
 IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "torchscript": 295 * MB}
@@ -31,22 +33,24 @@ class Rules:
     """What a runtime brings itself, in bytes, beyond an idle session.
 
     once: for any model.  step: for each step that is no view, and each model of a session.
-    convolution, recurrent: where there is any.
-    onednn, kernel: in torch, where oneDNN computes any convolution, and for each that it computes.
+    convolution: where there is any.  onednn: in torch, where oneDNN computes any.
     """
 
     once: float
     step: float
     convolution: float
-    recurrent: float
     onednn: float
-    kernel: float
+
+    def bytes_for(self, counts: Sequence[float]) -> int:
+        """Return what the constants come to; `counts` as of `counts_of`."""
+        constants: tuple[float, ...] = astuple(self)
+        return round(sum(constant * count for constant, count in zip(constants, counts, strict=True)))
 
 
 RULES: Mapping[str, Rules] = {
-    "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 0.0, 0.0),
-    "openvino": Rules(10 * MB, 0.11 * MB, 0.0, 0.0, 0.0, 0.0),
-    "torchscript": Rules(3 * MB, 0.04 * MB, 5 * MB, 5 * MB, 8 * MB, 0.3 * MB),
+    "onnxruntime": Rules(1.0 * MB, 0.008 * MB, 0.0, 0.0),
+    "openvino": Rules(9.1 * MB, 0.111 * MB, 2.3 * MB, 0.0),
+    "torchscript": Rules(4.5 * MB, 0.061 * MB, 0.1 * MB, 5.5 * MB),
 }
 ENGINE_BYTES = 500 * MB
 """Assumed, not measured: a CUDA context with TensorRT's and cuDNN's kernels."""
@@ -92,17 +96,28 @@ def estimated_bytes(graphs: ModelGraphs, runtime: str, batch: int, *, weights_sc
     return SESSIONS[runtime](graphs, use) + _own_bytes(graphs, runtime, batch)
 
 
+def estimated_range(
+    graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0
+) -> tuple[int, int] | None:
+    """Return the least and the most that a process may take, where the C library's luck decides; None elsewhere."""
+    if runtime != "torchscript":
+        return None
+    own = _own_bytes(graphs, runtime, batch)
+    least, most = torchscript_range(graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
+    return least + own, most + own
+
+
 def _own_bytes(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> int:
     counts = counts_of(graphs, runtime, batch, fixes_batch)
-    return round(sum(rule * count for rule, count in zip(astuple(RULES[runtime]), counts, strict=True)))
+    return RULES[runtime].bytes_for(counts)
 
 
 def counts_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> tuple[float, ...]:
     """Return how often each constant of `Rules` counts, in its order."""
     models = max(1, len(models_of(graphs, runtime, batch, fixes_batch)))
     steps = sum(step.kind != "view" for step in graphs.plain.steps)
-    kernels = blocked_convolutions(graphs.plain, batch) if runtime == "torchscript" else 0
-    return 1, models * steps, graphs.convolves, graphs.is_recurrent, kernels > 0, kernels
+    onednn = runtime == "torchscript" and convolves_in_blocks(graphs.plain, batch)
+    return 1.0, float(models * steps), float(graphs.convolves), float(onednn)
 
 
 def weights_scale(graphs: ModelGraphs, precision: str, fp32_bytes: int = 0) -> float:

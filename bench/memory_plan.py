@@ -88,6 +88,19 @@ class MemoryGraph:
 
 
 @dataclass(frozen=True)
+class EagerEvent:
+    """A tensor that torch takes (`take`) or gives back under a key, the operator that makes it, the bytes of the
+    activations that it reads, and those of each weight matrix."""
+
+    take: bool
+    key: str
+    size: Size
+    operator: str
+    reads: Size
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Event:
     """Bytes taken (`take`) or given back under a key; `planned` are activations within the graph, the rest is scratch
     or the graph's outputs."""

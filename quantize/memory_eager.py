@@ -20,8 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tsexport.bench.memory_plan import Size
-from tsexport.bench.memory_sessions import EagerEvent
+from tsexport.bench.memory_plan import EagerEvent, Size
 from tsexport.exporters.rewrites.modules import copied
 from tsexport.exporters.rewrites.order import MODULE_REWRITES
 from tsexport.exporters.tracing import evaluating, mha_fastpath
@@ -92,11 +91,11 @@ def _record(module: nn.Module, arrays: Sequence[Any]) -> list[_Sized]:
     return recorder.events
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, own: Sequence[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[_Sized] = []
-        self._own = {StorageWeakRef(one.untyped_storage()) for one in own}
+        self._own = {_reference(one) for one in own}
         self._live: dict[StorageWeakRef, _Sized] = {}
         self._parameters = {id(one) for one in own if isinstance(one, nn.Parameter)}
 
@@ -113,11 +112,10 @@ class _Recorder(TorchDispatchMode):
         if operator == "max_pool2d_with_indices" and args[1][0] == 1:
             made = made[:1]  # pooling of series, which without gradients makes no indices
         for tensor in made:
-            storage = tensor.untyped_storage()
-            reference = StorageWeakRef(storage)
+            reference = _reference(tensor)
             if reference in self._live or reference in self._own:
                 continue
-            size = int(storage.nbytes())
+            size = int(tensor.untyped_storage().nbytes())
             event = _Sized(True, f"t{len(self.events)}", size, operator, reads, weights)
             self._live[reference] = event
             self.events.append(event)
@@ -126,9 +124,14 @@ class _Recorder(TorchDispatchMode):
 
     def sweep(self) -> None:
         """Give back the storages that nothing refers to any more."""
-        for reference in [one for one in self._live if one.expired()]:
+        expired = [one for one in self._live if one.expired()]  # type: ignore[no-untyped-call]
+        for reference in expired:
             event = self._live.pop(reference)
             self.events.append(_Sized(False, event.key, event.size, event.operator))
+
+
+def _reference(tensor: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _tensors(answer: Any) -> Iterator[torch.Tensor]:

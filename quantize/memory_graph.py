@@ -19,8 +19,8 @@ from pathlib import Path
 
 import onnx
 
+from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_plan import Kind, MemoryGraph, Size, Step, Weights
-from tsexport.bench.memory_sessions import ModelGraphs
 from tsexport.exporters.onnx_external import open_model
 from tsexport.quantize.fusing import POINTWISE, PRODUCTS, VIEWS, Wiring
 from tsexport.quantize.kernels import inferred_at

@@ -31,7 +31,7 @@ CASES = (
     Case("resnet1d", (1, 32), (("filters", "256,512,512"),)),
     Case("inception-time", (1, 64)),
     Case("inception-time", (64,), (("size", "small"),)),
-    Case("inception-time", (1, 32), (("size", "large"),)),
+    Case("inception-time", (1, 32, 128), (("size", "large"),)),
     Case("patchtst"),
     Case("patchtst", (1, 8), (("size", "large"),)),
     Case("itransformer"),

@@ -1,12 +1,12 @@
 """The report of `estimate_accuracy.py`: measured peaks, our estimates, fitted and held out, the published figures."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsexport.bench.fingerprint import Machine
-from tsexport.bench.memory_model import RULES, MemoryParts, Rules, counts_of, estimate_parts
-from tsexport.bench.memory_sessions import ModelGraphs
+from tsexport.bench.memory_forms import ModelGraphs
+from tsexport.bench.memory_model import RULES, MemoryParts, counts_of, estimate_parts
 from tsexport.bench.published_memory import PublishedMemory, published_memory
 from tsexport.bench.suites.estimate_cases import CASES, Case
 from tsexport.bench.suites.estimate_measure import Measured, Peak
@@ -86,11 +86,6 @@ class AccuracyReport:
     schema_version: int = SCHEMA_VERSION
 
 
-def constant_bytes(rules: Rules, counts: Sequence[float]) -> int:
-    """Return what constants add to an estimate."""
-    return round(sum(rule * count for rule, count in zip(astuple(rules), counts, strict=True)))
-
-
 def rows_of(measured: Measured) -> tuple[AccuracyRow, ...]:
     """Return the measured peaks with their estimates, in the order of the cases."""
     rows: list[AccuracyRow] = []
@@ -98,12 +93,13 @@ def rows_of(measured: Measured) -> tuple[AccuracyRow, ...]:
         own = [peak for peak in measured.peaks if peak.model == case.label and peak.batch in case.batches]
         if own:
             graphs = read_graphs(open_source(identify(case.model, settings=dict(case.settings))))
-            rows += [_row(case, graphs, peak) for peak in sorted(own, key=lambda peak: (peak.runtime, peak.batch))]
+            rows += [row_of(case, graphs, peak) for peak in sorted(own, key=lambda peak: (peak.runtime, peak.batch))]
             print(f"{case.label} is estimated", flush=True)
     return with_held_out(rows)
 
 
-def _row(case: Case, graphs: ModelGraphs, peak: Peak) -> AccuracyRow:
+def row_of(case: Case, graphs: ModelGraphs, peak: Peak) -> AccuracyRow:
+    """Return one peak with its estimate; the held-out one is not yet there."""
     parts: MemoryParts = estimate_parts(graphs, peak.runtime, peak.batch)
     return AccuracyRow(
         model=case.label,
@@ -129,8 +125,7 @@ def with_held_out(rows: Sequence[AccuracyRow]) -> tuple[AccuracyRow, ...]:
         own = [row for row in rows if row.runtime == runtime]
         rules = held_out([row.sample for row in own])
         found += [
-            replace(row, held_out_bytes=row.simulated_bytes + constant_bytes(rules[row.name], row.counts))
-            for row in own
+            replace(row, held_out_bytes=row.simulated_bytes + rules[row.name].bytes_for(row.counts)) for row in own
         ]
     order = {(row.model, row.runtime, row.batch): at for at, row in enumerate(rows)}
     return tuple(sorted(found, key=lambda row: order[row.model, row.runtime, row.batch]))

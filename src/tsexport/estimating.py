@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_model import (
     HALF_WIDTH,
     IDLE_BYTES,
@@ -23,9 +24,9 @@ from tsexport.bench.memory_model import (
     engine_parts,
     estimate_parts,
     estimated_bytes,
+    estimated_range,
     weights_scale,
 )
-from tsexport.bench.memory_sessions import ModelGraphs
 from tsexport.bench.published_memory import PublishedMemory, published_memory
 from tsexport.bench.tables import load_tables
 from tsexport.devices import Device, list_devices
@@ -67,12 +68,16 @@ class LargestBatch:
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """One runtime at the batch: `parts` above an idle session, `process_bytes` with that session."""
+    """One runtime at the batch: `parts` above an idle session, `process_bytes` with that session.
+
+    range_bytes: the least and the most above an idle session where the C library's luck decides; None elsewhere.
+    """
 
     runtime: str
     parts: MemoryParts
     total_bytes: int
     process_bytes: int
+    range_bytes: tuple[int, int] | None
     largest: tuple[LargestBatch, ...]
 
 
@@ -235,13 +240,14 @@ def _rows(graphs: ModelGraphs, target: Target, batch: int, scale: float) -> tupl
         def engine(n: int) -> MemoryParts:
             return engine_parts(graphs, n, weights_scale=scale, floats_scale=floats)
 
-        return (_row(ENGINE, 0, limits, engine(batch), lambda n: engine(n).total_bytes),)
+        return (_row(ENGINE, 0, limits, engine(batch), None, lambda n: engine(n).total_bytes),)
     return tuple(
         _row(
             name,
             IDLE_BYTES[name],
             limits,
             estimate_parts(graphs, name, batch, weights_scale=scale),
+            estimated_range(graphs, name, batch, weights_scale=scale),
             lambda n, name=name: estimated_bytes(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
         )
         for name in RULES
@@ -249,7 +255,12 @@ def _rows(graphs: ModelGraphs, target: Target, batch: int, scale: float) -> tupl
 
 
 def _row(
-    runtime: str, idle: int, limits: Sequence[MemoryLimit], parts: MemoryParts, total_at: Callable[[int], int]
+    runtime: str,
+    idle: int,
+    limits: Sequence[MemoryLimit],
+    parts: MemoryParts,
+    span: tuple[int, int] | None,
+    total_at: Callable[[int], int],
 ) -> RuntimeMemory:
     monotone = _never_falling(lambda n: idle + total_at(n))
     return RuntimeMemory(
@@ -257,6 +268,7 @@ def _row(
         parts=parts,
         total_bytes=parts.total_bytes,
         process_bytes=idle + parts.total_bytes,
+        range_bytes=span,
         largest=tuple(LargestBatch(one, largest_batch(monotone, one.limit_bytes)) for one in limits),
     )
 

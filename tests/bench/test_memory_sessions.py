@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tsexport.bench.memory_buffers import buffer_events, reordered
+from tsexport.bench.memory_forms import ModelGraphs, Use, onednn_gates
 from tsexport.bench.memory_fusing import SUMS, fuse_activation, fuse_bias, fuse_gelu, fuse_skip, fuse_sum
 from tsexport.bench.memory_model import (
     RULES,
@@ -16,7 +17,8 @@ from tsexport.bench.memory_model import (
     weights_scale,
 )
 from tsexport.bench.memory_plan import MemoryGraph, Size, Step, Weights, live_peak
-from tsexport.bench.memory_sessions import SESSIONS, ModelGraphs, Use, onednn_gates, torch_scratch
+from tsexport.bench.memory_sessions import SESSIONS
+from tsexport.bench.memory_torch import torch_scratch
 
 HEAVY = 40_000_000
 LIGHT = 4000

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tsexport.bench.memory_plan import Event, Size, live_peak
-from tsexport.bench.memory_sessions import ONEDNN_BYTES, eager_events
+from tsexport.bench.memory_torch import ONEDNN_BYTES, eager_events
 from tsexport.quantize.memory_eager import record_eager
 from tsexport.types import ModelSpec, TensorSpec
 
