@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tsexport.attaching import RUNTIME
-from tsexport.bench.device_records import DeviceRecord
+from tsexport.bench.device_records import RUNTIME, DeviceRecord
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.statistics import percentile
 from tsexport.bundles import Bundle
