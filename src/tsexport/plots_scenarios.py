@@ -33,8 +33,8 @@ def offline_plot(found: Offline, title: str, width: int = WIDTH) -> str:
     step = (right - _LEFT) / len(found.points)
     places = [(_LEFT + step * (i + 0.5), y(point.samples_per_s / scale)) for i, point in enumerate(found.points)]
     parts = [
-        horizontal_grid(y, _LEFT, right, unit),
-        text_at(_TITLE_LEFT, 12, "samples a second; above each point the p90 of a call, in ms", "start"),
+        horizontal_grid(y, _LEFT, right, ""),
+        text_at(_TITLE_LEFT, 12, f"{unit}samples/s; above each point the p90 of a call, in ms", "start"),
         text_at(right, _HEIGHT - 10, "batch", "end"),
         _path(places, "curve"),
     ]
@@ -66,7 +66,7 @@ def server_plot(found: Server, title: str, width: int = WIDTH) -> str:
         vertical_grid(x, _TOP, _BOTTOM),
         horizontal_grid(y, _LEFT, right, ""),
         text_at(_TITLE_LEFT, 12, f"ms from the scheduled arrival{', logarithmic' if y.logarithmic else ''}", "start"),
-        text_at(right, _HEIGHT - 10, f"{'thousand ' if unit else ''}queries a second", "end"),
+        text_at(right, _HEIGHT - 10, f"{unit}queries/s", "end"),
         f'<line class="budget" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>',
         text_at(_LEFT + 4, at - 5, f"p99 allowed: {found.p99_bound_ms:g} ms", "start", "budget-label"),
     ]
@@ -107,8 +107,8 @@ def _end_labels(ends: Sequence[tuple[float, str]], at: float) -> list[str]:
 
 
 def _scale(values: Sequence[float]) -> tuple[float, str]:
-    """Return (1000, " k") where the largest value has five digits or more: ticks are to stay short."""
-    return (1000.0, " k") if max(values) >= _THOUSANDS_FROM else (1.0, "")
+    """Return (1000, "thousand ") where the largest value has five digits or more: ticks are to stay short."""
+    return (1000.0, "thousand ") if max(values) >= _THOUSANDS_FROM else (1.0, "")
 
 
 def _path(places: Sequence[tuple[float, float]], kind: str) -> str:
