@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tsexport.archives import SUFFIXES, is_archive, unpack
+from tsexport.codec import read_plain
 from tsexport.entries import bundle_artifact
 from tsexport.errors import BundleError, UsageError
 from tsexport.manifest import (
@@ -102,15 +103,7 @@ class Bundle:
         return f"Bundle({str(self.source)!r})"
 
     def _read(self, name: str) -> bytes:
-        path = self.path / name
-        try:
-            found = path.lstat()
-            # Reading a pipe would wait for whoever writes into it.
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_JSON_BYTES:
-                raise BundleError(f"{name} of the bundle {self.name} is no plain file, or far too large")
-            return path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{name} of the bundle {self.name} cannot be read: {error.strerror}") from None
+        return read_plain(self.path / name, what=f"{name} of the bundle {self.name}", most_bytes=_MAX_JSON_BYTES)
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from tsexport.codec import read_plain
 from tsexport.errors import BundleError
 from tsexport.manifest import relative_path
 from tsexport.types import file_sha256
@@ -115,13 +116,8 @@ def _read_measurement_sums(root: Path) -> dict[str, str]:
 
 def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_SUMS_BYTES:
-            raise BundleError(f"{what} is no plain file, or far too large; it cannot be trusted")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BundleError(f"{what} is missing; {path.parent} is no whole bundle") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_plain(path, what=what, most_bytes=_MAX_SUMS_BYTES).decode()
+    except UnicodeDecodeError as error:
         raise BundleError(f"{what} cannot be read: {error}") from None
     seen = set()
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import stat
 import tempfile
 import types
 import typing
@@ -323,6 +324,28 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path.name} cannot be read: {error}") from None
+
+
+def read_plain(path: Path, *, what: str, most_bytes: int) -> bytes:
+    """Return the bytes of a file that anybody may have put there: never of a link, and never of a pipe, whose reading
+    would wait for a writer.
+
+    Args:
+        what: the file, for messages.
+        most_bytes: as much as such a file may have.
+
+    Raises:
+        BundleError: it is missing, is no plain file, is larger, or cannot be read.
+    """
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most_bytes:
+            raise BundleError(f"{what} is no plain file, or far too large")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{what} is missing", next_step="fetch the bundle again or build it again") from None
+    except OSError as error:
+        raise BundleError(f"{what} cannot be read: {error.strerror}") from None
 
 
 def decode_versioned(kind: type[Record], text: str, *, version: int, what: str, next_step: str) -> Record:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexport.checksums import SUMS
-from tsexport.codec import parse_json
+from tsexport.codec import parse_json, read_plain
 from tsexport.errors import BundleError
 from tsexport.golden import INPUTS, OUTPUTS
 from tsexport.licences import licences_of
@@ -88,13 +88,7 @@ def read_sbom(root: Path, bundle: str) -> tuple[SbomComponent, ...]:
     Raises:
         BundleError: it is missing, is a link, is far too large, or is no CycloneDX document with named components.
     """
-    path = root / SBOM
-    try:
-        if path.is_symlink() or path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{SBOM} of {bundle} is a link or far too large")
-        document = parse_json(path.read_bytes(), what=SBOM)
-    except OSError as error:
-        raise BundleError(f"{SBOM} of {bundle} cannot be read: {error.strerror}") from None
+    document = parse_json(read_plain(root / SBOM, what=f"{SBOM} of {bundle}", most_bytes=_MAX_BYTES), what=SBOM)
     try:
         if document["bomFormat"] != "CycloneDX":
             raise TypeError

@@ -105,7 +105,7 @@ def check_signature(root: Path, key: str | Path) -> str:
         )
     if path.stat().st_size != SIGNATURE_BYTES:
         raise BundleError(f"{SIGNATURE} of {root.name} has {path.stat().st_size} bytes, a signature has 64")
-    read_sums(root)  # refuses a list that is a link or far too large
+    read_sums(root)  # refuses a list that is no plain file, or far too large
     try:
         public.verify(path.read_bytes(), (root / SUMS).read_bytes())
     except InvalidSignature:

@@ -267,7 +267,7 @@ def test_an_sbom_that_is_far_too_large(pair, monkeypatch):
     for folder in pair:
         sbom(folder, {})
     monkeypatch.setattr("tsexport.sbom._MAX_BYTES", 10)
-    with pytest.raises(BundleError, match=r"sbom\.cdx\.json of tiny-cpu4-int8 is a link or far too large"):
+    with pytest.raises(BundleError, match=r"sbom\.cdx\.json of tiny-cpu4-int8 is no plain file, or far too large"):
         diff_bundles(*pair)
 
 
