@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,quantize,report,serve,sign,tract,dev]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[build,quantize,report,serve,sign,tract,dask,dev]"
 	@touch $@
 
 demo: $(BIN)/tsexport  ## a bundle of the reference model, in dist/

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tsexport.codec import decode_versioned, encode, read_text, write_whole
-from tsexport.types import Precision, Verdict
+from tsexport.bench.tables import ServiceLevelRow
+from tsexport.codec import ADDED_LATER, decode_versioned, encode, read_text, write_whole
+from tsexport.types import Measurement, Precision, Verdict
 
 SCHEMA_VERSION = 1
+RUNTIME = "tensorrt"
 PREFIX = "device-"
 """How the file names begin: those of machines that run Python are their hexadecimal ids."""
 
@@ -58,7 +60,7 @@ class DeviceRecord:
 
     `sums_sha256` is the digest of the results' own SHA256SUMS, by which the same results are known again.
     `cuda_graph` and `spin_wait` say how trtexec ran the engine.  `clocks` are the texts of nvpmodel, jetson_clocks and
-    nvidia-smi, by file name.
+    nvidia-smi, by file name.  `service_levels` are the use cases that the measurements are held against.
     """
 
     device: MeasuredDevice
@@ -80,11 +82,33 @@ class DeviceRecord:
     verdicts: tuple[Verdict, ...] = ()
     clocks: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    service_levels: tuple[ServiceLevelRow, ...] = field(default=(), metadata=ADDED_LATER)
 
 
 def device_record_name(record: DeviceRecord) -> str:
     """Return the name of a record's file."""
     return f"{PREFIX}{record.device.machine_id}.json"
+
+
+def measurements_of(record: DeviceRecord) -> tuple[Measurement, ...]:
+    """Return a record's latencies as measurements; memory and loading, which trtexec does not tell, are 0."""
+    return tuple(
+        Measurement(
+            artifact=record.artifact,
+            runtime=f"{RUNTIME} {record.device.tensorrt}",
+            precision=record.precision,
+            batch=one.batch,
+            threads=1,
+            machine=record.device.machine_id,
+            samples_ms=one.samples_ms,
+            load_ms=0.0,
+            peak_memory_bytes=0,
+            idle_memory_bytes=0,
+            warmup_runs=0,
+            processes=1,
+        )
+        for one in record.measurements
+    )
 
 
 def write_device_record(record: DeviceRecord, folder: Path) -> Path:

@@ -30,6 +30,14 @@ class _Chunk:
     free: bool = True
 
 
+@dataclass(frozen=True)
+class Region:
+    """Bytes taken from the system, and those of them that were ever used."""
+
+    size: int
+    used: int
+
+
 class Arena:
     """Chunks of memory, taken and given back under keys."""
 
@@ -41,9 +49,12 @@ class Arena:
         self._used: dict[str, tuple[int, _Chunk]] = {}
 
     @property
-    def touched_bytes(self) -> int:
-        """What was ever used of all regions."""
-        return sum(self._touched)
+    def regions(self) -> tuple[Region, ...]:
+        """The regions in the order in which they were taken."""
+        return tuple(
+            Region(sum(chunk.size for chunk in chunks), used)
+            for chunks, used in zip(self._regions, self._touched, strict=True)
+        )
 
     def take(self, key: str, size: int) -> None:
         """Take a chunk of at least `size` bytes."""
@@ -117,8 +128,8 @@ def _smallest_gap(held: Sequence[tuple[int, int, str]], size: int) -> int:
     return end if found is None else found[1]
 
 
-def arena_bytes(events: Sequence[Event]) -> int:
-    """Return what the arena has used after two runs of the same graph at the same input shapes."""
+def arena_regions(events: Sequence[Event]) -> tuple[Region, ...]:
+    """Return the regions that the arena has taken after two runs of the same graph at the same input shapes."""
     arena = Arena()
     for event in events:
         arena.take(event.key, event.size) if event.take else arena.give(event.key)
@@ -130,7 +141,7 @@ def arena_bytes(events: Sequence[Event]) -> int:
     others = [event for event in events if not event.planned]
     for event in others:
         arena.take(event.key, event.size) if event.take else arena.give(event.key)
-    return arena.touched_bytes
+    return arena.regions
 
 
 def _left(events: Sequence[Event]) -> list[str]:

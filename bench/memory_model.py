@@ -1,65 +1,59 @@
-"""How much memory a session takes: the weights as each runtime keeps them, activations by liveness, and scratch.
+"""How much memory a session takes: what its runtime asks of the C library, and what it brings itself.
 
-    total     runtime + weights + activations + caller's copies, above an idle session of the same runtime
+    total     runtime + weights + activations + workspace, above an idle session of the same runtime
 
-    runtime       code, tables and kernels that a model of one product does not touch, a little for every step
-    weights       bytes of the constants, times what the runtime makes of them: ONNX Runtime unpacks a file into
-                  tensors, and packs those of products and convolutions anew; what that leaves free stays in the process
-    activations   ONNX Runtime: its arena (`bench.memory_arena`), overwriting in place.  OpenVINO: the most that lives
-                  at once, overwriting in place.  TorchScript: the most that lives at once, nothing overwritten
-    sessions      a session that fixes the batch holds the weights once for batch 1 and once for the batch
+    weights       the peak of loading: `bench.memory_sessions` has what each runtime asks for, `bench.memory_heap` how
+                  the C library serves it
+    activations   what the calls add to that peak without scratch, and `workspace` what scratch adds
+    runtime       what no request shows: code and tables that a model of one product does not touch, small objects
 
-The formulas follow the runtimes' code; the factors in `RULES` were measured on x86-64 with glibc, ONNX Runtime 1.31,
-OpenVINO 2026.4 and torch 2.13, and `bench/results/estimate-accuracy.md` says how far they are off.  Another version, C
-library or number of threads may need others.
+Only `runtime` is fitted: `RULES`, few constants a runtime, by least squares on the rows of
+`bench/results/estimate-accuracy.json` (`bench/suites/memory_fit.py`); that file also says how far estimates are off
+for models that took no part in the fit.  Measured on x86-64 with glibc, ONNX Runtime 1.31, OpenVINO 2026.4 and torch
+2.13, on 2 threads; another version, C library or number of threads may need others.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 
-from tsexport.bench.memory_arena import arena_bytes
-from tsexport.bench.memory_plan import Event, MemoryGraph, live_peak, trace
+from tsexport.bench.memory_forms import ModelGraphs, Use
+from tsexport.bench.memory_plan import live_peak, trace
+from tsexport.bench.memory_sessions import SESSIONS
+from tsexport.bench.memory_torch import convolves_in_blocks, torchscript_range
 
 MB = 1_000_000
 IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "torchscript": 295 * MB}
 """What a process with an idle session of a runtime holds, interpreter and numpy included."""
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-GLIBC_MAPS_BYTES = 32 << 20
-"""From this size on glibc maps a block for itself and gives it back when it is freed; smaller ones leave holes."""
 INT8_WIDTH = 0.25
 HALF_WIDTH = 0.5
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a runtime makes of a graph, in bytes, and as multiples of the bytes of its constants.
+    """What a runtime brings itself, in bytes, beyond an idle session.
 
-    runtime_bytes, step_bytes: beyond an idle session, once and for each step.
-    convolution_bytes, recurrent_bytes: what the first convolution or recurrence brings.
-    weights, convolution_weights, recurrent_weights: of the first session, by what reads them.
-    further_weights, further_recurrent_weights: of a session for another batch size.
+    once: for any model.  step: for each step that is no view, and each model of a session.
+    convolution: where there is any.  onednn: in torch, where oneDNN computes any.
     """
 
-    runtime_bytes: float
-    step_bytes: float
-    convolution_bytes: float
-    recurrent_bytes: float
-    weights: float
-    convolution_weights: float
-    recurrent_weights: float
-    further_weights: float
-    further_recurrent_weights: float
+    once: float
+    step: float
+    convolution: float
+    onednn: float
+
+    def bytes_for(self, counts: Sequence[float]) -> int:
+        """Return what the constants come to; `counts` as of `counts_of`."""
+        constants: tuple[float, ...] = astuple(self)
+        return round(sum(constant * count for constant, count in zip(constants, counts, strict=True)))
 
 
 RULES: Mapping[str, Rules] = {
-    "onnxruntime": Rules(1.2 * MB, 0.0, 0.0, 0.0, 1.5, 2.5, 1.4, 2.3, 2.3),
-    "openvino": Rules(13 * MB, 0.06 * MB, 0.0, 0.0, 2.3, 2.3, 3.9, 2.6, 3.5),
-    "torchscript": Rules(3 * MB, 0.04 * MB, 13 * MB, 5 * MB, 1.05, 1.3, 2.4, 0.0, 0.0),
+    "onnxruntime": Rules(1.0 * MB, 0.008 * MB, 0.0, 0.0),
+    "openvino": Rules(9.1 * MB, 0.111 * MB, 2.3 * MB, 0.0),
+    "torchscript": Rules(4.5 * MB, 0.061 * MB, 0.1 * MB, 5.5 * MB),
 }
 ENGINE_BYTES = 500 * MB
 """Assumed, not measured: a CUDA context with TensorRT's and cuDNN's kernels."""
-_OPENVINO_GATES = 0.25
 
 
 @dataclass(frozen=True)
@@ -76,27 +70,6 @@ class MemoryParts:
         return self.runtime_bytes + self.weights_bytes + self.activations_bytes + self.workspace_bytes
 
 
-@dataclass(frozen=True)
-class ModelGraphs:
-    """A graph in the forms that runtimes compute it in.
-
-    blocked: with the channels of convolutions in blocks.  unscored: without the scores of attention.  fused: both.
-    """
-
-    plain: MemoryGraph
-    blocked: MemoryGraph
-    unscored: MemoryGraph
-    fused: MemoryGraph
-
-    @property
-    def is_recurrent(self) -> bool:
-        return any(step.operator in RECURRENT for step in self.plain.steps)
-
-    @property
-    def convolves(self) -> bool:
-        return self.plain.weights.convolution_bytes > 0
-
-
 def estimate_parts(
     graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0, fixes_batch: bool | None = None
 ) -> MemoryParts:
@@ -108,19 +81,43 @@ def estimate_parts(
         fixes_batch: whether each batch size gets a model of its own; by default what the session of `tsexport.load`
             does.
     """
-    rules = RULES[runtime]
-    own = _own_models(graphs, runtime) if fixes_batch is None else fixes_batch
-    weights = graphs.plain.weights
-    convolved, other = weights.convolution_bytes * weights_scale, weights.other_bytes * weights_scale
-    factor = rules.recurrent_weights if graphs.is_recurrent else rules.weights
-    held = factor * other + rules.convolution_weights * convolved
-    if own and batch != 1:
-        again = rules.further_recurrent_weights if graphs.is_recurrent else rules.further_weights
-        held += again * (other + convolved)
-    base = rules.runtime_bytes + rules.step_bytes * len(graphs.plain.steps)
-    base += rules.convolution_bytes * graphs.convolves + rules.recurrent_bytes * graphs.is_recurrent
-    activations, workspace = _ACTIVATIONS[runtime](graphs, batch)
-    return MemoryParts(round(base), round(held), round(activations), round(workspace))
+    use = Use(batch, models_of(graphs, runtime, batch, fixes_batch), weights_scale)
+    session = SESSIONS[runtime]
+    whole = session(graphs, use)
+    weights = min(whole, session(graphs, replace(use, activations=False)))
+    without_scratch = min(whole, max(weights, session(graphs, replace(use, scratch=False))))
+    own = _own_bytes(graphs, runtime, batch, fixes_batch)
+    return MemoryParts(own, weights, without_scratch - weights, whole - without_scratch)
+
+
+def estimated_bytes(graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0) -> int:
+    """Return the total of `estimate_parts`, in a third of the time."""
+    use = Use(batch, models_of(graphs, runtime, batch), weights_scale)
+    return SESSIONS[runtime](graphs, use) + _own_bytes(graphs, runtime, batch)
+
+
+def estimated_range(
+    graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0
+) -> tuple[int, int] | None:
+    """Return the least and the most that a process may take, where the C library's luck decides; None elsewhere."""
+    if runtime != "torchscript":
+        return None
+    own = _own_bytes(graphs, runtime, batch)
+    least, most = torchscript_range(graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
+    return least + own, most + own
+
+
+def _own_bytes(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> int:
+    counts = counts_of(graphs, runtime, batch, fixes_batch)
+    return RULES[runtime].bytes_for(counts)
+
+
+def counts_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> tuple[float, ...]:
+    """Return how often each constant of `Rules` counts, in its order."""
+    models = max(1, len(models_of(graphs, runtime, batch, fixes_batch)))
+    steps = sum(step.kind != "view" for step in graphs.plain.steps)
+    onednn = runtime == "torchscript" and convolves_in_blocks(graphs.plain, batch)
+    return 1.0, float(models * steps), float(graphs.convolves), float(onednn)
 
 
 def weights_scale(graphs: ModelGraphs, precision: str, fp32_bytes: int = 0) -> float:
@@ -152,51 +149,7 @@ def engine_parts(graphs: ModelGraphs, batch: int, *, weights_scale: float, float
     return MemoryParts(ENGINE_BYTES, round(weights), round(alone * floats_scale + ends), round(scratch * floats_scale))
 
 
-def _own_models(graphs: ModelGraphs, runtime: str) -> bool:
-    return runtime == "openvino" or (runtime == "onnxruntime" and graphs.plain.computes_shapes)
-
-
-def _onnxruntime(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
-    graph = graphs.blocked
-    events = list(trace(graph, batch, in_place=True))
-    within = [event for event in events if event.planned or event.key in graph.outputs]
-    alone, whole = arena_bytes(within), arena_bytes(events)
-    return alone + graph.bytes_of(graph.outputs, batch), max(0, whole - alone)
-
-
-def _openvino(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
-    graph = graphs.fused
-    events = [_smaller_gates(event) for event in trace(graph, batch, in_place=True)]
-    alone = live_peak([event for event in events if not event.key.startswith("scratch")])
-    ends = graph.bytes_of(graph.inputs, batch) + 2 * graph.bytes_of(graph.outputs, batch)
-    return alone + ends, live_peak(events) - alone
-
-
-def _smaller_gates(event: Event) -> Event:
-    if not event.key.startswith("scratch"):
-        return event
-    return Event(event.take, event.key, math.ceil(event.size * _OPENVINO_GATES), event.planned)
-
-
-def _torchscript(graphs: ModelGraphs, batch: int) -> tuple[float, float]:
-    events = list(trace(graphs.unscored, batch, in_place=False))
-    if graphs.is_recurrent:  # a few large tensors, which leave few holes
-        alone = live_peak([event for event in events if not event.key.startswith("scratch")])
-        return alone, live_peak(events) - alone
-    whole = _held_by_torch(events)
-    without_scratch = _held_by_torch([event for event in events if not event.key.startswith("scratch")])
-    return without_scratch, max(0.0, whole - without_scratch)
-
-
-def _held_by_torch(events: Sequence[Event]) -> float:
-    small = [event for event in events if event.size < GLIBC_MAPS_BYTES]
-    mapped = [event for event in events if event.size >= GLIBC_MAPS_BYTES]
-    taken = sum(event.size for event in small if event.take)
-    return math.sqrt(float(live_peak(small)) * taken) + live_peak(mapped)
-
-
-_ACTIVATIONS: Mapping[str, Callable[[ModelGraphs, int], tuple[float, float]]] = {
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "torchscript": _torchscript,
-}
+def models_of(graphs: ModelGraphs, runtime: str, batch: int, fixes_batch: bool | None = None) -> tuple[int, ...]:
+    """Return the batch sizes that get a model each in a session that has answered at one; none where one serves all."""
+    own = runtime == "openvino" or (runtime == "onnxruntime" and graphs.plain.computes_shapes)
+    return tuple(sorted({1, batch})) if (own if fixes_batch is None else fixes_batch) else ()

@@ -10,8 +10,8 @@ A view takes nothing and keeps what it looks at.  With `in_place` a pointwise st
 size that nobody reads later.  The graph's inputs are the caller's and never counted; its outputs stay to the end.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["step", "pointwise", "view"]
@@ -31,7 +31,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator: the activations that it reads and makes, and the scratch that it needs meanwhile."""
+    """One operator: the activations that it reads and makes, the scratch that it needs meanwhile, and its constants."""
 
     name: str
     operator: str
@@ -39,6 +39,7 @@ class Step:
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     scratch: Size = Size(0)
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class MemoryGraph:
 
     sizes: of every activation, inputs and outputs among them.
     computes_shapes: a runtime that fixes the batch at load makes a model of its own for each batch size.
+    constants: bytes of each constant that a step reads.
+    matrices: the constants of two dimensions.
+    symbolic: activations whose shapes are known while the batch is but a symbol.
     unknown: activations whose shapes are not known; they count as nothing.
     """
 
@@ -74,10 +78,26 @@ class MemoryGraph:
     weights: Weights
     computes_shapes: bool
     unknown: tuple[str, ...] = ()
+    constants: Mapping[str, int] = field(default_factory=dict)
+    symbolic: frozenset[str] = frozenset()
+    matrices: frozenset[str] = frozenset()
 
     def bytes_of(self, names: Sequence[str], batch: int) -> int:
         """Return the bytes of some activations at a batch size."""
         return sum(self.sizes[name].at(batch) for name in names if name in self.sizes)
+
+
+@dataclass(frozen=True)
+class EagerEvent:
+    """A tensor that torch takes (`take`) or gives back under a key, the operator that makes it, the bytes of the
+    activations that it reads, and those of each weight matrix."""
+
+    take: bool
+    key: str
+    size: Size
+    operator: str
+    reads: Size
+    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,30 @@ class Event:
     planned: bool
 
 
-def trace(graph: MemoryGraph, batch: int, *, in_place: bool) -> Iterator[Event]:
-    """Yield what is taken and given back, in order."""
-    return _Trace(graph, batch, in_place).events()
+ScratchOf = Callable[[MemoryGraph, Step, int], Sequence[Sequence[int]]]
+"""The blocks of scratch that a runtime takes for a step at a batch size, in bytes, group after group: those of a group
+are held together, and given back before the next."""
+
+
+def stated_scratch(graph: MemoryGraph, step: Step, batch: int) -> Sequence[Sequence[int]]:
+    """Return the scratch that the step itself states, as one block."""
+    size = step.scratch.at(batch)
+    return ((size,),) if size else ()
+
+
+def trace(
+    graph: MemoryGraph,
+    batch: int,
+    *,
+    in_place: bool | frozenset[str],
+    scratch_of: ScratchOf = stated_scratch,
+) -> Iterator[Event]:
+    """Yield what is taken and given back, in order.
+
+    Args:
+        in_place: whether pointwise steps overwrite; a set of activations limits that to them.
+    """
+    return _Trace(graph, batch, in_place, scratch_of).events()
 
 
 def live_peak(events: Sequence[Event]) -> int:
@@ -106,8 +147,8 @@ def live_peak(events: Sequence[Event]) -> int:
 
 
 class _Trace:
-    def __init__(self, graph: MemoryGraph, batch: int, in_place: bool) -> None:
-        self._graph, self._batch, self._in_place = graph, batch, in_place
+    def __init__(self, graph: MemoryGraph, batch: int, in_place: bool | frozenset[str], scratch_of: ScratchOf) -> None:
+        self._graph, self._batch, self._in_place, self._scratch_of = graph, batch, in_place, scratch_of
         self._home = {name: name for name in graph.inputs}
         """The buffer that holds a tensor: its own, or that of what it looks at or overwrites."""
         self._readers: dict[str, int] = {}
@@ -122,12 +163,12 @@ class _Trace:
         kept = {self._home[name] for name in self._graph.outputs if name in self._home}
         for step in steps:
             own = [name for name in step.makes if self._home[name] == name]
-            scratch = step.scratch.at(self._batch)
             for name in own:
                 yield self._event(True, name, kept)
-            if scratch:
-                yield Event(True, f"scratch of {step.name}", scratch, False)
-                yield Event(False, f"scratch of {step.name}", scratch, False)
+            for group in self._scratch_of(self._graph, step, self._batch):
+                scratch = [(f"scratch {at} of {step.name}", size) for at, size in enumerate(group)]
+                yield from (Event(True, key, size, False) for key, size in scratch)
+                yield from (Event(False, key, size, False) for key, size in reversed(scratch))
             for name in step.reads:
                 home = self._home[name]
                 self._readers[home] -= 1
@@ -148,7 +189,7 @@ class _Trace:
                 last[self._home.setdefault(name, name)] = at
             for name in step.makes:
                 self._home[name] = self._home[step.reads[0]] if step.kind == "view" and step.reads else name
-        if not self._in_place:
+        if self._in_place is False:
             return
         self._overwrite(steps)
 
@@ -176,4 +217,6 @@ class _Trace:
 
     def _same_size(self, one: str, other: str) -> bool:
         sizes = self._graph.sizes
+        if not isinstance(self._in_place, bool) and not {one, other} <= self._in_place:
+            return False
         return one in sizes and other in sizes and sizes[one].at(self._batch) == sizes[other].at(self._batch)

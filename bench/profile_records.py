@@ -1,9 +1,10 @@
-"""Where the time of one call goes, node by node, from and to `measurements/profiles/<machine_id>.json` of a bundle.
+"""Where the time of one call goes, node by node, from and to `measurements/profiles/` of a bundle.
 
 A profile explains and judges nothing: the runtime times each node and so takes longer, by the overhead that the record
 holds.  Its times are therefore read as shares of the nodes' sum; how long a call takes is what was measured without.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tsexport.types import Precision
 SCHEMA_VERSION = 1
 PROFILES = "profiles"
 """The folder within `measurements/`, so that no reader takes times under a profiler for latencies."""
+_DIGEST = 8
 TOP_NODES = 30
 """How many nodes a record names; the rest are counted."""
 
@@ -102,9 +104,23 @@ def longest(nodes: Sequence[NodeTime], count: int = TOP_NODES) -> tuple[tuple[No
     return tuple(ordered[:count]), len(rest), sum(one.mean_ms for one in rest)
 
 
-def write_profile(record: ProfileRecord, measurements: Path) -> Path:
-    """Write `profiles/<machine_id>.json` into a bundle's `measurements/`, whole or not at all; return its path."""
-    return write_whole(measurements / PROFILES / f"{record.machine.machine_id}.json", encode(record))
+def profile_name(record: ProfileRecord, *, headline: bool = True) -> str:
+    """Return the name of a record's file: of the headline that of its machine alone, of others with a digest behind.
+
+    Args:
+        headline: it is of the selected artifact on its runtime at batch 1, which a build profiles.
+    """
+    machine = record.machine.machine_id
+    if headline:
+        return f"{machine}.json"
+    # What an artifact is called may be no file name.
+    of = hashlib.sha256("\0".join((record.artifact, record.runtime, str(record.batch))).encode()).hexdigest()
+    return f"{machine}-{of[:_DIGEST]}.json"
+
+
+def write_profile(record: ProfileRecord, measurements: Path, *, headline: bool = True) -> Path:
+    """Write a record into `profiles/` of a bundle's `measurements/`, whole or not at all; return its path."""
+    return write_whole(measurements / PROFILES / profile_name(record, headline=headline), encode(record))
 
 
 def read_profile(path: Path) -> ProfileRecord:

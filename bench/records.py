@@ -1,13 +1,14 @@
 """What was measured on one machine, from and to `measurements/<machine_id>.json` of a bundle."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsexport.bench.container import ContainerLimits
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.noise import MachineNoise
 from tsexport.bench.race import RaceResult
-from tsexport.codec import decode_versioned, encode, read_text, write_whole
+from tsexport.bench.tables import ServiceLevelRow
+from tsexport.codec import ADDED_LATER, decode_versioned, encode, read_text, write_whole
 from tsexport.types import Measurement, Verdict
 
 SCHEMA_VERSION = 1
@@ -34,7 +35,8 @@ class MachineRecord:
     `races` are artifacts side by side, `stage_seconds` the wall-clock time of a build's stages.  `balance` is None
     where no artifacts were raced.  `noise` was seen while the measurements were taken, None where there are none;
     its `cpus` are what the measuring processes were bound to.  `container` are the limits that they ran in, None for
-    none of their own; the machine is then what was seen from inside.
+    none of their own; the machine is then what was seen from inside.  `service_levels` are the use cases that the
+    measurements are held against (`bench.use_cases`), () where none were asked.
     """
 
     machine: Machine
@@ -46,6 +48,7 @@ class MachineRecord:
     noise: MachineNoise | None = None
     container: ContainerLimits | None = None
     schema_version: int = SCHEMA_VERSION
+    service_levels: tuple[ServiceLevelRow, ...] = field(default=(), metadata=ADDED_LATER)
 
 
 def record_to_text(record: MachineRecord) -> str:

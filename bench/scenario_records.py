@@ -13,16 +13,19 @@ from typing import Literal
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.kept_records import not_kept
-from tsexport.bench.memory_wire import MemoryGrowth, PeakMemory
+from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, MemoryGrowth, PeakMemory
 from tsexport.codec import decode_versioned, encode, read_text, write_whole
+from tsexport.errors import BundleError
 from tsexport.types import Artifact
 
 SCHEMA_VERSION = 1
+_MIB = 1 << 20
+_NEXT_STEP = "run the scenario again with `tsexport bench --scenario`"
 MLPERF_SECONDS = 600.0
 MLPERF_OFFLINE_SAMPLES = 24_576
 ScenarioName = Literal["single-stream", "offline", "server", "memory"]
 FOLDER = "scenarios"
-"""Beside the folders of machines, in the folder of a bundle's kept results."""
+"""Where records lie, within `measurements/` of a bundle or in what `--record` names."""
 SCENARIOS: tuple[ScenarioName, ...] = ("single-stream", "offline", "server", "memory")
 
 
@@ -165,6 +168,23 @@ class ScenarioRecord:
     memory: Memory | None = None
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def failure(self) -> str:
+        """Why the scenario failed, "" where it did not: memory that grows, or no rate that is valid."""
+        if self.memory is not None and not self.memory.growth.holds:
+            growth = self.memory.growth
+            return (
+                f"memory grew by {growth.growth_bytes / _MIB:.2f} MiB over the last "
+                f"{growth.calls - growth.calls // 2:,} calls; allowed is {GROWTH_LIMIT_BYTES / _MIB:g} MiB"
+            )
+        if self.server is not None and self.server.max_qps is None:
+            tried = min(run.qps for run in self.server.runs)
+            return (
+                f"no rate held a p99 of {self.server.p99_bound_ms:g} ms ({self.server.bound_from}); the lowest tried "
+                f"was {tried:.4g} queries/s"
+            )
+        return ""
+
 
 def write_scenario(record: ScenarioRecord, folder: Path) -> Path:
     """Write `<scenario>-<machine_id>.json` into `folder`, whole or not at all; return its path.
@@ -184,5 +204,17 @@ def read_scenario(path: Path) -> ScenarioRecord:
     Raises:
         BundleError: it cannot be read, is of another schema version, or holds something else.
     """
-    again = "run the scenario again with `tsexport bench --scenario`"
-    return decode_versioned(ScenarioRecord, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step=again)
+    record = decode_versioned(
+        ScenarioRecord, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step=_NEXT_STEP
+    )
+    parts = (record.single_stream, record.offline, record.server, record.memory)
+    found = [name for name, part in zip(SCENARIOS, parts, strict=True) if part is not None]
+    if found != [record.scenario]:
+        raise BundleError(
+            f"{path.name} is called {record.scenario} and holds {' and '.join(found) or 'nothing'}",
+            next_step=_NEXT_STEP,
+        )
+    runs = record.offline.points if record.offline else record.server.runs if record.server else (record,)
+    if not runs:
+        raise BundleError(f"{path.name} holds no run of {record.scenario}", next_step=_NEXT_STEP)
+    return record

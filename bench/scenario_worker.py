@@ -38,11 +38,11 @@ WARM = (0.05, 2000, 3.0)
 """Tolerance, calls and seconds of the warm-up at each batch size."""
 Request = SingleStreamRequest | OfflineRequest | ServerRequest
 Answer = SingleStream | Offline | ServerRun | Failed
-_PROTOCOL = Protocol(
+PROTOCOL = Protocol(
     "a scenario process",
     (SingleStreamRequest, OfflineRequest, ServerRequest, SingleStream, Offline, ServerRun, Failed),
 )
-to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line
+to_line, from_line = PROTOCOL.to_line, PROTOCOL.from_line
 
 
 def arrivals(qps: float, seed: int, queries: int) -> Array:

@@ -9,18 +9,14 @@ halved until a run is valid, then by bisection until valid and invalid rates are
 so that its arrivals are those of another rate, stretched.
 """
 
-import contextlib
 import math
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
 
+from tsexport.bench.answering import AnsweringProcess, label_of
 from tsexport.bench.process import write_feeds
 from tsexport.bench.scenario_records import (
     Offline,
@@ -32,10 +28,8 @@ from tsexport.bench.scenario_records import (
     SingleStreamRequest,
     Subject,
 )
-from tsexport.bench.scenario_worker import from_line, to_line
+from tsexport.bench.scenario_worker import PROTOCOL
 from tsexport.bench.statistics import P99_SAMPLES
-from tsexport.bench.wire import Failed
-from tsexport.errors import DataError, InconclusiveError
 from tsexport.types import Artifact, Feeds
 
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,82 +41,27 @@ LONGEST_RUN = 10.0
 CALL_SECONDS = 600.0
 """Beyond its own length, a request may take so much for loading, warm-up and slow calls."""
 _COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.scenario_worker")
-_TAIL_LINES = 8
 
-Reply = TypeVar("Reply", SingleStream, Offline, ServerRun)
 Say = Callable[[str], None]
 
 
-class ScenarioProcess:
-    """One fresh process with one artifact; leaving it ends the process."""
+class ScenarioProcess(AnsweringProcess):
+    """One fresh process with one artifact; `feeds` are arrays [samples, ...] named as its inputs."""
 
     def __init__(self, artifact: Artifact, runtime: str, threads: int, feeds: Feeds) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tsexport-scenario-")
         self.subject = Subject(artifact, runtime, threads, str(write_feeds(feeds, Path(self._folder.name))))
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
-        self._process = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.kill()  # it holds nothing that is worth keeping
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._stderr.close()
-        self._folder.cleanup()
-
-    def ask(
-        self, request: SingleStreamRequest | OfflineRequest | ServerRequest, kind: type[Reply], timeout_s: float
-    ) -> Reply:
-        """Return the answer to a request.
-
-        Raises:
-            InconclusiveError: the process died, gave no answer in time, or its runtime failed.
-            TsexportError: what the runtime raised of that tree.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        timer = threading.Timer(timeout_s, self._process.kill)
-        timer.start()
-        try:
-            self._process.stdin.write(to_line(request))
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            in_time = timer.is_alive()
-            timer.cancel()
-        if not line:
-            raise self._failure("ended" if in_time else f"gave no answer in {timeout_s:g} s")
-        try:
-            answer = from_line(line)
-        except DataError as error:
-            raise self._failure(f"answered garbage: {error.message}") from None
-        if isinstance(answer, Failed):
-            raise answer.as_error() or self._failure(f"raised {answer.error}: {answer.message}")
-        if not isinstance(answer, kind):
-            raise self._failure(f"answered {type(answer).__name__} where {kind.__name__} was expected")
-        return answer
-
-    def _failure(self, what: str) -> InconclusiveError:
-        self._stderr.seek(0)
-        text = self._stderr.read().decode(errors="replace").strip()
-        tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
-        return InconclusiveError(
-            f"the scenario process of {self.subject.artifact.name} on {self.subject.runtime} {what}"
-            + (f"; it wrote last:\n{tail}" if tail else ""),
+        super().__init__(
+            _COMMAND,
+            PROTOCOL,
+            what="the scenario process",
+            label=label_of(artifact, runtime),
             next_step="see whether memory or a time limit ended it, and run the scenario again",
         )
+
+    def close(self) -> None:
+        super().close()
+        self._folder.cleanup()
 
 
 @dataclass(frozen=True)

@@ -96,5 +96,5 @@ class Failed:
 
 Request = Load | WarmUp | Block
 Answer = Loaded | Warmed | Timed | Failed
-_PROTOCOL = Protocol("a measuring process", (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed))
-to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line
+PROTOCOL = Protocol("a measuring process", (Load, WarmUp, Block, Loaded, Warmed, Timed, Failed))
+to_line, from_line = PROTOCOL.to_line, PROTOCOL.from_line

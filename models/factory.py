@@ -149,6 +149,11 @@ def _unchanged_digest(path: Path) -> str:
     return digest
 
 
+def imported_sources() -> Mapping[Path, str]:
+    """Return the SHA-256 of every source file of the factories that this process has run, by absolute path."""
+    return dict(_imported)
+
+
 def user_sources(module: ModuleType) -> set[Path]:
     """Return the module's file and those of all modules it imports that are neither installed nor Python's own."""
     found: set[Path] = set()

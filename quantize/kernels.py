@@ -62,20 +62,16 @@ def count(model: onnx.ModelProto, batch: int, fusion: Fusion, *, floats: str | N
     return GraphWork(batch, counted.kernels(fusion), counted.least_bytes(), tuple(counted.unknown))
 
 
-def inferred_at(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """Return a copy with the batch fixed and every shape inferred, without the values of large weights.
+def inferred_at(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
+    """Return a copy with every shape inferred, without the values of large weights; None leaves the batch a symbol.
 
     Raises:
         ExportError: its shapes contradict each other at this batch.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(_light(model))
-    open_dims = [dim for one in copy.graph.input for dim in one.type.tensor_type.shape.dim if dim.dim_param]
-    for dim in open_dims[1:]:
-        if dim.dim_param == open_dims[0].dim_param:
-            dim.dim_value = batch
-    if open_dims:
-        open_dims[0].dim_value = batch
+    if batch is not None:
+        _fix_batch(copy.graph, batch)
     for value in copy.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             dim.ClearField("dim_param")
@@ -84,6 +80,15 @@ def inferred_at(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ExportError(f"the graph's shapes contradict each other at batch {batch}: {error}") from error
+
+
+def _fix_batch(graph: onnx.GraphProto, batch: int) -> None:
+    open_dims = [dim for one in graph.input for dim in one.type.tensor_type.shape.dim if dim.dim_param]
+    for dim in open_dims[1:]:
+        if dim.dim_param == open_dims[0].dim_param:
+            dim.dim_value = batch
+    if open_dims:
+        open_dims[0].dim_value = batch
 
 
 def _light(model: onnx.ModelProto) -> onnx.ModelProto:

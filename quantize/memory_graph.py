@@ -14,11 +14,12 @@ where it enters or leaves a chain of them.  `blocked` adds these copies as steps
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from tsexport.bench.memory_model import ModelGraphs
+from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_plan import Kind, MemoryGraph, Size, Step, Weights
 from tsexport.exporters.onnx_external import open_model
 from tsexport.quantize.fusing import POINTWISE, PRODUCTS, VIEWS, Wiring
@@ -29,7 +30,7 @@ BATCHES = (2, 3)
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
-_STAYS_BLOCKED = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "BatchNormalization", "Add", "HardSigmoid"})
+_STAYS_BLOCKED = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "BatchNormalization", "Add", "HardSigmoid", "Concat"})
 _BLOCK_CHANNELS = 8
 _FLOAT_BYTES = 4
 
@@ -52,7 +53,8 @@ def memory_graph(model: onnx.ModelProto) -> MemoryGraph:
         ExportError: its shapes contradict each other.
     """
     low, high = (inferred_at(model, batch) for batch in BATCHES)
-    return _Reader(low.graph, _shapes(low.graph), _shapes(high.graph), _fixes_batch(model)).graph()
+    read = _Reader(low.graph, _shapes(low.graph), _shapes(high.graph), _fixes_batch(model)).graph()
+    return replace(read, symbolic=_symbolic(inferred_at(model, None).graph))
 
 
 def model_graphs(graph: MemoryGraph) -> ModelGraphs:
@@ -77,6 +79,17 @@ def _shapes(graph: onnx.GraphProto) -> Shapes:
     return found
 
 
+def _symbolic(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors whose shapes are numbers and the graph's own symbols."""
+    own = {dim.dim_param for one in graph.input for dim in one.type.tensor_type.shape.dim if dim.dim_param}
+    return frozenset(
+        value.name
+        for value in (*graph.value_info, *graph.input, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") or dim.dim_param in own for dim in value.type.tensor_type.shape.dim)
+    )
+
+
 def _width(element_type: int) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(element_type).itemsize)
 
@@ -87,6 +100,7 @@ class _Reader:
         self._computes_shapes = computes_shapes
         self._wiring = Wiring(graph)
         self._sizes: dict[str, Size] = {}
+        self._constants: dict[str, int] = {}
         self._unknown: list[str] = []
 
     def graph(self) -> MemoryGraph:
@@ -103,6 +117,8 @@ class _Reader:
             weights=self._weights(),
             computes_shapes=self._computes_shapes,
             unknown=tuple(self._unknown),
+            constants=self._constants,
+            matrices=frozenset(name for name in self._constants if len(self._low.get(name, (0, ()))[1]) == 2),
         )
 
     def _measure(self, name: str) -> None:
@@ -122,7 +138,9 @@ class _Reader:
             if node.op_type in VIEWS and node.op_type != "DequantizeLinear" and reads
             else ("pointwise" if node.op_type in POINTWISE else "step")
         )
-        return Step(node.name or makes[0], node.op_type, kind, reads, makes, self._scratch(node))
+        constants = tuple(name for name in node.input if name and self._wiring.is_known(name))
+        self._constants.update((name, self._constant_bytes(name)) for name in constants)
+        return Step(node.name or makes[0], node.op_type, kind, reads, makes, self._scratch(node), constants)
 
     def _scratch(self, node: onnx.NodeProto) -> Size:
         values = [_scratch_bytes(node, shapes) for shapes in (self._low, self._high)]
@@ -173,6 +191,7 @@ def blocked(graph: MemoryGraph) -> MemoryGraph:
     """Return the graph with a copy wherever a tensor enters or leaves a chain of blocked convolutions."""
     form: dict[str, bool] = {}
     sizes = dict(graph.sizes)
+    symbolic = set(graph.symbolic)
     steps: list[Step] = []
     for step in graph.steps:
         wants = _wants_blocked(step, form)
@@ -184,11 +203,12 @@ def blocked(graph: MemoryGraph) -> MemoryGraph:
             copied = f"{name} {'blocked' if wants else 'plain'}"
             if copied not in sizes:
                 sizes[copied] = sizes.get(name, Size(0))
+                symbolic |= {copied} if name in symbolic else set()
                 steps.append(Step(copied, "Reorder", "step", (name,), (copied,)))
                 form[copied] = wants
             reads.append(copied)
         form.update(dict.fromkeys(step.makes, wants))
-        steps.append(Step(step.name, step.operator, step.kind, tuple(reads), step.makes, step.scratch))
+        steps.append(replace(step, reads=tuple(reads)))
     outputs = tuple(f"{name} plain" if form.get(name) else name for name in graph.outputs)
     steps += [
         Step(plain, "Reorder", "step", (name,), (plain,))
@@ -196,7 +216,7 @@ def blocked(graph: MemoryGraph) -> MemoryGraph:
         if plain != name and plain not in sizes
     ]
     sizes.update({plain: sizes[name] for name, plain in zip(graph.outputs, outputs, strict=True) if name in sizes})
-    return MemoryGraph(tuple(steps), sizes, graph.inputs, outputs, graph.weights, graph.computes_shapes, graph.unknown)
+    return replace(graph, steps=tuple(steps), sizes=sizes, outputs=outputs, symbolic=frozenset(symbolic))
 
 
 def fused_attention(graph: MemoryGraph) -> MemoryGraph:
@@ -212,11 +232,9 @@ def fused_attention(graph: MemoryGraph) -> MemoryGraph:
             continue
         scores = _back_to_product(step, maker)
         context = _ahead_to_product(step, readers)
-        if scores is not None and context is not None:
+        if scores is not None and context is not None and all(len(readers[name]) == 1 for name in scores):
             sizes.update(dict.fromkeys((*scores, *context), Size(0)))
-    return MemoryGraph(
-        graph.steps, sizes, graph.inputs, graph.outputs, graph.weights, graph.computes_shapes, graph.unknown
-    )
+    return replace(graph, sizes=sizes)
 
 
 def _back_to_product(step: Step, maker: dict[str, Step]) -> list[str] | None:

@@ -15,6 +15,7 @@ from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bench.statistics import ratio_of_medians, summarize
+from tsexport.bench.tables import load_tables
 from tsexport.bench.verdicts import judge
 from tsexport.bundles import open_bundle
 from tsexport.checksums import seal
@@ -297,7 +298,10 @@ def example_record(batches=(1, 10, 32)):
         Budget("latency", "tiny", "orin-nano", "int8", 1, max_ms=5.0, source="Example Plan", caveat="an old figure"),
     )
     verdicts = judge(budgets, measurements, machine=machine)
-    return MachineRecord(machine, measurements, (race,), verdicts, (("export", 12.5), ("quantize", 3.25)))
+    return MachineRecord(
+        machine, measurements, (race,), verdicts, (("export", 12.5), ("quantize", 3.25)),
+        service_levels=load_tables().service_level,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 DIRS = SETUPTOOLS["package-dir"]
-BASE = {"types", "errors", "devices", "targets", "gpus", "codec", "extras", "npz", "preparation", "work"}
+BASE = {"types", "errors", "devices", "targets", "gpus", "codec", "extras", "npz", "preparation", "work", "locks"}
 MAY_IMPORT = {
     "models": BASE,
     "runtimes": BASE,
@@ -25,7 +25,7 @@ MAY_IMPORT = {
 SCRIPTS = {"bench/suites", "models/training"}
 HEAVY = {
     *("torch", "torchao", "torch_pruning", "onnx", "onnxruntime", "openvino", "nncf", "neural_compressor", "tract"),
-    *("pyarrow", "fastapi", "uvicorn", "prometheus_client", "tensorrt", "cuda", "cyclonedx"),
+    *("pyarrow", "fastapi", "uvicorn", "prometheus_client", "tensorrt", "cuda", "cyclonedx", "dask", "distributed"),
 }
 
 

@@ -131,7 +131,7 @@ def test_the_core_is_light():
 
 def test_the_extras_are_those_of_the_readme():
     assert set(PROJECT["optional-dependencies"]) == {
-        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dev")
+        *("build", "quantize", "openvino", "tract", "tensorrt", "report", "serve", "sign", "dask", "dev")
     }
     readme = (ROOT / "README.md").read_text()
     for extra in PROJECT["optional-dependencies"]:
@@ -155,7 +155,11 @@ def test_a_runtimes_pip_command_installs_the_version_of_the_extras():
 @pytest.mark.parametrize(
     "name",
     sorted(
-        names(requirement for extra in ("build", "serve") for requirement in PROJECT["optional-dependencies"][extra])
+        names(
+            requirement
+            for extra in ("build", "serve", "dask")
+            for requirement in PROJECT["optional-dependencies"][extra]
+        )
     ),
 )
 def test_a_distribution_of_an_extra_is_imported_by_the_name_that_extras_looks_for(name):

@@ -55,9 +55,9 @@ def fresh(code, *options):
 def test_the_public_names():
     """The contract's, as far as they are built; this list changes with a line in CHANGELOG.md."""
     assert tsexport.__all__ == [
-        "Bundle", "Session", "TensorSpec", "TsexportError", "__version__", "attach", "benchmark", "build", "check",
-        "compare", "diff", "estimate", "history", "list_models", "list_runtimes", "list_targets", "load", "report",
-        "sign", "verify",
+        "Bundle", "Session", "TensorSpec", "TsexportError", "__version__", "attach", "benchmark", "build", "build_plan",
+        "check", "compare", "diff", "estimate", "history", "list_models", "list_runtimes", "list_targets", "load",
+        "report", "sign", "verify",
     ]  # fmt: skip
 
 
@@ -102,7 +102,8 @@ def test_the_keywords_of_build_are_the_long_options():
     options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
     keywords = {"--" + name.replace("_", "-") for name in inspect.signature(tsexport.build).parameters}
     # --input is `inputs` (records, not text); --dry-run and --json are about the terminal, --quiet is a global flag.
-    assert options - keywords == {"--input", "--dry-run", "--json"}
+    # `build_plan` takes what is about many builds.
+    assert options - keywords == {"--input", "--dry-run", "--json", "--plan", "--executor", "--scheduler", "--jobs"}
     assert keywords - options == {"--model", "--inputs", "--series", "--quiet"}
 
 

@@ -15,7 +15,8 @@ How to run, on a quiet machine, from a checkout where tsexport is installed with
     python bench/suites/compare_calibration.py --resume --minutes 0       # reports what is there
 
 The two kinds take turns, so that whenever it is stopped there are as many of both.  Every run is kept as soon as it is
-there, in OUTPUT.partial beside the output; it counts again where machine, packages, bundle and settings are the same.
+there, in OUTPUT.partial beside the output, and so is the bundle that was built for it: another build might select
+another artifact.  A run counts again where machine, packages, bundle and settings are the same.
 Results go to bench/results/compare_calibration-<instruction set>.json and .md.
 
 What it does not say: anything about another machine, or about a model whose processes differ more from each other.
@@ -48,7 +49,7 @@ from tsexport.comparing import MAX_SECONDS, THRESHOLD, compare_bundles, conclude
 from tsexport.errors import ConfigurationError, TsexportError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.options import BuildOptions
-from tsexport.pipeline import build_bundle
+from tsexport.pipeline import build_bundle, bundle_name
 
 SUITE = "compare_calibration"
 MODEL, TARGET = "patchtst-cpu", "cpu4-int8"
@@ -149,11 +150,15 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; return 0, or the code of the error that ended it.  A missed share is no error: it is reported."""
     args = _parser().parse_args(arguments)
+    machine = fingerprint()
+    output = args.output or results_path(SUITE, machine)
+    partial = Partial(output.with_suffix(".partial"), KeptRun)
+    if not args.resume:
+        partial.clear()
     try:
         with tempfile.TemporaryDirectory(prefix="tsexport-calibration-") as folder:
-            plan = _plan(args, Path(folder))
-            output = args.output or results_path(SUITE, plan.machine)
-            runs = measure(plan, args.runs, args.minutes, output.with_suffix(".partial"), resume=args.resume)
+            plan = _plan(args, machine, partial.folder, Path(folder))
+            runs = measure(plan, args.runs, args.minutes, partial)
             report = report_of(plan, runs, args.runs)
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -162,11 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(plan: Plan, wanted: int, minutes: float, folder: Path, *, resume: bool) -> tuple[KeptRun, ...]:
+def measure(plan: Plan, wanted: int, minutes: float, partial: Partial[KeptRun]) -> tuple[KeptRun, ...]:
     """Return `wanted` runs of each kind, or as many as there are when the time is up; no run begins after it."""
-    partial = Partial(folder, KeptRun)
-    if not resume:
-        partial.clear()
     began = time.monotonic()
     done: list[KeptRun] = []
     for number in range(wanted):
@@ -309,21 +311,26 @@ def _span(values: Sequence[float]) -> str:
     return f"{median(values):.1%} ({max(values):.1%})" if values else "n/a"
 
 
-def _plan(args: argparse.Namespace, folder: Path) -> Plan:
+def _plan(args: argparse.Namespace, machine: Machine, partial: Path, folder: Path) -> Plan:
     if min(args.runs, args.threads) < 1 or args.minutes < 0 or args.max_seconds <= 0 or args.seed < 0:
         raise ConfigurationError(
             "--runs and --threads are whole numbers from 1 on, --max-seconds is above 0, --minutes and --seed from 0 on"
         )
-    if args.bundle is None:
-        bundle = build_bundle(BuildOptions(MODEL, TARGET, folder / "built", threads=args.threads, seed=0), quiet=False)
-    else:
-        bundle = open_bundle(args.bundle)
+    bundle = _kept_bundle(partial / "bundle", args.threads) if args.bundle is None else open_bundle(args.bundle)
     copy = folder / "copy" / bundle.path.name
     shutil.copytree(bundle.path, copy)
     return Plan(
-        bundle, copy, fingerprint(), args.threads, choose_cpus(args.threads), parse_threshold(args.threshold),
+        bundle, copy, machine, args.threads, choose_cpus(args.threads), parse_threshold(args.threshold),
         parse_threshold(args.slowdown), args.max_seconds, args.seed,
     )  # fmt: skip
+
+
+def _kept_bundle(folder: Path, threads: int) -> Bundle:
+    """Return the bundle that an earlier run built for itself, or build it."""
+    kept = folder / bundle_name(MODEL, TARGET, "host")
+    if kept.is_dir():
+        return open_bundle(kept)
+    return build_bundle(BuildOptions(MODEL, TARGET, folder, threads=threads, seed=0), quiet=False)
 
 
 def _parser() -> argparse.ArgumentParser:

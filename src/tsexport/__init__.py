@@ -20,6 +20,7 @@ _PUBLIC = {
     "attach": "tsexport.api",
     "benchmark": "tsexport.api",
     "build": "tsexport.api",
+    "build_plan": "tsexport.plans.running",
     "check": "tsexport.api",
     "compare": "tsexport.api",
     "diff": "tsexport.api",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tsexport.bundles import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
+    from tsexport.plans.running import build_plan
     from tsexport.types import Session, TensorSpec
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "attach",
     "benchmark",
     "build",
+    "build_plan",
     "check",
     "compare",
     "diff",

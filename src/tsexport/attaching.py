@@ -1,8 +1,7 @@
 """Measurements that the device kit made on a device, brought back into the bundle they belong to.
 
 They are checked (`tsexport.device_results`), held against the bundle (graph, target, device, version), judged against
-the latency tables on that device, and kept in `measurements/` with the report and their own list of digests.  No other
-file of the bundle changes.
+the latency tables on that device, and added to `measurements/` (`tsexport.adding`).
 
 Two kinds of figures decide less than others, and their verdicts say so.  Latencies without the copies to and from the
 device (trtexec's default from TensorRT 11 on) are no longer than those with them: they can miss a budget, and cannot
@@ -10,34 +9,30 @@ meet one.  An engine whose precisions TensorRT chose by a calibration cache was 
 """
 
 import re
-import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.adding import add_records, require_unpacked
 from tsexport.bench.device_records import (
     DeviceRecord,
     MeasuredDevice,
-    device_record_name,
+    measurements_of,
     read_device_record,
     write_device_record,
 )
-from tsexport.bench.tables import latency_budgets
+from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bench.verdicts import judge
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.checksums import MEASUREMENT_SUMS, MEASUREMENTS, REPORT, check_sums, seal_measurements
+from tsexport.checksums import MEASUREMENTS
 from tsexport.device_kit import tensorrt_range
 from tsexport.device_results import DeviceResults, DeviceRun, read_results
 from tsexport.errors import DataError, UsageError
-from tsexport.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
-from tsexport.reporting import render_report
-from tsexport.staging import locked
+from tsexport.manifest import ArtifactEntry, Manifest
 from tsexport.targets import Target
 from tsexport.types import Budget, Measurement, Precision, Verdict
 
-RUNTIME = "tensorrt"
 _ID_CHARACTERS = 12
-_HIDDEN = ".attaching-"
 
 
 @dataclass(frozen=True)
@@ -72,25 +67,22 @@ def attach_results(bundle: str | Path | Bundle, results: str | Path) -> Attached
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
             return attach_results(opened, results)
-    if bundle.source != bundle.path:
-        raise UsageError(
-            f"{bundle.source} is an archive, which nothing can be attached to",
-            next_step="unpack it, attach to the folder, and pack it again",
-        )
+    require_unpacked(bundle)
     manifest = bundle.manifest
     if manifest.target.tensorrt is None:
         raise UsageError(
             f"{bundle.name} is for {manifest.target.name}: it has no device kit, so nothing is attached to it",
             next_step="measure it on its CPU with `tsexport bench`",
         )
-    with locked(bundle.path):  # two at once would each list the digests without the other's
-        _remove_leftovers(bundle.path)
-        check_sums(bundle.path)
-        read = read_results(Path(results))
-        _check_not_there(bundle, read.sums_sha256)
-        record = _record(manifest, read)
-        _add(bundle.path, record)
-    return AttachedResults(bundle.name, f"{MEASUREMENTS}/{device_record_name(record)}", record)
+    read = read_results(Path(results))
+    record = _record(manifest, read)
+
+    def write(folder: Path) -> tuple[Path, ...]:
+        _check_not_there(bundle, read.sums_sha256)  # two at once wait for each other, and each finds the other's
+        return (write_device_record(record, folder),)
+
+    (file,) = add_records(bundle.path, write)
+    return AttachedResults(bundle.name, file, record)
 
 
 def _check_not_there(bundle: Bundle, sums_sha256: str) -> None:
@@ -130,6 +122,7 @@ def _record(manifest: Manifest, read: DeviceResults) -> DeviceRecord:
         sums_sha256=read.sums_sha256,
         measurements=read.measurements,
         clocks=read.clocks,
+        service_levels=load_tables().service_level,
     )
     return replace(record, verdicts=_verdicts(manifest, record))
 
@@ -195,27 +188,11 @@ def _verdicts(manifest: Manifest, record: DeviceRecord) -> tuple[Verdict, ...]:
     if record.quantization == "implicit":
         reason = f"measured on {device} with an implicitly calibrated engine, whose accuracy was not verified"
         return tuple(Verdict("not measured", budget, reason) for budget in budgets)
-    timed = [
-        Measurement(
-            artifact=record.artifact,
-            runtime=f"{RUNTIME} {device.tensorrt}",
-            precision=record.precision,
-            batch=one.batch,
-            threads=1,
-            machine=device.machine_id,
-            samples_ms=one.samples_ms,
-            load_ms=0.0,
-            peak_memory_bytes=0,
-            idle_memory_bytes=0,
-            warmup_runs=0,
-            processes=1,
-        )
-        for one in record.measurements
-    ]
+    timed = measurements_of(record)
     return tuple(_verdict(budget, timed, record, manifest.target.device) for budget in budgets)
 
 
-def _verdict(budget: Budget, timed: list[Measurement], record: DeviceRecord, device: str) -> Verdict:
+def _verdict(budget: Budget, timed: Sequence[Measurement], record: DeviceRecord, device: str) -> Verdict:
     if budget.kind == "memory":  # the measurements above hold times, and nothing of memory
         return Verdict("not measured", budget, "trtexec does not measure memory")
     (verdict,) = judge([budget], timed, machine=record.device, device=device)
@@ -229,32 +206,3 @@ def _verdict(budget: Budget, timed: list[Measurement], record: DeviceRecord, dev
             reason=f"{label}, which decides nothing: measure again with `measure.sh --with-transfers`",
         )
     return replace(verdict, reason=label)
-
-
-def _add(root: Path, record: DeviceRecord) -> None:
-    """Write the record, the report and their list of digests: made beside the old ones, then renamed over them."""
-    try:
-        shadow = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=root))
-        try:
-            for name in (MANIFEST, SELECTION):
-                shutil.copyfile(root / name, shadow / name)
-            shutil.copytree(root / MEASUREMENTS, shadow / MEASUREMENTS)
-            write_device_record(record, shadow / MEASUREMENTS)
-            (shadow / REPORT).write_text(render_report([open_bundle(shadow)]), encoding="utf-8")
-            seal_measurements(shadow)
-            for name in (f"{MEASUREMENTS}/{device_record_name(record)}", REPORT, MEASUREMENT_SUMS):
-                (shadow / name).chmod(0o644)
-                (shadow / name).replace(root / name)
-        finally:
-            shutil.rmtree(shadow, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(
-            f"the bundle {root.name} cannot be written to: {error.strerror}",
-            next_step="free some space, or attach to a copy that can be written to",
-        ) from error
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what an attach that was killed left in the bundle."""
-    for path in root.glob(f"{_HIDDEN}*"):
-        shutil.rmtree(path, ignore_errors=True)

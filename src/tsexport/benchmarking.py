@@ -10,7 +10,7 @@ from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.container import container, published_limits
 from tsexport.bench.figure_verdicts import ArtifactSize, FigureVerdict, Subject, judge_figures
 from tsexport.bench.figures import figures_for
-from tsexport.bench.fingerprint import Machine, fingerprint
+from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.kept_records import (
     KeptArtifact,
     KeptRecord,
@@ -28,15 +28,15 @@ from tsexport.bench.tables import LatencyTables, latency_budgets, load_tables
 from tsexport.bench.use_cases import UseCaseAnswer, answer_use_cases
 from tsexport.bench.verdicts import CPU4, exit_code, judge
 from tsexport.bundles import Bundle, open_bundle
-from tsexport.errors import NoRuntimeError, UsageError
+from tsexport.errors import UsageError
 from tsexport.golden import INPUTS, read_golden
 from tsexport.history_commit import commit_here
 from tsexport.loading import cores_here
 from tsexport.manifest import Manifest
-from tsexport.runtimes.registry import list_statuses
 from tsexport.structure import check_structure
 from tsexport.targets import Target
-from tsexport.timing_pairs import TimingPairs, timing_pairs
+from tsexport.timing_pairs import TimingPairs, timing_pairs_here
+from tsexport.turns import measuring_alone
 from tsexport.types import Measurement
 
 
@@ -131,8 +131,8 @@ def benchmark_bundle(
     model = manifest.model
     budgets = latency_budgets(model.name, model.family, model.component, tables=tables)
     verdicts = judge(budgets, result.measurements, machine=result.machine, device=timed.device)
-    result = replace(result, verdicts=verdicts)
-    use_cases = answer_use_cases(tables.service_level, result.measurements)
+    result = replace(result, verdicts=verdicts, service_levels=tables.service_level)
+    use_cases = answer_use_cases(result.service_levels, result.measurements)
     # The tables' figures of speed and memory are a CPU's, and those of files need no measurement.
     figures = figures_of_bundle(manifest, () if timed.on_gpu else result.measurements, tables)
     kept = None
@@ -158,8 +158,10 @@ def _measured(
         if in_container:
             made = stack.enter_context(container(published_limits(), machine))
             machine, limits, command = made.machine, made.limits, made.worker_command
-        timed = _timed_here(bundle.manifest, machine)
+        timed = timing_pairs_here(bundle.manifest, machine)
         used = min(threads or bundle.selection.threads, cores_here(), machine.usable_cores)
+        say = (lambda line: progress(line, 0.0)) if progress is not None else (lambda line: None)
+        stack.enter_context(measuring_alone(bundle.name, say))
         watch = NoiseWatch(choose_cpus(used))
         measurements = tuple(
             measurement
@@ -194,23 +196,6 @@ def _check_cpu4(target: Target, threads: int | None, in_container: bool) -> None
             f"the published container is a limit of cpu4, and the bundle is for {target.name}",
             next_step="measure without --container",
         )
-
-
-def _timed_here(manifest: Manifest, machine: Machine) -> TimingPairs:
-    """Return what is measured: artifacts on runtimes that are here.
-
-    Raises:
-        NoRuntimeError: there are none.
-    """
-    here = {status.name for status in list_statuses() if status.available}
-    timed = timing_pairs(manifest, here, machine.gpu)
-    if not timed.pairs:
-        wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
-        raise NoRuntimeError(
-            f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
-            next_step="see `tsexport runtimes` for the pip commands",
-        )
-    return timed
 
 
 def figures_of_bundle(

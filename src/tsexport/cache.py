@@ -8,9 +8,17 @@ file, option, code line or package makes another key, and an entry never serves 
                                         written last
     <root>/<stage>/<key>/...            the stage's files
 
-Entries are made under a temporary name beside their place and renamed, so two builds at once do not harm each other;
-an entry that does not match its digests is made again and takes the other's place.  What a kill leaves are folders
-whose names begin with a dot; they are removed when they are a day old, since no stage takes that long.
+An entry is made once: who makes it holds the lock of its key, and who wants it meanwhile waits and reads it.  Stages
+may ask for others while they are made; since no stage needs itself, the waiting has an end.  Entries are made under a
+temporary name beside their place and renamed, so that builds which cannot lock (a file system without locks) do not
+harm each other either; an entry that does not match its digests is made again and takes the other's place.
+
+    <root>/<stage>/.<key>.lock          while the entry is being made
+    <root>/<stage>/.<key>-<random>/     where it is made
+
+What a kill leaves are these two.  The kernel frees the lock of a process that ended, and what belongs to a free lock is
+a leftover: the next stage of that name which is made removes it, whatever the clock says.  What was made without a lock
+(`.<key>-<random>.unlocked`) is removed when it is a day old.
 """
 
 import contextlib
@@ -19,12 +27,10 @@ import functools
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import tempfile
-import time
+import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -33,7 +39,10 @@ from typing import Any, Generic, TypeVar
 import platformdirs
 
 from tsexport import codec
+from tsexport.cache_leftovers import aside_of, lock_of, remove, remove_leftovers
 from tsexport.errors import TsexportError, UsageError
+from tsexport.locks import holding
+from tsexport.surroundings import FULL, is_full, only_temporary_is_full
 from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, Precision, TensorSpec, file_sha256
 
@@ -55,10 +64,7 @@ TOOLS = (
     "jinja2",
     "cyclonedx-python-lib",
 )
-LEFTOVER_SECONDS = 86_400.0
 _ENTRY = "entry.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_BELOW_BYTES = 2**20
 _PUBLISH_TRIES = 5
 T = TypeVar("T")
 
@@ -111,20 +117,36 @@ class Cached(Generic[T]):
     reused: bool
 
 
+_making = threading.local()
+"""The places of the entries that this thread is making."""
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Cache:
-    """Stages by content, under `root`."""
+    """Stages by content, under `root`.
+
+    `say` is told when a stage waits for another process that makes it; `used` are the entries that were given out.
+    """
 
     root: Path
+    say: Callable[[str], None] = field(default=_say_nothing, compare=False)
+    used: set[Path] = field(default_factory=set, compare=False, repr=False)
 
     def stage(self, name: str, inputs: Mapping[str, Any], kind: type[T], produce: Callable[[Path], T]) -> "Cached[T]":
         """Return a stage's result: the cached one for these inputs, or what `produce` makes.
+
+        Where another process or thread is making the same stage, its result is waited for.
 
         Args:
             name: of the stage, part of the key and of the path.
             inputs: everything that the result depends on, besides code, versions and CPU.
             kind: the dataclass of the result.
-            produce: makes the stage's files in the folder it is given, and returns the result.
+            produce: makes the stage's files in the folder it is given, and returns the result.  It may ask for other
+                stages.
 
         Raises:
             UsageError: the cache folder cannot be written.
@@ -140,45 +162,92 @@ class Cache:
         )
         place = self.root / name / key
         found = self._read(place, kind)
-        if found is not None:
-            return Cached(found, place, True)
-        with self._temporary(place) as folder:
+        if found is None:
+            with self._alone(place) as is_locked:
+                found = self._read(place, kind)  # made by who held the lock
+                if found is None:
+                    made = self._make(place, kind, produce, is_locked)
+                    self.used.add(place)
+                    return made
+        self.used.add(place)
+        return Cached(found, place, True)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Turn whatever fails because an entry that was given out is gone into a UsageError that says so."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.require_used()
+            except UsageError as gone:
+                raise gone from error
+            raise
+
+    def require_used(self) -> None:
+        """Raise where an entry that was given out is not there any more.
+
+        Raises:
+            UsageError: the cache was emptied while it was being used.
+        """
+        gone = next((place for place in sorted(self.used) if not (place / _ENTRY).exists()), None)
+        if gone is not None:
+            raise _gone(gone)
+
+    @contextlib.contextmanager
+    def _alone(self, place: Path) -> Iterator[bool]:
+        """Hold the lock of an entry's key; False where this file system has no locks."""
+        with self._explained():
+            place.parent.mkdir(parents=True, exist_ok=True)
+        mine: set[Path] = _making.__dict__.setdefault("places", set())
+        if place in mine:
+            raise RuntimeError(f"the stage {place.parent.name} asks for itself while it is made")
+
+        def waiting(holder: str) -> None:
+            self.say(f"{holder} is making the same {place.parent.name}: waiting for it")
+
+        with holding(lock_of(place), waiting) as state:
+            if state != "held":
+                yield False
+                return
+            mine.add(place)
+            try:
+                yield True
+            finally:
+                mine.discard(place)
+
+    def _make(self, place: Path, kind: type[T], produce: Callable[[Path], T], is_locked: bool) -> "Cached[T]":
+        with self._temporary(place, is_locked) as folder:
             result = produce(folder)
-            entry = {"key": key, "files": _file_digests(folder), "result": codec.to_plain(result)}
+            entry = {"key": place.name, "files": _file_digests(folder), "result": codec.to_plain(result)}
             text = json.dumps({**entry, "sha256": digest_of(entry)}, indent=1, sort_keys=True)
             (folder / _ENTRY).write_text(text)
             self._publish(folder, place, kind)
         # Read back, so that a fresh result and a reused one are the same value.
         again = self._read(place, kind)
         if again is None:
-            raise UsageError(
-                f"the cache entry {place} was removed or changed while it was being used",
-                next_step="build again, and leave the cache alone meanwhile",
-            )
+            raise _gone(place)
         return Cached(again, place, False)
 
     def _read(self, place: Path, kind: type[T]) -> T | None:
         """Return an entry's result; None where there is no entry, or a damaged one."""
         try:
-            entry = json.loads((place / _ENTRY).read_text())
-            stated = entry.pop("sha256")
-            if stated == digest_of(entry) and entry["key"] == place.name and entry["files"] == _file_digests(place):
-                return codec.from_plain(kind, entry["result"], what=f"cache entry {place.name}")
-        except Exception:  # whatever a damaged entry raises: it is made again
+            entry = sound_entry(place)
+            return None if entry is None else codec.from_plain(kind, entry["result"], what=f"cache entry {place.name}")
+        except Exception:  # a result of another kind: it is made again
             return None
-        return None
 
     @contextlib.contextmanager
-    def _temporary(self, place: Path) -> Iterator[Path]:
+    def _temporary(self, place: Path, is_locked: bool) -> Iterator[Path]:
         with self._explained():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _remove_old(place.parent)
-            folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:8]}-", dir=place.parent))
+            remove_leftovers(place.parent, place.name if is_locked else None)
+            folder = aside_of(place, is_locked)
+            folder.mkdir()
         try:
             with self._explained(folder):
                 yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing is there any more where it was published
+            remove(folder)  # nothing is there any more where it was published
 
     @contextlib.contextmanager
     def _explained(self, folder: Path | None = None) -> Iterator[None]:
@@ -189,12 +258,12 @@ class Cache:
             raise
         except OSError as error:
             concerns_us = folder is None or str(error.filename or "").startswith(str(folder))
-            if error.errno not in _FULL and not concerns_us:
+            if (error.errno not in FULL and not concerns_us) or only_temporary_is_full(self.root):
                 raise
             raise self._unwritten(error.strerror or str(error)) from error
         except Exception as error:
             # torch, onnx and openvino report a failed write in their own words, without an errno.
-            if shutil.disk_usage(self.root).free < _FULL_BELOW_BYTES:
+            if is_full(self.root):
                 raise self._unwritten(os.strerror(errno.ENOSPC)) from error
             raise
 
@@ -219,32 +288,46 @@ class Cache:
                 return
 
 
+def sound_entry(place: Path) -> Mapping[str, Any] | None:
+    """Return what entry.json of an entry says; None where there is no entry, or one that does not match its digests."""
+    try:
+        if not stat.S_ISREG((place / _ENTRY).lstat().st_mode):
+            return None  # reading a pipe would wait for ever
+        entry: dict[str, Any] = json.loads((place / _ENTRY).read_text())
+        stated = entry.pop("sha256")
+        if stated == digest_of(entry) and entry["key"] == place.name and entry["files"] == _file_digests(place):
+            return entry
+    except Exception:  # whatever a damaged entry raises
+        return None
+    return None
+
+
+def _gone(place: Path) -> UsageError:
+    return UsageError(
+        f"the cache entry {place} was removed or changed while it was being used",
+        next_step="build again, and leave the cache alone meanwhile",
+    )
+
+
 def _file_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of an entry but entry.json."""
+    """Return the SHA-256 of every file of an entry but entry.json; what is no plain file counts as absent."""
     return {
         path.relative_to(folder).as_posix(): file_sha256(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _ENTRY
+        if path.name != _ENTRY and not path.is_symlink() and path.is_file()
     }
 
 
 def _discard(place: Path) -> None:
     """Take a damaged entry out of its place, in one step, and remove it."""
-    aside = place.with_name(f".{place.name[:8]}-{secrets.token_hex(4)}")
+    aside = aside_of(place, _is_mine(place))
     with contextlib.suppress(FileNotFoundError):  # somebody else did
         place.rename(aside)
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+    remove(aside)
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove temporary folders that a killed build left a day ago or earlier."""
-    for path in folder.glob(".*-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+def _is_mine(place: Path) -> bool:
+    return place in _making.__dict__.get("places", ())
 
 
 @dataclass(frozen=True)

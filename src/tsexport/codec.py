@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tsexport.errors import BundleError, TsexportError, did_you_mean
+from tsexport.locks import writing_beside
 
 Record = TypeVar("Record")
 ADDED_LATER: Mapping[str, bool] = types.MappingProxyType({"added later": True})
@@ -292,18 +293,13 @@ def _shown(value: Any) -> str:
 def write_whole(path: Path, text: str) -> Path:
     """Write a file others may be reading, its folder made where absent: the whole text or nothing.  Return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600, and a bundle is for others to read
+    with writing_beside(path) as (descriptor, temporary):
+        content = memoryview(text.encode())
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+        os.fchmod(descriptor, 0o644)  # it was private so far, and a bundle is for others to read
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return path
 
 

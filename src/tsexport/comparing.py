@@ -23,6 +23,7 @@ from tsexport.loading import cores_here
 from tsexport.runtimes.registry import list_statuses
 from tsexport.structure import check_structure
 from tsexport.targets import InstructionSet, Target, host_cpu
+from tsexport.turns import measuring_alone
 from tsexport.types import TensorSpec
 from tsexport.verification import install_hint
 
@@ -51,7 +52,7 @@ def compare_bundles(
         threshold: the change that matters, as a fraction (0.05) or as text ("5%").
         threads: of both sides, bound to as many CPUs.
         batch: samples of one call.
-        max_seconds: for everything; what is not decided by then is inconclusive.
+        max_seconds: for everything, from the turn on this machine on; what is not decided by then is inconclusive.
         seed: of the bootstrap.
         progress: told what is being done, and the fraction of `max_seconds` that is spent.
 
@@ -68,7 +69,6 @@ def compare_bundles(
         )
     if not 0 < max_seconds < float("inf"):
         raise UsageError(f"max-seconds is {max_seconds:g}; allowed are numbers above 0")
-    began = time.perf_counter()
     with ExitStack() as stack:
         sides = tuple(_opened(one, stack) for one in (base, candidate))
         for bundle in sides:
@@ -78,6 +78,9 @@ def compare_bundles(
             _require_runnable(bundle, threads)
         manifest = sides[0].manifest
         feeds = read_golden(sides[0].path, INPUTS, manifest.artifacts[0].inputs, manifest.golden.samples)
+        say = (lambda line: progress(line, 0.0)) if progress is not None else (lambda line: None)
+        stack.enter_context(measuring_alone(f"{sides[0].name} and {sides[1].name}", say))
+        began = time.perf_counter()
         setting = Setting(feeds, batch, threads, choose_cpus(threads))
         watch = NoiseWatch(setting.cpus)
         runs = compare_contenders(

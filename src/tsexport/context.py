@@ -3,7 +3,7 @@ open."""
 
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from tsexport.manifest import Selection, parse_selection
 from tsexport.options import BuildOptions
 from tsexport.preparing import prepared_source
 from tsexport.targets import CpuFeatures, Target
+from tsexport.turns import Turns
 from tsexport.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """One build.  `source`, `calibration` and `evaluation` are opened when they are first asked for, and kept."""
+    """One build.  `source`, `calibration` and `evaluation` are opened when they are first asked for, and kept.
+
+    `turns` are those of the machine; without, nobody is waited for.
+    """
 
     options: BuildOptions
     target: Target
@@ -37,6 +41,7 @@ class Context:
     plan: DataPlan
     cache: Cache
     threads: int
+    turns: Turns = field(default_factory=Turns)
 
     @cached_property
     def declared_inputs(self) -> tuple[TensorSpec, ...]:

@@ -11,18 +11,20 @@ Memory grows with the batch, so the largest batch is found by doubling and halvi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_model import (
     HALF_WIDTH,
     IDLE_BYTES,
     RULES,
     MemoryParts,
-    ModelGraphs,
     engine_parts,
     estimate_parts,
+    estimated_bytes,
+    estimated_range,
     weights_scale,
 )
 from tsexport.bench.published_memory import PublishedMemory, published_memory
@@ -66,12 +68,16 @@ class LargestBatch:
 
 @dataclass(frozen=True)
 class RuntimeMemory:
-    """One runtime at the batch: `parts` above an idle session, `process_bytes` with that session."""
+    """One runtime at the batch: `parts` above an idle session, `process_bytes` with that session.
+
+    range_bytes: the least and the most above an idle session where the C library's luck decides; None elsewhere.
+    """
 
     runtime: str
     parts: MemoryParts
     total_bytes: int
     process_bytes: int
+    range_bytes: tuple[int, int] | None
     largest: tuple[LargestBatch, ...]
 
 
@@ -193,10 +199,12 @@ def estimate_memory(options: EstimateOptions) -> MemoryEstimate:
 def read_graphs(source: "OpenedSource") -> ModelGraphs:
     """Return the graphs of an opened model, as each runtime computes them."""
     from tsexport.exporters.sketch import sketch_file, sketch_module
+    from tsexport.quantize.memory_eager import record_eager
     from tsexport.quantize.memory_graph import memory_graph, model_graphs
 
     if source.module is not None:
-        return model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        graphs = model_graphs(memory_graph(sketch_module(source.module, source.spec)))
+        return replace(graphs, eager=record_eager(source.module, source.spec))
     assert source.onnx_path is not None  # the only kind without a module
     return model_graphs(memory_graph(sketch_file(source.onnx_path, source.spec)))
 
@@ -228,31 +236,39 @@ def _rows(graphs: ModelGraphs, target: Target, batch: int, scale: float) -> tupl
     limits = limits_of(target)
     if target.instruction_set == "gpu":
         floats = 1.0 if target.precision == "fp32" else HALF_WIDTH
-        return (
-            _row(ENGINE, batch, 0, limits, lambda n: engine_parts(graphs, n, weights_scale=scale, floats_scale=floats)),
-        )
+
+        def engine(n: int) -> MemoryParts:
+            return engine_parts(graphs, n, weights_scale=scale, floats_scale=floats)
+
+        return (_row(ENGINE, 0, limits, engine(batch), None, lambda n: engine(n).total_bytes),)
     return tuple(
         _row(
             name,
-            batch,
             IDLE_BYTES[name],
             limits,
-            lambda n, name=name: estimate_parts(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
+            estimate_parts(graphs, name, batch, weights_scale=scale),
+            estimated_range(graphs, name, batch, weights_scale=scale),
+            lambda n, name=name: estimated_bytes(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
         )
         for name in RULES
     )
 
 
 def _row(
-    runtime: str, batch: int, idle: int, limits: Sequence[MemoryLimit], parts_at: Callable[[int], MemoryParts]
+    runtime: str,
+    idle: int,
+    limits: Sequence[MemoryLimit],
+    parts: MemoryParts,
+    span: tuple[int, int] | None,
+    total_at: Callable[[int], int],
 ) -> RuntimeMemory:
-    parts = parts_at(batch)
-    monotone = _never_falling(lambda n: idle + parts_at(n).total_bytes)
+    monotone = _never_falling(lambda n: idle + total_at(n))
     return RuntimeMemory(
         runtime=runtime,
         parts=parts,
         total_bytes=parts.total_bytes,
         process_bytes=idle + parts.total_bytes,
+        range_bytes=span,
         largest=tuple(LargestBatch(one, largest_batch(monotone, one.limit_bytes)) for one in limits),
     )
 

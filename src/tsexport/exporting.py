@@ -2,10 +2,11 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.bench.statistics import Ratio
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
 from tsexport.context import Context, portable
 from tsexport.errors import ExportError, ParityError, TsexportError
@@ -103,7 +104,13 @@ def _choose(context: Context, samples: Samples, variants: Variants, runtime: str
         return next(chosen, RewriteChoice(runtime, False, ()))
     if not context.target.here or not get_runtime(runtime).check().available:
         return RewriteChoice(runtime, False, ())
-    return choose_rewrites(variants, runtime, compare_in_process(samples.feeds))
+    compare = compare_in_process(samples.feeds)
+
+    def compare_alone(artifacts: Sequence[Artifact], name: str) -> Sequence[Ratio | None]:
+        with context.turns.measuring(f"{context.built}: rewrites on {name}"):
+            return compare(artifacts, name)
+
+    return choose_rewrites(variants, runtime, compare_alone)
 
 
 def _onnx(context: Context, samples: Samples, folder: Path) -> ExportResult:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.figures import figure_text
 from tsexport.bench.rows import budget_text, milliseconds, verdict_rows
 from tsexport.codec import try_folder, write_whole
@@ -126,7 +127,7 @@ def compare_report(result: "ComparisonResult") -> GateReport:
     lead = (
         f"{result.verdict}: {result.ratio} against the base; threshold {100 * result.threshold:.3g} %, "
         f"noise floor {100 * result.noise_floor:.3g} %",
-        f"{result.processes} fresh processes of each side, {result.threads} thread(s), on {result.machine}",
+        f"{result.processes} fresh processes of each side, {threads_text(result.threads)}, on {result.machine}",
         f"noise: {result.noise}",
     )
     columns = ("side", "bundle", "artifact", "runtime", "precision", "median")

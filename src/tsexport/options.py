@@ -125,8 +125,8 @@ class BuildOptions:
             )
 
 
-_SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
-_PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection", "table")
+SETTABLE = tuple(f.name for f in fields(BuildOptions) if f.name not in ("settings", "inputs", "series"))
+PATHS = ("output", "checkpoint", "calibration", "calibration_table", "evaluation", "selection", "table")
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -135,7 +135,8 @@ def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:
         raise ConfigurationError(f"{key} is {value!r}{did_you_mean(str(value), words)}; allowed are {', '.join(words)}")
 
 
-def _check_keys(what: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+def check_keys(what: str, given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    """Raise ConfigurationError for a key that is not allowed; `what` begins the message."""
     for key in given:
         if key not in allowed:
             raise ConfigurationError(
@@ -149,34 +150,76 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it cannot be read, is no TOML, or has unknown tables, keys or values of a wrong type.
     """
+    document = read_toml(path, "--config")
+    check_keys(f"{path.name}", document, TABLES)
+    return values_of_tables(path, document)
+
+
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """Return what a TOML file holds; `option` is how it was given.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no TOML.
+    """
     try:
-        document = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(f"{option} {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and lists in lists
-        raise ConfigurationError(f"--config {path} is no TOML: {error}") from error
-    _check_keys(f"{path.name}", document, TABLES)
+        raise ConfigurationError(f"{option} {path} is no TOML: {error}") from error
+
+
+def values_of_tables(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of a file, without others than `TABLES`, as keyword arguments of `BuildOptions`.
+
+    Raises:
+        ConfigurationError: unknown keys, or values of a wrong type.
+    """
     for table in ("build", "model", "series"):
         if not isinstance(document.get(table, {}), dict):
             raise ConfigurationError(f"{path.name}: {table} must be a table, [{table}]")
-    build = {key.replace("-", "_"): value for key, value in document.get("build", {}).items()}
+    given = values_of_options(path.parent, f"{path.name}, table [build],", path.name, document.get("build", {}))
+    given |= {"settings": document.get("model", {}), "series": document.get("series")}
+    if "inputs" in document:
+        given["inputs"] = inputs_of_tables(path.name, document["inputs"])
+    return given
+
+
+def values_of_options(folder: Path, table: str, where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by their long names as keyword arguments of `BuildOptions`.
+
+    Args:
+        folder: what files are relative to.
+        table: how a message about an unknown key begins.
+        where: how one about a value begins.
+        options: as in the table `[build]`.
+
+    Raises:
+        ConfigurationError: unknown keys, or values of a wrong type.
+    """
+    build = {key.replace("-", "_"): value for key, value in options.items()}
     if "batch" in build:
         build["batches"] = build.pop("batch")
-    _check_keys(f"{path.name}, table [build],", build, _SETTABLE)
-    for key in _PATHS:
+    check_keys(table, build, SETTABLE)
+    for key in PATHS:
         if key in build:
-            build[key] = path.parent / _text(f"{path.name}, key {key}", build[key])
+            build[key] = folder / _text(f"{where}, key {key}", build[key])
     if isinstance(build.get("model"), str):
-        build["model"] = _model(path.parent, build["model"])
+        build["model"] = _model(folder, build["model"])
     for key in ("batches", "formats"):
         if key in build:
-            build[key] = _sequence(f"{path.name}, key {key}", build[key])
-    given: dict[str, Any] = {**build, "settings": document.get("model", {}), "series": document.get("series")}
-    if "inputs" in document:
-        tables = document["inputs"]
-        given["inputs"] = tuple(_input(path.name, table) for table in (tables if isinstance(tables, list) else [None]))
-    _check_types(path.name, given)
-    return given
+            build[key] = _sequence(f"{where}, key {key}", build[key])
+    _check_types(where, build)
+    return build
+
+
+def inputs_of_tables(where: str, tables: object) -> tuple[TensorSpec, ...]:
+    """Return the inputs that `[[inputs]]` describes.
+
+    Raises:
+        ConfigurationError: no tables, or they describe none.
+    """
+    return tuple(_input(where, table) for table in (tables if isinstance(tables, list) else [None]))
 
 
 def _model(folder: Path, model: str) -> str:
@@ -205,7 +248,7 @@ def _input(where: str, table: object) -> TensorSpec:
     form = 'for example [[inputs]] with name = "x", dtype = "float32", shape = ["batch", 60, 16]'
     if not isinstance(table, dict):
         raise ConfigurationError(f"{where}: inputs must be tables, {form}")
-    _check_keys(f"{where}, table [[inputs]],", table, ("name", "dtype", "shape"))
+    check_keys(f"{where}, table [[inputs]],", table, ("name", "dtype", "shape"))
     name, dtype, shape = table.get("name"), table.get("dtype", "float32"), table.get("shape")
     if not isinstance(name, str) or not name or not isinstance(shape, list):
         raise ConfigurationError(f"{where}: an input needs a name and a shape, {form}")

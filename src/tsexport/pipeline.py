@@ -9,6 +9,7 @@ target is not this machine, candidates are judged by exact simulation, and nothi
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tsexport.bench.affinity import choose_cpus
@@ -17,7 +18,7 @@ from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.records import MachineRecord
 from tsexport.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.bundles import Bundle
-from tsexport.cache import Cache, default_root
+from tsexport.cache import default_root
 from tsexport.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
 from tsexport.compressing import AccuracyResult, Tried, accuracy_of
 from tsexport.context import Context
@@ -49,7 +50,9 @@ from tsexport.runtimes.registry import bundle_statuses
 from tsexport.samples import Samples, take_samples
 from tsexport.searching import CANDIDATES, SEARCH, search
 from tsexport.staging import check_destination, check_folder, remove_leftovers
+from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
+from tsexport.turns import CacheInTurns, Turns
 from tsexport.types import Accuracy, Format, Parity, RuntimeStatus
 
 FIT = "fit to TensorRT"
@@ -82,6 +85,7 @@ RACES = frozenset({"measure fp32 side by side", "measure INT8 against fp32"})
 CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes", PROFILE}
+"""What is alone on the machine while it runs, as far as tsexport goes; see `tsexport.turns`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,8 @@ def plan_build(options: BuildOptions) -> Plan:
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
-    context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
+    turns = Turns(default_root())
+    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
     _ = (
         context.selection,
         context.calibration_tables,
@@ -193,9 +198,16 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
+    plan = _telling(plan, say)
+    with surroundings_explained(), plan.context.cache.in_use(), plan.context.turns.working():
+        return _run(plan, quiet, say)
+
+
+def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
-    progress = Progress(plan.steps, memory=memory, quiet=quiet)
+    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
+    context.turns.waited = progress.leave_out
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -268,14 +280,29 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
 
     def record() -> MachineRecord:
         seconds = tuple((step, round(spent, 3)) for step, spent in progress.seconds_so_far().items())
-        balance = balance_for(chosen.races, chosen.threads)
+        with context.turns.measuring(f"{plan.name}: what this machine sustains"):
+            balance = balance_for(chosen.races, chosen.threads)
         races = (*chosen.races, *pruning_races)
-        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise)
+        levels = tables.service_level if measurements else ()
+        return MachineRecord(machine, measurements, races, verdicts, seconds, balance, noise, service_levels=levels)
 
+    context.cache.require_used()  # a candidate that failed for want of its file must not pass as one that cannot run
     with progress.step("pack"):
         bundle = pack(context, samples, packed, record)
     progress.remember()
     return bundle
+
+
+def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """Return a plan whose cache and turns say when they wait for another build."""
+    plan.context.turns.say = say
+    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
+
+
+def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
+    """Return the turn that a step runs in, where it is not the whole build's."""
+    measures = step in MEASURING
+    return plan.context.turns.measuring(f"{plan.name}: {step}") if measures else contextlib.nullcontext()
 
 
 def build_bundle(

@@ -1,16 +1,21 @@
 """What every plot of the report is made of: axes, ticks, text, and the frame of an inline SVG.
 
 Plots are drawn here rather than by a plotting library, since a page with an inlined library weighs 1 to 5 MB and these
-weigh 2 to 20 KB each.  Colours come from the page's CSS classes, so that they follow light, dark and print; nothing has
-a style of its own, which the page's security policy would refuse.
+weigh 2 to 20 KB each.  Each is drawn twice, WIDTH and NARROW wide, and the page's CSS shows the one that fits: a plot
+that is shrunk to a phone cannot be read, and one that is scrolled hides its numbers.  Colours come from the page's CSS
+classes, so that they follow light, dark and print; nothing has a style of its own, which the page's security policy
+would refuse.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH = 720
+NARROW = 400
+LABEL_CHARACTER = 7.8
+"""Pixels of a character of a label, at most: what is longer is clipped."""
 LOG_FROM = 8.0
 """An axis whose ends are this many times apart is logarithmic."""
 TICK_DIGITS = 12
@@ -109,9 +114,15 @@ def clipped(text: str, characters: int) -> str:
     return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
 
 
-def svg(parts: Sequence[str], height: float, title: str) -> str:
+def at_both_widths(draw: Callable[[int], str]) -> str:
+    """Return a plot WIDTH wide and the same NARROW wide, of which the page shows one."""
+    return draw(WIDTH) + draw(NARROW)
+
+
+def svg(parts: Sequence[str], height: float, title: str, width: int = WIDTH) -> str:
     """Return the plot; `title` is what a screen reader says of it."""
+    kind = "plot" if width == WIDTH else "plot narrow"
     return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title, quote=True)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -8,11 +8,10 @@ import numpy as np
 
 from tsexport.bench.rows import milliseconds
 from tsexport.bench.statistics import percentile
-from tsexport.plots import WIDTH, Axis, clipped, latency_axis, svg, text_at, vertical_grid
+from tsexport.plots import LABEL_CHARACTER, WIDTH, Axis, clipped, latency_axis, svg, text_at, vertical_grid
 
 _LEFT, _RIGHT, _ROW, _AXIS = 10, 118, 66, 42
 _SHOWN_SAMPLES = 120
-_LABEL_CHARACTERS = 76
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class LatencySeries:
     highlighted: bool
 
 
-def latency_plot(series: Sequence[LatencySeries], title: str) -> str:
+def latency_plot(series: Sequence[LatencySeries], title: str, width: int = WIDTH) -> str:
     """Return a row for each series: quartile box, median, 5 to 95 % whiskers, the samples, and its percentiles.
 
     The axis ends a little above the largest 99 % quantile; how many samples lie beyond is written at the row's end.  It
@@ -33,12 +32,13 @@ def latency_plot(series: Sequence[LatencySeries], title: str) -> str:
     """
     end = 1.05 * max(_quantile(one.samples_ms, 0.99) for one in series)
     start = 0.9 * min(_quantile(one.samples_ms, 0.01) for one in series)
-    axis = latency_axis(start, end, _LEFT, WIDTH - _RIGHT)
+    right = width - _RIGHT
+    axis = latency_axis(start, end, _LEFT, right)
     height = _ROW * len(series) + _AXIS
     unit = "ms a call, logarithmic" if axis.logarithmic else "ms a call"
-    parts = [vertical_grid(axis, 0, height - _AXIS + 6), text_at(WIDTH - _RIGHT, height - 4, unit, "end")]
+    parts = [vertical_grid(axis, 0, height - _AXIS + 6), text_at(right, height - 4, unit, "end")]
     parts += [_row(one, _ROW * number + 34, axis) for number, one in enumerate(series)]
-    return svg(parts, height, title)
+    return svg(parts, height, title, width)
 
 
 def _quantile(samples: Sequence[float], q: float) -> float:
@@ -48,7 +48,8 @@ def _quantile(samples: Sequence[float], q: float) -> float:
 def _row(one: LatencySeries, y: float, x: Axis) -> str:
     low, quarter, median, three_quarters, high = (_quantile(one.samples_ms, q) for q in (0.05, 0.25, 0.5, 0.75, 0.95))
     kind = "series highlighted" if one.highlighted else "series"
-    parts = [f'<g class="{kind}">', text_at(_LEFT, y - 16, clipped(one.label, _LABEL_CHARACTERS), "start", "label")]
+    label = clipped(one.label, int((x.last - _LEFT) / LABEL_CHARACTER))
+    parts = [f'<g class="{kind}">', text_at(_LEFT, y - 16, label, "start", "label")]
     parts.append(_samples(one.samples_ms, y + 16, x))
     parts.append(f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
     width = max(1.0, x(three_quarters) - x(quarter))
@@ -62,7 +63,7 @@ def _row(one: LatencySeries, y: float, x: Axis) -> str:
     notes = [f"{name} {milliseconds(percentile(one.samples_ms, q))}" for name, q in _PERCENTILES]
     notes.append(f"{len(one.samples_ms)} calls" + (f", {beyond} beyond" if beyond else ""))
     for line, note in enumerate(notes):
-        parts.append(text_at(WIDTH - _RIGHT + 8, y - 16 + 13 * line, note, "start", "value" if line < 3 else "tick"))
+        parts.append(text_at(x.last + 8, y - 16 + 13 * line, note, "start", "value" if line < 3 else "tick"))
     return "".join([*parts, "</g>"])
 
 

@@ -46,7 +46,13 @@ def pareto_front(points: Sequence[TradeoffPoint]) -> tuple[TradeoffPoint, ...]:
 
 
 def tradeoff_plot(
-    points: Sequence[TradeoffPoint], budget_percent: float, budget_name: str, title: str, *, every_label: bool = True
+    points: Sequence[TradeoffPoint],
+    budget_percent: float,
+    budget_name: str,
+    title: str,
+    width: int = WIDTH,
+    *,
+    every_label: bool = True,
 ) -> str:
     """Return a scatter of error against median latency, with the budget as a line; left and low is better.
 
@@ -57,14 +63,15 @@ def tradeoff_plot(
         every_label: label every point, or only those that are selected and those of few.
     """
     latencies = [point.latency_ms for point in points]
-    x = latency_axis(0.85 * min(latencies), 1.15 * max(latencies), _LEFT, WIDTH - _RIGHT)
+    right = width - _RIGHT
+    x = latency_axis(0.85 * min(latencies), 1.15 * max(latencies), _LEFT, right)
     y = _error_axis([point.error_percent for point in points], budget_percent)
     unit = "median ms a call, batch 1" + (", logarithmic" if x.logarithmic else "")
     parts = [
         vertical_grid(x, 0, _BOTTOM),
-        text_at(WIDTH - _RIGHT, _HEIGHT - 6, unit, "end"),
-        horizontal_grid(y, _LEFT, WIDTH - _RIGHT, " %"),
-        _budget_line(y, budget_percent, budget_name),
+        text_at(right, _HEIGHT - 6, unit, "end"),
+        horizontal_grid(y, _LEFT, right, " %"),
+        _budget_line(y, budget_percent, budget_name, right),
     ]
     groups: dict[str, list[TradeoffPoint]] = {}
     for point in points:
@@ -73,16 +80,16 @@ def tradeoff_plot(
     parts += [_front_line(front, x, y) for front in fronts.values() if len(front) > 1]
     on_front = {id(point) for front in fronts.values() for point in front}
     parts += _points(points, on_front, x, y, every_label)
-    return svg(parts, _HEIGHT, title)
+    return svg(parts, _HEIGHT, title, width)
 
 
-def _budget_line(y: Axis, budget_percent: float, name: str) -> str:
+def _budget_line(y: Axis, budget_percent: float, name: str, right: float) -> str:
     """Return the line of the budget, or a word at the top where all errors are far below it."""
     if budget_percent > y.end:
-        return text_at(WIDTH - _RIGHT - 4, _TOP + 2, f"↑ {name}", "end", "budget-label")
+        return text_at(right - 4, _TOP + 2, f"↑ {name}", "end", "budget-label")
     at = y(budget_percent)
-    line = f'<line class="budget" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-    return line + text_at(WIDTH - _RIGHT - 4, at - 5, name, "end", "budget-label")
+    line = f'<line class="budget" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
+    return line + text_at(right - 4, at - 5, name, "end", "budget-label")
 
 
 def _error_axis(errors: Sequence[float], budget_percent: float) -> Axis:
@@ -110,7 +117,7 @@ def _front_line(front: Sequence[TradeoffPoint], x: Axis, y: Axis) -> str:
 
 def _points(points: Sequence[TradeoffPoint], on_front: set[int], x: Axis, y: Axis, every_label: bool) -> list[str]:
     """Return the points with their labels, the selected ones on top of the others."""
-    labelled = _Labels([(x(point.latency_ms), y(point.error_percent)) for point in points])
+    labelled = _Labels([(x(point.latency_ms), y(point.error_percent)) for point in points], x.last + _RIGHT)
     parts: list[str] = []
     order = {"selected": 0, "reference": 2}
     for point in sorted(points, key=lambda one: (order.get(one.kind, 1), id(one) not in on_front, one.latency_ms)):
@@ -136,8 +143,8 @@ def _points(points: Sequence[TradeoffPoint], on_front: set[int], x: Axis, y: Axi
 class _Labels:
     """Where labels may stand: clear of those that were placed, and, as far as there is room, of the points."""
 
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self._points = points
+    def __init__(self, points: Sequence[tuple[float, float]], end: float) -> None:
+        self._points, self._end = points, end
         self._placed: list[tuple[float, float, float]] = []
 
     def place(self, px: float, py: float, text: str) -> str:
@@ -157,7 +164,7 @@ class _Labels:
         return text_at(edge, level, text, anchor, "label")
 
     def _is_free(self, start: float, width: float, level: float) -> bool:
-        within = start >= _LEFT and start + width <= WIDTH and _TOP <= level <= _BOTTOM
+        within = start >= _LEFT and start + width <= self._end and _TOP <= level <= _BOTTOM
         return within and all(
             abs(level - at) >= _LINE or start >= right + _GAP or left >= start + width + _GAP
             for left, right, at in self._placed

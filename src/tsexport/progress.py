@@ -9,10 +9,12 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+from tsexport.codec import write_whole
 
 
 @dataclass
@@ -33,12 +35,16 @@ class Step:
 
 @dataclass
 class Progress:
-    """Steps of a build in order.  `expected_s` are their expected seconds by name; quiet shows nothing."""
+    """Steps of a build in order.  `expected_s` are their expected seconds by name; quiet shows nothing.
+
+    `around` gives what every step of that name runs in; entering and leaving it does not count as the step's time.
+    """
 
     steps: Sequence[tuple[str, float]]
     memory: Path | None = None
     quiet: bool = False
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     seconds: dict[str, float] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
 
@@ -48,28 +54,34 @@ class Progress:
         self._live = not self.quiet and self.stream.isatty()
         if self.memory is not None:
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing, or damaged in any way
-                known = json.loads(self.memory.read_text())
+                known = json.loads(self.memory.read_text()) if self.memory.is_file() else {}
                 self._expected.update({k: float(v) for k, v in known.items() if k in self._expected})
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Step]:
         """Run one step: its time is kept, and shown when it ends."""
         current = Step(name, self)
-        started = time.perf_counter()
-        self._running = (name, started)
-        self._show(current, "", None)
-        try:
-            yield current
-        except BaseException:
-            self._clear()  # the error has the line to itself
-            raise
-        finally:
-            self._running = None
-        spent = time.perf_counter() - started
+        with self.around(name):
+            self._running = (name, time.perf_counter())
+            self._show(current, "", None)
+            try:
+                yield current
+                spent = time.perf_counter() - self._running[1]
+            except BaseException:
+                self._clear()  # the error has the line to itself
+                raise
+            finally:
+                self._running = None
         self.seconds[name] = self.seconds.get(name, 0.0) + spent
         if current.reused:
             self.reused.add(name)
         self._end(current, spent)
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count seconds of the running step that were spent on waiting for others."""
+        if self._running is not None:
+            name, started = self._running
+            self._running = (name, started + seconds)
 
     def remember(self) -> None:
         """Keep the times of steps that were really done, for the next estimate."""
@@ -77,10 +89,7 @@ class Progress:
             return
         done = {name: spent for name, spent in self.seconds.items() if name not in self.reused}
         with contextlib.suppress(OSError):
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.memory.with_name(f".{self.memory.name}.{time.monotonic_ns()}")
-            temporary.write_text(json.dumps({**self._expected, **done}))
-            temporary.replace(self.memory)
+            write_whole(self.memory, json.dumps({**self._expected, **done}))
 
     def left_s(self) -> float:
         """Return the expected seconds of the steps that have not ended, without what the running one has taken."""

@@ -358,7 +358,8 @@ def compare_with_unpruned(
         if ours is None or whole is None or context.options.selection is not None or not context.target.here:
             return record, ()
         try:
-            return record, (race_against_unpruned(context, samples, whole, ours, step.say),)
+            with context.turns.measuring(f"{context.built}: pruned and whole"):
+                return record, (race_against_unpruned(context, samples, whole, ours, step.say),)
         except TsexportError as error:
             say(f"the pruned model was not timed against the whole one: {error.message}")
             return record, ()

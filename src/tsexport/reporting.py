@@ -7,6 +7,7 @@ signed part of a bundle, so it holds no time and no latency.
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from tsexport.bench.device_records import PREFIX, DeviceRecord, read_device_reco
 from tsexport.bench.records import MachineRecord, read_record
 from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import MEASUREMENTS
+from tsexport.codec import write_whole
 from tsexport.device_kit import graph_of
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 from tsexport.manifest import Manifest, Selection
@@ -26,7 +28,7 @@ from tsexport.reporting_overview import overview_of
 from tsexport.reporting_views import bundle_view
 from tsexport.structure import check_structure
 from tsexport.triton import served_models
-from tsexport.wording import change_text, compact_json, figure_text, markdown_cell, percent_text, size_text
+from tsexport.wording import change_text, compact_json, count_text, figure_text, markdown_cell, percent_text, size_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -70,13 +72,11 @@ def report_bundles(bundles: Sequence[str | Path | Bundle], output: str | Path) -
             check_structure(bundle)
         page = render_report(opened)
     path = Path(output)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        write_whole(path, page)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
     return path
 
@@ -165,6 +165,7 @@ def _render(template: str, values: Mapping[str, Any], *, autoescape: bool) -> st
         "cell": markdown_cell,
         "compact": compact_json,
         "change": change_text,
+        "count": count_text,
         "figure": figure_text,
         "literal": json.dumps,  # a string as it is written in Python
         "shape": repr,

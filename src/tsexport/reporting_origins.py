@@ -1,13 +1,18 @@
 """How each number of a bundle was obtained (measured, profiled, projected, counted), and where it stands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tsexport.bench.affinity import threads_text
+from tsexport.bench.device_records import device_record_name
 from tsexport.bench.outlook import PROJECTED
-from tsexport.bench.profile_records import PROFILES
+from tsexport.bench.tables import ServiceLevelRow
 from tsexport.checksums import MEASUREMENTS
 from tsexport.manifest import MANIFEST
+from tsexport.reporting_profiles import ProfileView
+from tsexport.reporting_scenarios import scenario_file
 from tsexport.reporting_views import BundleView, DeviceView, MachineView
+from tsexport.wording import count_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ def origins_of(bundle: BundleView) -> tuple[Origin, ...]:
     for machine in bundle.machines:
         found += _of_machine(machine)
     for device in bundle.devices:
-        found.append(_of_device(device))
+        found += _of_device(device)
+    found += [_of_profile(one) for profiles in bundle.profiled for one in profiles]
+    found += _of_scenarios(bundle)
     if not any(machine.record.measurements for machine in bundle.machines) and not bundle.devices:
         reason = "" if manifest.target.here else f": the build ran on no {manifest.target.device_name}"
         found.append(Origin("latency, throughput, memory", "not measured", f"nobody measured them{reason}", ""))
@@ -56,15 +63,19 @@ def _of_machine(machine: MachineView) -> Iterator[Origin]:
     where = f"{MEASUREMENTS}/{record.machine.machine_id}.json"
     if record.measurements:
         batches = _listed(str(one.batch) for one in record.measurements)
-        threads = _listed(str(one.threads) for one in record.measurements)
-        processes = _listed(str(one.processes) for one in record.measurements)
+        threads = _listed(threads_text(one.threads) for one in record.measurements)
+        processes = _listed(_fresh(one.processes) for one in record.measurements)
         counts = sorted({len(one.samples_ms) for one in record.measurements})
         calls = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         how = (
-            f"on {record.machine}: single calls after warm-up, {calls} a row, in {processes} fresh process(es), "
-            f"{threads} thread(s), batch {batches}"
+            f"on {record.machine}: single calls after warm-up, {calls} a row, in {processes}, "
+            f"{threads}, batch {batches}"
         )
         yield Origin("latency, throughput, loading, memory", "measured", how, where)
+        if record.service_levels:
+            yield Origin(
+                "use cases", "measured", f"the p90 of those calls against {_sources(record.service_levels)}", where
+            )
     for race in record.races:
         how = (
             f"on {record.machine}: {len(race.entries)} artifacts in {race.rounds} interleaved rounds, batch "
@@ -74,14 +85,24 @@ def _of_machine(machine: MachineView) -> Iterator[Origin]:
     if record.balance is not None:
         how = f"from what {record.machine.cpu_model} sustained; the lower bound of products and memory"
         yield Origin("bounds of candidates", "projected", how, where)
-    if machine.profile is not None:
-        profile = machine.profile.record
-        how = profile.reason or f"{profile.method}; {profile.calls} calls of {profile.artifact} on {profile.runtime}"
-        state = "not measured" if profile.reason else "profiled"
-        yield Origin("shares of nodes", state, how, f"{MEASUREMENTS}/{PROFILES}/{record.machine.machine_id}.json")
+    yield from map(_of_profile, machine.profiles)
 
 
-def _of_device(device: DeviceView) -> Origin:
+def _of_profile(profile: ProfileView) -> Origin:
+    record = profile.record
+    how = f"{record.method}; {record.calls} calls of {record.artifact} on {record.runtime}, batch {record.batch}"
+    state = "not measured" if record.reason else "profiled"
+    return Origin("shares of nodes", state, record.reason or f"on {record.machine}: {how}", profile.file)
+
+
+def _of_scenarios(bundle: BundleView) -> Iterator[Origin]:
+    for part in bundle.scenarios:
+        for one in part.scenarios:
+            how = f"on {part.machine}: {one.where}; {one.table.conditions}"
+            yield Origin(f"scenario {one.record.scenario}", "measured", how, scenario_file(one.record))
+
+
+def _of_device(device: DeviceView) -> Iterator[Origin]:
     record = device.record
     batches = _listed(one.batch for one in device.measurements)
     samples = _listed(one.samples for one in device.measurements)
@@ -89,7 +110,21 @@ def _of_device(device: DeviceView) -> Origin:
         f"on {record.device} by trtexec with {record.artifact}: {samples} samples, batch {batches}, copies "
         f"{record.transfers}"
     )
-    return Origin("latency on the device", "measured", how, f"{MEASUREMENTS}/device-{record.device.machine_id}.json")
+    where = f"{MEASUREMENTS}/{device_record_name(record)}"
+    yield Origin("latency on the device", "measured", how, where)
+    if device.use_cases.rows:
+        how = f"the p90 of those calls against {_sources(record.service_levels)}"
+        yield Origin("use cases on the device", "measured", how, where)
+
+
+def _fresh(processes: int) -> str:
+    return count_text(processes, "fresh process", "fresh processes")
+
+
+def _sources(levels: Sequence[ServiceLevelRow]) -> str:
+    """Return what the use cases allow, and where that is published."""
+    allowed = _listed(f"{one.max_ms:g} ms" for one in levels)
+    return f"the {allowed} that {_listed(one.source for one in levels)} allows a call"
 
 
 def _listed(values: Iterator[str]) -> str:

@@ -7,16 +7,28 @@ the race's own, a size is held against the fp32 ONNX artifact's, an error agains
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_high
 
+from tsexport.bench.device_records import RUNTIME
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.rows import VerdictRow, interval
 from tsexport.bench.statistics import percentile
+from tsexport.bench.use_cases import UseCaseAnswer, UseCaseStatus
 from tsexport.manifest import ArtifactEntry, Manifest
+from tsexport.plots import at_both_widths
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
 from tsexport.plots_tradeoff import TradeoffPoint, tradeoff_plot
 from tsexport.reporting_candidates import NOT_MEASURED, error_scale, tradeoff_points
+from tsexport.reporting_scenarios import ScenarioView
+from tsexport.reporting_use_cases import (
+    UseCaseColumn,
+    device_answers,
+    machine_answers,
+    use_case_cells,
+    use_case_columns,
+)
 from tsexport.reporting_views import BundleView, DeviceView, MachineView
 from tsexport.types import Measurement
 from tsexport.wording import change_text, percent_text, size_text
@@ -74,6 +86,16 @@ class BudgetRow:
 
 
 @dataclass(frozen=True)
+class UseCaseOverviewRow:
+    """The selected artifact of one bundle on one machine or device; cells as of `UseCaseRow`."""
+
+    bundle: BundleView
+    place: str
+    artifact: str
+    cells: tuple[tuple[tuple[str, UseCaseStatus], ...], ...]
+
+
+@dataclass(frozen=True)
 class SharedCaveat:
     """A caveat, and the bundles that have it."""
 
@@ -97,6 +119,9 @@ class Overview:
     rows: tuple[OverviewRow, ...]
     judged: tuple[BudgetRow, ...]
     not_judged: tuple[BudgetRow, ...]
+    use_cases: tuple[UseCaseColumn, ...]
+    fast_enough: tuple[UseCaseOverviewRow, ...]
+    scenarios: tuple[tuple[BundleView, ScenarioView], ...]
     speedups: tuple[OverviewPlot, ...]
     tradeoffs: tuple[OverviewPlot, ...]
     latencies: tuple[OverviewPlot, ...]
@@ -107,10 +132,18 @@ def overview_of(bundles: Sequence[BundleView]) -> Overview:
     """Return bundles side by side, in their order."""
     rows = tuple(row for bundle in bundles for row in _rows(bundle))
     places = dict.fromkeys(str(m.record.machine) for bundle in bundles for m in bundle.machines if m.headline)
+    asked = tuple(_asked(bundles))
+    columns = use_case_columns([one for *_, answers in asked for one in answers])
     return Overview(
         rows=rows,
         judged=tuple(_budgets(bundles, judged=True)),
         not_judged=tuple(_budgets(bundles, judged=False)),
+        use_cases=columns,
+        fast_enough=tuple(
+            UseCaseOverviewRow(bundle, place, answers[0].artifact, use_case_cells(answers, columns))
+            for bundle, place, answers in asked
+        ),
+        scenarios=tuple((b, one) for b in bundles for part in b.scenarios for one in part.scenarios),
         speedups=tuple(plot for place in places if (plot := _speedups(rows, bundles, place))),
         tradeoffs=tuple(plot for place in places if (plot := _tradeoff(bundles, place))),
         latencies=tuple(plot for place in places if (plot := _latencies(bundles, place))),
@@ -241,6 +274,25 @@ def _budgets(bundles: Sequence[BundleView], *, judged: bool) -> Iterable[BudgetR
                 yield BudgetRow(bundle, place, row)
 
 
+def _asked(bundles: Sequence[BundleView]) -> Iterable[tuple[BundleView, str, list[UseCaseAnswer]]]:
+    """Yield what the selected artifact of each bundle answers on each machine or device, where there is an answer."""
+    for bundle in bundles:
+        places = [
+            *((str(one.record.machine), machine_answers(one.record)) for one in bundle.machines),
+            *((str(one.record.device), device_answers(one.record)) for one in bundle.devices),
+        ]
+        selected = bundle.manifest.selected
+        for place, answers in places:
+            found = [one for one in answers if one.artifact == selected.artifact and _runs_on(one, selected.runtime)]
+            if found:
+                yield bundle, place, found
+
+
+def _runs_on(one: UseCaseAnswer, runtime: str) -> bool:
+    """Return whether it is an answer of the selected runtime, or of a device's, which the build did not have."""
+    return one.runtime == runtime or one.runtime.startswith(f"{RUNTIME} ")
+
+
 def _speedups(rows: Sequence[OverviewRow], bundles: Sequence[BundleView], place: str) -> OverviewPlot | None:
     found = []
     for bundle in bundles:
@@ -253,7 +305,8 @@ def _speedups(rows: Sequence[OverviewRow], bundles: Sequence[BundleView], place:
     if len(found) < 2:
         return None
     found.sort(key=lambda bar: -bar.value)
-    plot = speedup_plot(found[:PLOTTED], f"Speed-ups of the selected artifacts over fp32 on {place}")
+    title = f"Speed-ups of the selected artifacts over fp32 on {place}"
+    plot = at_both_widths(partial(speedup_plot, found[:PLOTTED], title))
     return OverviewPlot(place, plot, max(0, len(found) - PLOTTED))
 
 
@@ -270,7 +323,8 @@ def _tradeoff(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None:
     if not points:
         return None
     title = f"Error, as a share of what is allowed, against latency of all candidates on {place}"
-    return OverviewPlot(place, tradeoff_plot(points, 100.0, "all that is allowed", title, every_label=False))
+    draw = partial(tradeoff_plot, points, 100.0, "all that is allowed", title, every_label=False)
+    return OverviewPlot(place, at_both_widths(draw))
 
 
 def _latencies(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None:
@@ -280,7 +334,8 @@ def _latencies(bundles: Sequence[BundleView], place: str) -> OverviewPlot | None
             one = _headline(machine, bundle.manifest)
             series.append(LatencySeries(f"{bundle.manifest.name}: {one.artifact}", one.samples_ms, False))
     series.sort(key=lambda one: median_high(one.samples_ms))
-    plot = latency_plot(series[:PLOTTED], f"Latencies of the selected artifacts at batch 1 on {place}")
+    title = f"Latencies of the selected artifacts at batch 1 on {place}"
+    plot = at_both_widths(partial(latency_plot, series[:PLOTTED], title))
     return OverviewPlot(place, plot, max(0, len(series) - PLOTTED))
 
 

@@ -24,9 +24,14 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class ProfileView:
-    """A profile as text; `nodes` ends with a row for those that are not named, where there are any."""
+    """A profile as text; `nodes` ends with a row for those that are not named, `node_count` counts them with the rest.
+
+    `file` is where the record lies in its bundle, "" where it lies nowhere.
+    """
 
     record: ProfileRecord
+    file: str
+    node_count: int
     operators: tuple[ProfileRow, ...]
     nodes: tuple[ProfileRow, ...]
     plain: str
@@ -34,17 +39,28 @@ class ProfileView:
     overhead: str
 
 
-def read_profiles(bundle: Bundle) -> tuple[ProfileRecord, ...]:
-    """Return the profiles of a bundle, by file name.
+@dataclass(frozen=True)
+class ProfileFile:
+    """A profile, and where it lies in its bundle."""
+
+    path: str
+    record: ProfileRecord
+
+
+def read_profiles(bundle: Bundle) -> tuple[ProfileFile, ...]:
+    """Return the profiles of a bundle: the selected artifact's at batch 1 first on each machine, then by file name.
 
     Raises:
         BundleError: one of them cannot be read.
     """
-    return tuple(map(read_profile, sorted((bundle.path / MEASUREMENTS / PROFILES).glob("*.json"))))
+    folder = bundle.path / MEASUREMENTS / PROFILES
+    # "<machine>.json" is that of the selected artifact, and "." sorts behind "-".
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)
+    return tuple(ProfileFile(f"{MEASUREMENTS}/{PROFILES}/{path.name}", read_profile(path)) for path in paths)
 
 
-def profile_view(record: ProfileRecord) -> ProfileView:
-    """Return a profile as text, its times as shares of the sum over all nodes."""
+def profile_view(record: ProfileRecord, file: str = "") -> ProfileView:
+    """Return a profile as text, its times as shares of the sum over all nodes; `file` is where it lies."""
     total = record.nodes_ms
 
     def row(name: str, operator: str, kernel: str, nodes: int, mean_ms: float) -> ProfileRow:
@@ -58,6 +74,8 @@ def profile_view(record: ProfileRecord) -> ProfileView:
         nodes.append(row(f"{record.rest_nodes} other nodes", "", "", record.rest_nodes, record.rest_ms))
     return ProfileView(
         record=record,
+        file=file,
+        node_count=len(record.nodes) + record.rest_nodes,
         operators=tuple(row("", one.operator, "", one.nodes, one.mean_ms) for one in record.operators),
         nodes=tuple(nodes),
         plain=milliseconds(record.plain_ms),

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_high
 
 from tsexport.bench.device_records import DeviceRecord
+from tsexport.bench.race import RaceResult
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.rows import (
     DeviceRow,
@@ -19,13 +21,16 @@ from tsexport.bench.rows import (
 from tsexport.bundles import Bundle
 from tsexport.explaining import Explanation, explanations
 from tsexport.manifest import Manifest, Selection
+from tsexport.plots import at_both_widths
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_tradeoff import tradeoff_plot
 from tsexport.projecting import ProjectionView, projection_views
 from tsexport.reporting_candidates import CandidateRow, candidate_rows, error_scale, tradeoff_points
 from tsexport.reporting_profiles import ProfileView, profile_view, read_profiles
+from tsexport.reporting_scenarios import MachineScenarios, read_scenarios, scenario_views
+from tsexport.reporting_use_cases import UseCaseTable, device_answers, machine_answers, use_case_table
 from tsexport.types import Accuracy
-from tsexport.wording import size_text
+from tsexport.wording import count_text, size_text
 
 JUDGED = ("met", "missed", "inconclusive", "refuted")
 
@@ -62,7 +67,8 @@ class MachineView:
     explanations: tuple[Explanation, ...]
     stages: tuple[Bar, ...]
     headline: MeasurementRow | None
-    profile: ProfileView | None
+    profiles: tuple[ProfileView, ...]
+    use_cases: UseCaseTable
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,15 @@ class DeviceView:
     judged: tuple[VerdictRow, ...]
     not_judged: tuple[VerdictRow, ...]
     measurements: tuple[DeviceRow, ...]
+    use_cases: UseCaseTable
 
 
 @dataclass(frozen=True)
 class BundleView:
-    """One bundle on the page; `anchor` is where on it."""
+    """One bundle on the page; `anchor` is where on it.
+
+    `profiled` are profiles of machines that measured no latency, by machine.
+    """
 
     anchor: str
     manifest: Manifest
@@ -89,6 +99,8 @@ class BundleView:
     sizes: tuple[Bar, ...]
     selected_accuracy: Accuracy | None
     projected: tuple[ProjectionView, ...]
+    scenarios: tuple[MachineScenarios, ...]
+    profiled: tuple[tuple[ProfileView, ...], ...]
 
     @property
     def title(self) -> str:
@@ -111,18 +123,23 @@ def bundle_view(
     """
     manifest = bundle.manifest
     chosen = (manifest.selected.artifact, manifest.selected.runtime)
-    profiles = {record.machine.machine_id: profile_view(record) for record in read_profiles(bundle)}
+    profiles: dict[str, list[ProfileView]] = {}
+    for one in read_profiles(bundle):
+        profiles.setdefault(one.record.machine.machine_id, []).append(profile_view(one.record, one.path))
+    measured = {one.machine.machine_id for one in records}
     return BundleView(
         anchor=f"bundle-{number}",
         manifest=manifest,
         selection=bundle.selection,
-        machines=tuple(_machine_view(one, manifest, profiles.get(one.machine.machine_id)) for one in records),
+        machines=tuple(_machine_view(one, manifest, profiles.get(one.machine.machine_id, ())) for one in records),
         devices=tuple(_device_view(record) for record in devices),
         candidates=candidate_rows(manifest.candidates, ()),
         explanations=explanations(manifest, None),
         sizes=bars([(entry.name, entry.size_bytes, size_text(entry.size_bytes)) for entry in manifest.artifacts]),
         selected_accuracy=next((a for a in manifest.accuracy if (a.artifact, a.runtime) == chosen), None),
         projected=projection_views(bundle),
+        profiled=tuple(tuple(views) for machine, views in profiles.items() if machine not in measured),
+        scenarios=scenario_views(read_scenarios(bundle)),
     )
 
 
@@ -139,10 +156,11 @@ def _device_view(record: DeviceRecord) -> DeviceView:
         tuple(row for row in rows if row.status in JUDGED),
         tuple(row for row in rows if row.status not in JUDGED),
         device_rows(record),
+        use_case_table(device_answers(record)),
     )
 
 
-def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileView | None) -> MachineView:
+def _machine_view(record: MachineRecord, manifest: Manifest, profiles: Sequence[ProfileView]) -> MachineView:
     rows = verdict_rows(record.verdicts)
     measurements = measurement_rows(record.measurements)
     selected = manifest.selected
@@ -151,13 +169,7 @@ def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileVie
         judged=tuple(row for row in rows if row.status in JUDGED),
         not_judged=tuple(row for row in rows if row.status not in JUDGED),
         measurements=measurements,
-        races=tuple(
-            RaceView(
-                f"batch {race.batch}, against {race.baseline}, {race.rounds} rounds, {race.processes} process(es) each",
-                race_rows(race),
-            )
-            for race in record.races
-        ),
+        races=tuple(RaceView(_race_title(race), race_rows(race)) for race in record.races),
         latency_plots=_latency_plots(record, manifest),
         tradeoff=_tradeoff(record, manifest),
         candidates=candidate_rows(manifest.candidates, record.races),
@@ -171,8 +183,14 @@ def _machine_view(record: MachineRecord, manifest: Manifest, profile: ProfileVie
             ),
             None,
         ),
-        profile=profile,
+        profiles=tuple(profiles),
+        use_cases=use_case_table(machine_answers(record)),
     )
+
+
+def _race_title(race: RaceResult) -> str:
+    processes = count_text(race.processes, "process", "processes")
+    return f"batch {race.batch}, against {race.baseline}, {race.rounds} rounds, {processes} each"
 
 
 def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int, str], ...]:
@@ -186,7 +204,8 @@ def _latency_plots(record: MachineRecord, manifest: Manifest) -> tuple[tuple[int
             if m.batch == batch
         ]
         series.sort(key=lambda one: median_high(one.samples_ms))
-        found.append((batch, latency_plot(series, f"Latency distributions of {manifest.name} at batch {batch}")))
+        title = f"Latency distributions of {manifest.name} at batch {batch}"
+        found.append((batch, at_both_widths(partial(latency_plot, series, title))))
     return tuple(found)
 
 
@@ -196,4 +215,5 @@ def _tradeoff(record: MachineRecord, manifest: Manifest) -> str:
     if not points:
         return ""
     scale = error_scale(manifest)
-    return tradeoff_plot(points, 100 * scale.allowed, scale.budget, f"Accuracy against latency of {manifest.name}")
+    title = f"Accuracy against latency of {manifest.name}"
+    return at_both_widths(partial(tradeoff_plot, points, 100 * scale.allowed, scale.budget, title))

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tsexport.adding import add_records, require_unpacked
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.kept_records import require_folder
 from tsexport.bench.memory import GROWTH_CALLS, measure_growth, measure_peak
-from tsexport.bench.memory_wire import GROWTH_LIMIT_BYTES, Progress
+from tsexport.bench.memory_wire import Progress
 from tsexport.bench.scenario_records import FOLDER, SCENARIOS, Memory, ScenarioName, ScenarioRecord, write_scenario
 from tsexport.bench.scenarios import (
     OFFLINE_BATCHES,
@@ -31,9 +32,9 @@ from tsexport.loading import choose_artifact, cores_here
 from tsexport.manifest import Manifest
 from tsexport.runtimes.registry import list_statuses
 from tsexport.structure import check_structure
+from tsexport.turns import measuring_alone
 
 Say = Callable[[str], None]
-MIB = 1 << 20
 MOST_SERVER_BATCH = 64
 LONGEST_SECONDS = 86_400.0
 
@@ -91,6 +92,7 @@ def run_scenario(
     options: ScenarioOptions,
     *,
     record: Path | None = None,
+    attach: bool = False,
     say: Say = lambda line: None,
 ) -> ScenarioRecord:
     """Run one scenario on a bundle's selected artifact, in a fresh process.
@@ -99,10 +101,13 @@ def run_scenario(
         bundle: a folder, an archive, or an open bundle; its digests are checked first.
         scenario: single-stream, offline, server or memory.
         record: a folder that keeps the result, as `<bundle>/scenarios/<scenario>-<machine>.json`.
+        attach: keep the result in the bundle itself, as `measurements/scenarios/<scenario>-<machine>.json`, and on its
+            report; an earlier one of the scenario on this machine is replaced.
         say: told what is running, and how long it will take.
 
     Raises:
-        UsageError: an unknown scenario, a runtime that the bundle is not for, or a folder that cannot be written to.
+        UsageError: an unknown scenario, a runtime that the bundle is not for, a folder that cannot be written to, or a
+            bundle that nothing can be attached to.
         BundleError: the bundle is damaged.
         NoRuntimeError: the runtime is not installed here.
         InconclusiveError: the process died, or did not answer in time.
@@ -110,31 +115,19 @@ def run_scenario(
     name = _named(scenario)
     if not isinstance(bundle, Bundle):
         with open_bundle(bundle) as opened:
-            return run_scenario(opened, scenario, options, record=record, say=say)
+            return run_scenario(opened, scenario, options, record=record, attach=attach, say=say)
+    if attach:
+        require_unpacked(bundle)
     check_structure(bundle)
     if record is not None:
         require_folder(record)
-    result = _run(bundle, name, options, say)
+    with measuring_alone(f"{bundle.name}: {name}", say):
+        result = _run(bundle, name, options, say)
     if record is not None:
         write_scenario(result, record / bundle.manifest.name / FOLDER)
+    if attach:
+        add_records(bundle.path, lambda folder: (write_scenario(result, folder / FOLDER),))
     return result
-
-
-def failure_of(record: ScenarioRecord) -> str:
-    """Return why a record ends with exit code 4, "" where it does not: memory that grows, or a rate that is invalid."""
-    memory, served = record.memory, record.server
-    if memory is not None and not memory.growth.holds:
-        return (
-            f"memory grew by {memory.growth.growth_bytes / MIB:.2f} MiB over the last "
-            f"{memory.growth.calls - memory.growth.calls // 2:,} calls; allowed is {GROWTH_LIMIT_BYTES / MIB:g} MiB"
-        )
-    if served is not None and served.max_qps is None:
-        tried = min(run.qps for run in served.runs)
-        return (
-            f"no rate held a p99 of {served.p99_bound_ms:g} ms ({served.bound_from}); the lowest tried was {tried:.4g} "
-            "queries/s"
-        )
-    return ""
 
 
 def _named(scenario: str) -> ScenarioName:

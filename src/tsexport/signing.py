@@ -12,7 +12,6 @@ the public key has to come another way.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from tsexport.bundles import Bundle, open_bundle
 from tsexport.checksums import SIGNATURE, SUMS, read_sums
 from tsexport.errors import BundleError, UsageError
 from tsexport.extras import require
-from tsexport.staging import locked
+from tsexport.staging import edited_bundle
 from tsexport.structure import check_structure
 
 if TYPE_CHECKING:
@@ -66,11 +65,17 @@ def sign_bundle(bundle: str | Path | Bundle, key: str | Path, *, force: bool = F
         )
     private = _private_key(Path(key))
     path = bundle.path / SIGNATURE
-    with locked(bundle.path):
-        check_structure(bundle)
-        if path.exists() and not force:
-            raise UsageError(f"{bundle.name} is signed already", next_step="give --force to replace the signature")
-        _write(path, private.sign((bundle.path / SUMS).read_bytes()))
+    try:
+        with edited_bundle(bundle.path) as copy:
+            check_structure(bundle)
+            if path.exists() and not force:
+                raise UsageError(f"{bundle.name} is signed already", next_step="give --force to replace the signature")
+            _write(copy / SIGNATURE, private.sign((bundle.path / SUMS).read_bytes()))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror or error}",
+            next_step="free some space, or sign a copy in a folder that can be written to",
+        ) from None
     return SignedBundle(bundle.name, SIGNATURE, len(read_sums(bundle.path)), key_id(private.public_key()))
 
 
@@ -168,12 +173,6 @@ def _read_key(path: Path, purpose: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, under a hidden name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
+    path.unlink(missing_ok=True)  # in the copy: the old file is the bundle's own
+    path.write_bytes(content)
+    path.chmod(0o644)

@@ -4,8 +4,11 @@ Everything is written into a hidden folder beside the destination, synced to dis
 bundle changes places with the new one in one step (renameat2 with RENAME_EXCHANGE; where the file system has none, two
 renames, and the next build puts the old one back if it was killed between them).
 
+A bundle that stands is changed in the same way: what is changed lies in a hidden copy beside it, whose other files are
+links to the old ones, and the two change places.
+
 The hidden folder's name carries the process id and a random part, and its process holds a lock on it.  The kernel gives
-the lock back when the process ends, however it ends; a folder whose lock is free is a leftover, and the next build in
+the lock back when the process ends, however it ends; a folder whose lock is free is a leftover, and what next writes to
 that place removes it.
 """
 
@@ -15,7 +18,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -24,14 +26,14 @@ from pathlib import Path
 
 from tsexport.checksums import SUMS, seal
 from tsexport.errors import TsexportError, UsageError
+from tsexport.locks import is_at, is_held, locked_folder
 from tsexport.manifest import MANIFEST
+from tsexport.surroundings import FULL, is_full, only_temporary_is_full
 
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<kind>building|replaced)")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
-_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file is too large"}
 _FORBIDDEN = {errno.EROFS: "the file system is read-only", errno.EACCES: "not permitted", errno.EPERM: "not permitted"}
-_FULL_BELOW_BYTES = 2**20
 
 
 @contextmanager
@@ -49,12 +51,12 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
             the folder cannot be written to.
     """
     destination = destination.parent.resolve() / destination.name
-    with _explained(destination):
-        check_destination(destination, force)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(destination.parent)
-        staging, lock = _make_staging(destination)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _explained(destination):
+            check_destination(destination, force)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(destination.parent)
+            staging = stack.enter_context(_hidden_beside(destination))
         with _explained(destination):
             yield staging
             seal(staging)
@@ -63,10 +65,43 @@ def staged_bundle(destination: Path, *, force: bool) -> Iterator[Path]:
             with locked(destination.parent):
                 check_destination(destination, force)
                 _publish(staging, destination)
-    finally:
-        # After an exchange this is the old bundle; after a plain rename there is nothing here any more.
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
+
+
+@contextmanager
+def edited_bundle(root: Path) -> Iterator[Path]:
+    """Give a copy of a finished bundle to change; on a clean exit it takes the bundle's place in one step.
+
+    The bundle's own lock is held meanwhile (see `locked`).  The copy's files are links to the bundle's where the file
+    system has those: put others in their place, and never write into them.
+
+    Args:
+        root: the bundle's folder, with no link in its path.
+
+    Raises:
+        UsageError: another bundle took its place meanwhile.
+        OSError: the folder that holds the bundle cannot be written to.
+    """
+    with locked(root) as descriptor, contextlib.ExitStack() as stack:
+        remove_leftovers(root.parent)
+        copy = stack.enter_context(_hidden_beside(root))
+        shutil.copytree(root, copy, copy_function=_link, dirs_exist_ok=True)
+        yield copy
+        _sync_tree(copy)
+        with locked(root.parent):
+            if not is_at(descriptor, root):
+                raise UsageError(
+                    f"the bundle {root.name} was replaced meanwhile, and the new one is left as it is",
+                    next_step="do it again, to the bundle that stands there now",
+                )
+            _publish(copy, root)
+
+
+def _link(source: str, destination: str) -> str:
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError:  # a file system without links, or a file of somebody else
+        return str(shutil.copy2(source, destination, follow_symlinks=False))
+    return destination
 
 
 def remove_leftovers(folder: Path) -> tuple[Path, ...]:
@@ -78,7 +113,7 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
     with locked(folder):
         for path in sorted(folder.iterdir()):
             match = _HIDDEN.fullmatch(path.name)
-            if match is None or path.is_symlink() or not path.is_dir() or _is_in_use(path):
+            if match is None or path.is_symlink() or not path.is_dir() or is_held(path):
                 continue
             original = folder / match["name"]
             if match["kind"] == "replaced" and not os.path.lexists(original):
@@ -127,42 +162,34 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"{there} cannot be written to", next_step="name another folder with -o")
 
 
-def _make_staging(destination: Path) -> tuple[Path, int]:
-    """Return the hidden folder and the descriptor that holds its lock."""
-    staging = destination.with_name(f".{destination.name}.{os.getpid()}-{secrets.token_hex(4)}.building")
-    with locked(destination.parent):  # so that nobody takes it for a leftover before it is locked
-        staging.mkdir()
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return staging, lock
+@contextmanager
+def _hidden_beside(destination: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside a bundle; what lies under its name at the end is removed."""
+
+    def name_of(part: str) -> Path:
+        return destination.with_name(f".{destination.name}.{part}.building")
+
+    with locked_folder(name_of) as staging:
+        try:
+            yield staging
+        finally:
+            # After an exchange this is the old bundle; after a plain rename there is nothing here any more.
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock for a moment; without locks on this file system, go on."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _is_in_use(path: Path) -> bool:
-    """Return whether a process holds the folder's lock; true where that cannot be told."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock for a moment, and give its descriptor; without locks on this file system, go on."""
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):  # else another took its place meanwhile
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _publish(staging: Path, destination: Path) -> None:
@@ -229,15 +256,17 @@ def _explained(destination: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # torch, onnx and openvino report a failed write in their own words, without an errno.
-        if destination.parent.exists() and shutil.disk_usage(destination.parent).free < _FULL_BELOW_BYTES:
-            raise _unwritten(destination, _FULL[errno.ENOSPC]) from error
+        if is_full(destination.parent):
+            raise _unwritten(destination, FULL[errno.ENOSPC]) from error
         raise
 
 
 def _explain(error: OSError, destination: Path) -> None:
     """Raise UsageError where the error is one of writing the bundle; return where it is about something else."""
-    if error.errno in _FULL:
-        raise _unwritten(destination, _FULL[error.errno]) from error
+    if only_temporary_is_full(destination.parent):
+        return
+    if error.errno is not None and error.errno in FULL:
+        raise _unwritten(destination, FULL[error.errno]) from error
     concerns_us = str(error.filename or "").startswith(str(destination.parent))
     if concerns_us and error.errno in _FORBIDDEN:
         raise _unwritten(destination, f"{error.filename}: {_FORBIDDEN[error.errno]}") from error

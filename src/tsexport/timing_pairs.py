@@ -8,11 +8,13 @@ timed on this CPU; what TensorRT computes in int8, fp16 or bf16 says nothing whe
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tsexport.bench.fingerprint import Machine
 from tsexport.bench.verdicts import CPU4
 from tsexport.devices import device_of
+from tsexport.errors import NoRuntimeError
 from tsexport.gpus import Gpu
 from tsexport.manifest import ArtifactEntry, Manifest
-from tsexport.runtimes.registry import TORCH_CUDA
+from tsexport.runtimes.registry import TORCH_CUDA, list_statuses
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ def timing_pairs(manifest: Manifest, here: Collection[str], gpu: Gpu | None) -> 
     if gpu is not None and TORCH_CUDA in here and scripts:
         return TimingPairs(scripts, device_of(gpu))
     return TimingPairs(_pairs(tuple(one for one in manifest.artifacts if one.precision == "fp32"), here))
+
+
+def timing_pairs_here(manifest: Manifest, machine: Machine) -> TimingPairs:
+    """Return what is timed of a bundle on this machine.
+
+    Raises:
+        NoRuntimeError: no runtime here runs any of its artifacts.
+    """
+    here = {status.name for status in list_statuses() if status.available}
+    timed = timing_pairs(manifest, here, machine.gpu)
+    if not timed.pairs:
+        wanted = sorted({runtime for entry in manifest.artifacts for runtime in entry.runtimes})
+        raise NoRuntimeError(
+            f"no runtime here runs {manifest.name}; it needs one of {', '.join(wanted)}",
+            next_step="see `tsexport runtimes` for the pip commands",
+        )
+    return timed
 
 
 def _pairs(artifacts: tuple[ArtifactEntry, ...], here: Collection[str]) -> tuple[tuple[ArtifactEntry, str], ...]:

@@ -29,6 +29,11 @@ def figure_text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.6g}"
 
 
+def count_text(count: int | str, one: str, many: str = "") -> str:
+    """Return "1 layer", "2 layers"; `many` where the plural is more than an s."""
+    return f"{count} {one if int(count) == 1 else many or f'{one}s'}"
+
+
 def compact_json(value: object) -> str:
     """Return a recipe or a configuration on one line: "weights: u8, reduce_range: true"."""
     if isinstance(value, Mapping):

@@ -81,6 +81,20 @@ def test_runs_are_kept_and_taken_again(here, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
+def test_a_run_that_resumes_compares_the_bundle_that_was_built_for_it(tmp_path, capsys):
+    output = tmp_path / "calibration.json"
+    options = ["--runs", "1", "--max-seconds", "0.5", "--output", str(output)]
+    assert main(options) == 0
+    first = json.loads(output.read_text())
+    (manifest,) = output.with_suffix(".partial").glob("bundle/*/manifest.json")
+    built = manifest.stat().st_mtime_ns
+    assert main([*options, "--resume", "--minutes", "0"]) == 0
+    assert json.loads(output.read_text())["runs"] == first["runs"]
+    assert manifest.stat().st_mtime_ns == built
+    capsys.readouterr()
+
+
 def test_shares_have_exact_bounds():
     """Clopper and Pearson: of no success in n the upper bound is 1 - 0.025^(1/n)."""
     never = share("red", 0, 100, "never")

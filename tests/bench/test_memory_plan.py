@@ -1,11 +1,9 @@
-"""Liveness, ONNX Runtime's arena, and the rules of each runtime, on graphs small enough to count by hand."""
+"""Liveness and ONNX Runtime's arena, on graphs small enough to count by hand."""
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsexport.bench.memory_arena import FIRST_REGION_BYTES, Arena, arena_bytes, planned_bytes
-from tsexport.bench.memory_model import RULES, ModelGraphs, engine_parts, estimate_parts, weights_scale
+from tsexport.bench.memory_arena import FIRST_REGION_BYTES, Arena, Region, arena_regions, planned_bytes
 from tsexport.bench.memory_plan import Event, MemoryGraph, Size, Step, Weights, live_peak, trace
 
 LIGHT = Weights(0, 4000, 4000)
@@ -102,19 +100,23 @@ def test_arena_and_block_hold_at_least_what_lives_at_once(graph, batch):
     events = list(trace(graph, batch, in_place=True))
     planned = [event for event in events if event.planned]
     assert planned_bytes(events) >= live_peak(planned)
-    assert arena_bytes(events) >= live_peak(events)
+    assert used(arena_regions(events)) >= live_peak(events)
     assert live_peak(events) <= live_peak(list(trace(graph, batch, in_place=False)))
+
+
+def used(regions):
+    return sum(region.used for region in regions)
 
 
 def test_regions_double_and_only_what_is_used_counts():
     arena = Arena()
     arena.take("a", 1000)
-    assert arena.touched_bytes == 1024
+    assert arena.regions == (Region(FIRST_REGION_BYTES, 1024),)
     arena.take("b", FIRST_REGION_BYTES)  # does not fit beside a: a region of its own, of 2 MiB
-    assert arena.touched_bytes == 1024 + FIRST_REGION_BYTES
+    assert used(arena.regions) == 1024 + FIRST_REGION_BYTES
     arena.give("b")
     arena.take("c", FIRST_REGION_BYTES)
-    assert arena.touched_bytes == 1024 + FIRST_REGION_BYTES
+    assert arena.regions == (Region(FIRST_REGION_BYTES, 1024), Region(2 * FIRST_REGION_BYTES, FIRST_REGION_BYTES))
 
 
 def test_a_second_run_takes_one_block_beside_what_the_first_one_took():
@@ -123,44 +125,4 @@ def test_a_second_run_takes_one_block_beside_what_the_first_one_took():
     events = [*first, Event(True, "c", 3 * mib, True), Event(False, "b", 3 * mib, True)]
     events.append(Event(False, "c", 3 * mib, True))
     assert planned_bytes(events) == 6 * mib
-    assert arena_bytes(events) == 12 * mib
-
-
-def forms(graph):
-    return ModelGraphs(graph, graph, graph, graph)
-
-
-@pytest.mark.parametrize("runtime", RULES)
-def test_parts_add_up_and_grow_with_the_batch(runtime):
-    graph = forms(chain(*[("MatMul", "step")] * 4, size=10_000))
-    totals = [estimate_parts(graph, runtime, batch).total_bytes for batch in (2, 8, 32, 128)]
-    assert totals == sorted(totals)
-    assert totals[-1] - totals[0] >= 126 * 20_000
-    parts = estimate_parts(graph, runtime, 8)
-    assert parts.total_bytes == (
-        parts.runtime_bytes + parts.weights_bytes + parts.activations_bytes + parts.workspace_bytes
-    )
-
-
-def test_a_session_for_another_batch_holds_the_weights_again():
-    heavy = Weights(0, 10**8, 10**8)
-    shapes = forms(chain(("MatMul", "step"), weights=heavy, computes_shapes=True))
-    none = forms(chain(("MatMul", "step"), weights=heavy))
-    assert estimate_parts(shapes, "onnxruntime", 8).weights_bytes > 2 * 10**8
-    assert estimate_parts(none, "onnxruntime", 8).weights_bytes < 2 * 10**8
-    assert (
-        estimate_parts(shapes, "onnxruntime", 1).weights_bytes == estimate_parts(none, "onnxruntime", 1).weights_bytes
-    )
-
-
-def test_precisions_narrow_what_they_can():
-    graph = forms(chain(("MatMul", "step"), weights=Weights(0, 1000, 800)))
-    assert weights_scale(graph, "fp32") == 1
-    assert weights_scale(graph, "int8") == pytest.approx(0.4)  # 800 to 200, and 200 stay
-    assert weights_scale(graph, "bf16") == pytest.approx(0.5)
-    assert weights_scale(graph, "bf16", fp32_bytes=200) == pytest.approx(0.6)
-
-
-def test_an_engine_holds_the_weights_once():
-    graph = forms(chain(("MatMul", "step"), weights=Weights(0, 10**8, 10**8)))
-    assert engine_parts(graph, 1, weights_scale=0.5, floats_scale=0.5).weights_bytes == 5 * 10**7
+    assert used(arena_regions(events)) == 12 * mib

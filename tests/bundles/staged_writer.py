@@ -1,7 +1,8 @@
-"""A build that stops where it is told, to be killed there: staged_writer.py DESTINATION POINT.
+"""A build that stops where it is told, to be killed there: staged_writer.py DESTINATION POINT [edit].
 
 Prints "at POINT" and waits.  POINT is "writing", "sealed" (before the rename), "exchanged" (old and new have changed
 places, the old one is not removed yet) or "between" (between the two renames of a file system without an exchange).
+With "edit" the bundle that stands there is changed in place of a new one.
 """
 
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from tsexport import staging
+from tsexport.checksums import seal
 
 
 def stop(point):
@@ -16,7 +18,7 @@ def stop(point):
     time.sleep(60)
 
 
-def main(destination, point):
+def main(destination, point, *edit):
     if point == "sealed":
         publish = staging._publish
         staging._publish = lambda *paths: (stop(point), publish(*paths))
@@ -27,11 +29,16 @@ def main(destination, point):
         staging._exchange = lambda one, other: False
         rename = Path.rename
         Path.rename = lambda path, to: (stop(point) if path.suffix == ".building" else None, rename(path, to))
-    with staging.staged_bundle(destination, force=True) as folder:
+    with staging.edited_bundle(destination) if edit else staging.staged_bundle(destination, force=True) as folder:
+        if edit:
+            (folder / "manifest.json").unlink()  # the link: what it leads to is the old bundle's
+            (folder / "weights").unlink()
         (folder / "manifest.json").write_text("new")
         if point == "writing":
             stop(point)
         (folder / "weights").write_bytes(b"new" * 1000)
+        if edit:
+            seal(folder)
 
 
-main(Path(sys.argv[1]), sys.argv[2])
+main(Path(sys.argv[1]), *sys.argv[2:])

@@ -140,7 +140,7 @@ def test_the_report_shows_them_beside_what_the_machine_sustains(manifest, record
     page = render_report([open_bundle(measured_folder)])
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "Why not faster" in text
-    assert "100 billion MACs a second in fp32 and 300 in int8, 1 thread(s)" in text
+    assert "100 billion MACs a second in fp32 and 300 in int8, 1 thread," in text
     assert "20 GB a second, a copy on one thread, 80 where a cache holds it" in text
     assert re.search(r"int8-onnx onnxruntime 600 M 50% 6 of 40 40 MB 15 4 ms [\d.]+ ms \w+.* encoder.0, head", text)
     assert re.search(r"1\.\d+x \(.{9,11}\) 0\.8 % 1 % 900 B 50% 6 of 40 2", text)

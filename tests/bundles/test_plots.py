@@ -1,5 +1,6 @@
-"""Plots of the report: axes, latency distributions, accuracy against latency with its front, speed-ups."""
+"""Plots of the report: axes, latency distributions, accuracy against latency with its front, speed-ups, scenarios."""
 
+import itertools
 import re
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tsexport.bench.scenario_records import BatchPoint, Offline, Server, ServerRun
 from tsexport.plots import WIDTH, clipped, latency_axis, log_ticks, nice_ticks
 from tsexport.plots_latency import LatencySeries, latency_plot
+from tsexport.plots_scenarios import RIM, offline_plot, server_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
 from tsexport.plots_tradeoff import TradeoffPoint, pareto_front, tradeoff_plot
 
@@ -25,6 +28,22 @@ POINTS = st.lists(
     min_size=1,
     max_size=30,
 )
+
+MILLISECONDS = st.one_of(st.none(), st.floats(0, 1e6))
+RATES = st.floats(1e-3, 1e7)
+BATCHES = st.lists(
+    st.builds(BatchPoint, st.integers(1, 4096), st.integers(1, 10**6), st.just(8.0), MILLISECONDS, MILLISECONDS, RATES),
+    min_size=1,
+    max_size=12,
+)
+RUNS = st.lists(
+    st.builds(
+        ServerRun, RATES, st.just(700), st.integers(1, 700), st.just(8.0), st.just(1.0), MILLISECONDS, MILLISECONDS,
+        MILLISECONDS, st.integers(0, 700), st.booleans(), st.booleans(), st.booleans(),
+    ),
+    min_size=1,
+    max_size=14,
+)  # fmt: skip
 
 
 def height_of(svg):
@@ -180,3 +199,61 @@ def test_a_speedup_is_coloured_only_where_its_interval_says_so():
     bars = [SpeedupBar("a", "", 1.5, 1.4, 1.6), SpeedupBar("b", "", 1.1, 0.9, 1.2), SpeedupBar("c", "", 0.8, 0.7, 0.9)]
     assert re.findall(r'class="speedup (\w+)"', speedup_plot(bars, "t")) == ["faster", "even", "slower"]
     assert 'class="speedup even"' in speedup_plot([SpeedupBar("d", "", 3.0, 0.0, None)], "t")
+
+
+def run(qps, *quantiles, valid=True):
+    return ServerRun(qps, 700, 700, 8.0, 1.0, *quantiles, 0, False, valid, False)
+
+
+@given(BATCHES)
+def test_offline_stays_within(points):
+    plot = offline_plot(Offline(tuple(points), points[0].batch, points[0].samples_per_s, 9, False), "title")
+    assert_within(plot)
+    assert plot.count("<circle") == len(points)
+
+
+@given(RUNS, st.floats(1e-6, 1e5))
+def test_server_stays_within(runs, bound):
+    plot = server_plot(Server(bound, "as asked", 1, 0, tuple(runs), None), "title")
+    assert_within(plot)
+    marks = sum(ms is not None for one in runs for ms in (one.p50_ms, one.p90_ms, one.p99_ms))
+    assert plot.count("<circle") == marks
+
+
+def test_the_best_batch_is_marked_and_throughput_goes_up():
+    points = tuple(BatchPoint(batch, 100, 8.0, 1.0, 1.5, rate) for batch, rate in ((1, 500), (8, 2000), (64, 1500)))
+    plot = offline_plot(Offline(points, 8, 2000.0, 800, False), "title")
+    assert re.findall(r'<g class="dot best">.*?<title>([^<]*)', plot) == [
+        "batch 8: 2000/s, p90 of a call 1.5 ms, 100 calls"
+    ]
+    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', plot)]
+    assert heights[1] < heights[2] < heights[0]
+    ticks = re.findall(r'<text class="label"[^>]*>(\d+)<', plot)
+    assert ticks == ["1", "8", "64"]
+
+
+def test_a_rate_that_is_too_high_is_drawn_at_the_rim():
+    runs = (run(100.0, 0.5, 0.8, 3.0), run(200.0, 0.6, 900.0, 5000.0, valid=False))
+    plot = server_plot(Server(10.0, "as asked", 1, 0, runs, 100.0), "title")
+    assert plot.count("dot p50 valid") == plot.count("dot p50 invalid") == 1
+    assert "200/s: p99 5000 ms, not valid" in plot
+    heights = sorted(re.findall(r'cy="([\d.]+)"', plot), key=float)
+    assert heights[0] == heights[1] != heights[2], f"its p90 and p99 are both beyond {RIM:g} times the bound"
+    assert "p99 allowed: 10 ms" in plot
+
+
+def test_names_of_lines_that_end_together_stand_apart():
+    plot = server_plot(Server(10.0, "as asked", 1, 0, (run(10.0, 1.0, 1.0, 1.0), run(20.0, 1.0, 1.0, 1.0)), 20.0), "")
+    levels = sorted(float(y) for y in re.findall(r'<text class="value" x="[\d.]+" y="([\d.]+)"', plot))
+    assert len(levels) == 3
+    assert min(b - a for a, b in itertools.pairwise(levels)) >= 12.9
+
+
+def test_large_rates_are_in_thousands():
+    points = tuple(BatchPoint(batch, 100, 8.0, 1.0, 1.5, 30_000.0 * batch) for batch in (1, 2))
+    plot = offline_plot(Offline(points, 2, 60_000.0, 200, False), "")
+    assert re.search(r">60<", plot)
+    assert "thousand samples/s" in plot
+    runs = (run(9_000.0, 1.0, 1.0, 1.0), run(18_000.0, 1.0, 1.0, 1.0))
+    plot = server_plot(Server(10.0, "as asked", 1, 0, runs, 18_000.0), "")
+    assert "thousand queries/s" in plot

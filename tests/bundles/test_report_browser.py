@@ -17,7 +17,7 @@ WIDTHS = (320, 390, 768, 1280)
 A4_PIXELS = 702
 """186 mm of an A4 page within its margins, at 96 dots an inch."""
 TOO_WIDE = """(limit) => [...document.querySelectorAll("body *")]
-  .filter(one => !one.closest(".scroll, .plot-box") && one.getBoundingClientRect().right > limit + 1)
+  .filter(one => !one.closest(".scroll") && one.getBoundingClientRect().right > limit + 1)
   .map(one => one.tagName + "." + one.className + ": " + one.textContent.slice(0, 40))"""
 COLOURS = """async (encoded) => {
   const image = new Image();
@@ -121,6 +121,37 @@ def test_it_is_not_blank_and_follows_the_dark(look, page_path, browser):
         assert page.locator("svg.plot").first.bounding_box()["height"] > 50
     blank.close()
     assert grounds == {"rgb(255, 255, 255)", "rgb(18, 22, 27)"}
+
+
+OUTSIDE = """() => [...document.querySelectorAll("svg.plot")].filter(one => one.checkVisibility()).flatMap(plot => {
+  const frame = plot.getBoundingClientRect();
+  return [...plot.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1;
+  }).map(text => text.textContent);
+})"""
+OVERLAPPING = """() => [...document.querySelectorAll("svg.plot")].filter(one => one.checkVisibility()).flatMap(plot => {
+  const boxes = [...plot.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+  return boxes.flatMap(([said, a], index) => boxes.slice(index + 1).filter(([, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 6
+  ).map(([other]) => `${said} / ${other}`));
+})"""
+
+
+@pytest.mark.parametrize(("width", "media", "narrow"), [(390, None, True), (1280, None, False), (600, "print", False)])
+def test_every_plot_is_shown_once_at_the_width_that_fits(look, page_path, width, media, narrow):
+    page = look(page_path, width)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    if media:
+        page.emulate_media(media=media)
+    shown = page.evaluate("[...document.querySelectorAll('svg.plot')].map(one => [one.checkVisibility(), "
+                          "one.classList.contains('narrow')])")  # fmt: skip
+    assert len(shown) > 10
+    assert {(visible, kind) for visible, kind in shown if visible} == {(True, narrow)}
+    assert sum(visible for visible, _ in shown) == len(shown) / 2
+    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OVERLAPPING) == []
 
 
 def test_a_phone_gets_rows_as_cards_with_their_labels(look, page_path):

@@ -8,6 +8,7 @@ together, an error's share of its budget, a count of records.
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,13 +19,14 @@ from tsexport.reporting import render_report
 
 NUMBER = re.compile(r"(?<![\w.,/])(?<![A-Za-z_]-)-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!(?!x\b)\w|[.,]\d|-[a-z])")
 """A number that is no part of a name: not of "cpu4-int8", "p90" or "1.31.1", but of "1.65x" and "1.64-1.65"."""
-UNIT = re.compile(r"\s?(%|kB|MB|GB|GiB|[kMG]\b|[kMG]B\b)")
-UNITS = {"%": 100, "kB": 1e-3, "MB": 1e-6, "GB": 1e-9, "GiB": 2.0**-30, "k": 1e-3, "M": 1e-6, "G": 1e-9}
+UNIT = re.compile(r"\s?(%|kB|MB|GB|MiB|GiB|[kMG]\b|[kMG]B\b)")
+UNITS = {"%": 100, "kB": 1e-3, "MB": 1e-6, "GB": 1e-9, "k": 1e-3, "M": 1e-6, "G": 1e-9}
+UNITS |= {"MiB": 2.0**-20, "GiB": 2.0**-30}
 """What a number of a document is multiplied with where the report writes it in a unit."""
-OF_THE_PAGE = {"95", "5", "120", "512", "4", "1", "0.001"}
+OF_THE_PAGE = {"95", "5", "120", "512", "4", "1", "0.001", "600", "24,576"}
 """What the page's own sentences hold: the confidence of intervals, the whiskers' and the dots' legend, the size of the
-product that a machine's speed is measured with, the bytes that a cache is taken to hold, batch 1 of headings, and the
-bound below which a percentage is not written out."""
+product that a machine's speed is measured with, the bytes that a cache is taken to hold, batch 1 of headings, the
+bound below which a percentage is not written out, and how long MLPerf Inference's own runs are."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 WRITTEN_DIGITS = 5e-4
 """A throughput is written with four digits, whatever its size."""
@@ -100,6 +102,10 @@ def derived(record):
         total = sum(one["mean_ms"] for one in record["operators"])
         yield from (one["mean_ms"] / total for one in (*record["operators"], *record["nodes"]))
         yield from (record["rest_ms"] / total, len(record["nodes"]))
+    if "peak_bytes" in record:
+        yield record["peak_bytes"] - record["idle_bytes"]
+    if "half_bytes" in record:
+        yield record["end_bytes"] - record["half_bytes"]
     if "artifacts" in record:
         sizes = [entry["size_bytes"] for entry in record["artifacts"]]
         yield from (size / other for size in sizes for other in sizes)
@@ -163,7 +169,7 @@ def test_numbers_of_a_bundle_that_nothing_was_measured_of(many_folders, page_of)
     assert untraced(page_of(many_folders[1]), [many_folders[1]]) == []
 
 
-@pytest.mark.parametrize("number", ["0.31415 ms", "1,234,567/s", "17.77 %", "271 MB", "2.7183x"])
+@pytest.mark.parametrize("number", ["0.31415 ms", "1,234,567/s", "17.77 %", "271 MB", "2.7183x", "83.19 MiB"])
 def test_a_number_of_another_place_is_found(full_folder, page_of, number):
     """The test above can fail: this number stands nowhere."""
     page = page_of(full_folder).replace("</main>", f"<p>It takes {number} elsewhere.</p></main>")
@@ -179,4 +185,11 @@ def test_a_measurement_that_is_no_longer_there_is_found(full_folder, page_of):
     for measurement in document["measurements"]:
         measurement["samples_ms"] = [value * 1.37 for value in measurement["samples_ms"]]
     path.write_text(json.dumps(document))
+    assert len(untraced(page, [full_folder])) > 5
+
+
+@pytest.mark.parametrize("folder", ["scenarios", "profiles"])
+def test_a_record_that_is_no_longer_there_is_found(full_folder, page_of, folder):
+    page = page_of(full_folder)
+    shutil.rmtree(full_folder / "measurements" / folder)
     assert len(untraced(page, [full_folder])) > 5

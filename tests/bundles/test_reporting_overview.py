@@ -138,7 +138,7 @@ def test_where_a_number_stands_there_is_a_file(views, many_folders):
 
 
 def test_a_profile_as_text(full_folder):
-    (record,) = read_profiles(open_bundle(full_folder))
+    record = read_profiles(open_bundle(full_folder))[0].record
     view = profile_view(record)
     assert len(view.nodes) == TOP_NODES + 1
     assert view.nodes[-1].name == "11 other nodes"
@@ -150,17 +150,18 @@ def test_a_profile_as_text(full_folder):
 
 
 def test_why_there_is_no_profile(full_folder):
-    (record,) = read_profiles(open_bundle(full_folder))
+    record = read_profiles(open_bundle(full_folder))[0].record
     empty = replace(record, operators=(), nodes=(), rest_nodes=0, rest_ms=0.0, reason="tract <does> not tell")
     write_profile(empty, full_folder / MEASUREMENTS)
     page = render_report([open_bundle(full_folder)])
     assert "No profile of int8-onnx on onnxruntime: tract &lt;does&gt; not tell." in page
-    (origin,) = (one for one in origins_of(view_of(full_folder)) if one.what == "shares of nodes")
+    origin, other = (one for one in origins_of(view_of(full_folder)) if one.what == "shares of nodes")
+    assert other.obtained == "profiled"
     assert (origin.obtained, origin.how) == ("not measured", "tract <does> not tell")
 
 
 def test_a_damaged_profile_is_named(full_folder):
-    (path,) = (full_folder / MEASUREMENTS / "profiles").iterdir()
+    path, *_ = (full_folder / MEASUREMENTS / "profiles").iterdir()
     path.write_text("{}")
     with pytest.raises(BundleError, match=rf"{path.name}.*schema_version"):
         render_report([open_bundle(full_folder)])
@@ -188,7 +189,7 @@ def test_hostile_names_are_only_text(full_folder, tmp_path):
     )  # fmt: skip
     machine = replace(record.machine, cpu_model=record.machine.cpu_model + evil)
     write_record(replace(record, races=races, machine=machine), full_folder / MEASUREMENTS)
-    (profile,) = read_profiles(open_bundle(full_folder))
+    profile = read_profiles(open_bundle(full_folder))[0].record
     nodes = (replace(profile.nodes[0], name=evil, operator=evil, kernel=evil), *profile.nodes[1:])
     write_profile(replace(profile, nodes=nodes), full_folder / MEASUREMENTS)
     other = tmp_path / "dist" / "other"

@@ -255,7 +255,8 @@ def test_keys_differ(keys, other_keys):
 
 
 def test_nothing_is_left_of_a_signature_that_failed(bundle_folder, keys, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    monkeypatch.setattr("pathlib.Path.chmod", lambda *_: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
     with pytest.raises(UsageError, match="No space left on device"):
         sign_bundle(bundle_folder, keys[0])
     assert not [path for path in bundle_folder.iterdir() if "sig" in path.name]
+    assert list(bundle_folder.parent.glob(".*")) == []

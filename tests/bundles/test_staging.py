@@ -6,14 +6,15 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tsexport import staging as staging_module
-from tsexport.checksums import check_sums
+from tsexport.checksums import check_sums, seal
 from tsexport.errors import UsageError
-from tsexport.staging import remove_leftovers, staged_bundle
+from tsexport.staging import edited_bundle, remove_leftovers, staged_bundle
 
 WRITER = Path(__file__).with_name("staged_writer.py")
 
@@ -152,10 +153,10 @@ def test_without_an_exchange(destination, monkeypatch):
     assert siblings(destination) == [destination.name]
 
 
-def killed_at(destination, point):
+def killed_at(destination, point, *edit):
     """Start a build in another process, kill it with SIGKILL when it says that it is there."""
     process = subprocess.Popen(
-        [sys.executable, WRITER, destination, point], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, WRITER, destination, point, *edit], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     with process:
         line = process.stdout.readline()
@@ -167,10 +168,11 @@ def killed_at(destination, point):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("edit", [(), ("edit",)])
 @pytest.mark.parametrize(("point", "expected"), [("writing", "old"), ("sealed", "old"), ("exchanged", "new")])
-def test_a_kill_leaves_one_whole_bundle(destination, point, expected):
+def test_a_kill_leaves_one_whole_bundle(destination, point, expected, edit):
     write(destination, "old")
-    killed_at(destination, point)
+    killed_at(destination, point, *edit)
     assert content(destination) == expected
     leftovers = [name for name in siblings(destination) if name != destination.name]
     assert len(leftovers) == 1
@@ -180,13 +182,98 @@ def test_a_kill_leaves_one_whole_bundle(destination, point, expected):
     assert content(destination) == expected
 
 
-def test_a_kill_between_two_renames_is_repaired(destination):
+@pytest.mark.parametrize("edit", [(), ("edit",)])
+def test_a_kill_between_two_renames_is_repaired(destination, edit):
     write(destination, "old")
-    killed_at(destination, "between")
+    killed_at(destination, "between", *edit)
     assert not destination.exists()
     remove_leftovers(destination.parent)
     assert content(destination) == "old"
     assert siblings(destination) == [destination.name]
+
+
+def edit(destination, text):
+    with edited_bundle(destination) as copy:
+        for name, content in (("manifest.json", text), ("weights", text * 1000)):
+            (copy / name).unlink()
+            (copy / name).write_text(content)
+        seal(copy)
+
+
+def test_an_edit_takes_the_bundle_s_place_and_leaves_open_files_alone(destination):
+    write(destination, "old")
+    untouched = (destination / "weights").stat().st_ino
+    with (destination / "manifest.json").open() as reader:
+        edit(destination, "new")
+        assert reader.read() == "old"
+    assert content(destination) == "new"
+    assert (destination / "weights").stat().st_ino != untouched
+    assert destination.stat().st_mode & 0o777 == 0o755
+    assert siblings(destination) == [destination.name]
+
+
+def test_an_edit_where_files_cannot_be_linked(destination, monkeypatch):
+    write(destination, "old")
+
+    def refuse(*paths, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    edit(destination, "new")
+    assert content(destination) == "new"
+
+
+def fail_half_way(destination):
+    with edited_bundle(destination) as copy:
+        (copy / "manifest.json").unlink()
+        raise ValueError("half way")
+
+
+def test_an_edit_that_raises_leaves_the_old(destination):
+    write(destination, "old")
+    with pytest.raises(ValueError, match="half way"):
+        fail_half_way(destination)
+    assert content(destination) == "old"
+    assert siblings(destination) == [destination.name]
+
+
+def test_two_edits_at_once_see_each_other(destination):
+    """The second waits for the bundle's lock, and gets that of the bundle that took its place."""
+    write(destination, "0")
+    numbers = []
+
+    def add_one():
+        with edited_bundle(destination) as copy:
+            number = int((copy / "manifest.json").read_text()) + 1
+            for name, text in (("manifest.json", str(number)), ("weights", str(number) * 1000)):
+                (copy / name).unlink()
+                (copy / name).write_text(text)
+            seal(copy)
+            numbers.append(number)
+
+    threads = [threading.Thread(target=add_one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert numbers == [1, 2, 3, 4, 5]
+    assert content(destination) == "5"
+    assert siblings(destination) == [destination.name]
+
+
+def test_a_bundle_that_a_build_replaces_meanwhile_is_left_alone(destination):
+    write(destination, "old")
+    with pytest.raises(UsageError, match="model-cpu4-int8 was replaced meanwhile"), edited_bundle(destination):
+        write(destination, "other", force=True)
+    assert content(destination) == "other"
+    assert siblings(destination) == [destination.name]
+
+
+def test_leftovers_are_looked_for_in_a_folder_that_is_a_link(destination):
+    (destination.parent / ".model.12-0123abcd.building").mkdir(parents=True)
+    link = destination.parent.with_name("link")
+    link.symlink_to(destination.parent)
+    assert [path.name for path in remove_leftovers(link)] == [".model.12-0123abcd.building"]
 
 
 def test_a_kill_without_an_old_one(destination):

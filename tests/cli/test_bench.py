@@ -261,7 +261,7 @@ def test_what_is_no_bundle(bundle_folder, tmp_path):
 
 
 def test_a_bundle_that_no_runtime_here_runs(bundle_folder, monkeypatch):
-    monkeypatch.setattr("tsexport.benchmarking.list_statuses", lambda: ())
+    monkeypatch.setattr("tsexport.timing_pairs.list_statuses", lambda: ())
     result = bench(bundle_folder, *SHORT)
     assert result.exit_code == 6
     assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in result.stderr

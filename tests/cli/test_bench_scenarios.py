@@ -10,7 +10,7 @@ from tsexport import cli
 from tsexport.bench.scenario_records import SCENARIOS, read_scenario, write_scenario
 from tsexport.cli.scenario import _OWNERS, _PLAIN_ONLY, _SCENARIOS
 from tsexport.errors import UsageError
-from tsexport.scenarios import ScenarioOptions, failure_of, run_scenario
+from tsexport.scenarios import ScenarioOptions, run_scenario
 
 QUICK = ("--seconds", "0.05", "--threads", "1")
 
@@ -57,10 +57,10 @@ def test_memory_shows_peak_and_growth(bundle_folder):
 
 def test_memory_that_grows_ends_with_how_much(bundle_folder):
     record = run_scenario(bundle_folder, "memory", ScenarioOptions(threads=1, growth_calls=10))
-    assert failure_of(record) == ""
+    assert record.failure == ""
     growth = dataclasses.replace(record.memory.growth, half_bytes=0, end_bytes=3 << 20, calls=10_000)
     grown = dataclasses.replace(record, memory=dataclasses.replace(record.memory, growth=growth))
-    assert failure_of(grown) == "memory grew by 3.00 MiB over the last 5,000 calls; allowed is 1 MiB"
+    assert grown.failure == "memory grew by 3.00 MiB over the last 5,000 calls; allowed is 1 MiB"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_an_option_of_a_scenario_is_refused_without_it(bundle_folder, option, va
 def test_every_scenario_option_has_an_owner():
     """A new option that is in neither table would be ignored where it says nothing."""
     command = cli.main.get_command(None, "bench")
-    common = {"bundles", "batches", "threads", "seconds", "record", "as_json", "scenario", "help"}
+    common = {"bundles", "batches", "threads", "seconds", "record", "as_json", "scenario", "help", "profile", "attach"}
     assert {parameter.name for parameter in command.params} - common == set(_OWNERS) | _PLAIN_ONLY
     assert _SCENARIOS == SCENARIOS
 

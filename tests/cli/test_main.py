@@ -126,6 +126,10 @@ def fail(kind, as_json):
     """Fail in a way."""
     if kind == "interrupt":
         signal.raise_signal(signal.SIGINT)
+    if kind == "terminate":
+        signal.raise_signal(signal.SIGTERM)
+    if kind == "full":
+        raise OSError(28, "No space left on device", "/elsewhere/file")
     if kind == "file":
         raise click.FileError("data.npz", "unreadable")
     if kind == "exit":
@@ -199,6 +203,24 @@ def test_an_interrupt_is_one_line_and_130():
     result = run("fail", "interrupt")
     assert result.exit_code == 130
     assert result.stderr == "interrupted\n"
+
+
+@pytest.mark.usefixtures("probes")
+def test_sigterm_is_one_line_and_143():
+    before = signal.getsignal(signal.SIGTERM)
+    result = run("fail", "terminate")
+    assert result.exit_code == 143
+    assert result.stderr == "terminated\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.usefixtures("probes")
+def test_a_full_disk_is_no_bug():
+    result = run("fail", "full")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: /elsewhere/file cannot be written: no space left\nfree some space, and do it again\n"
+    )
 
 
 @pytest.mark.usefixtures("probes")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import tsexport
-from tsexport import attaching, cli
+from tsexport import adding, attaching, cli
 from tsexport.bench.device_records import read_device_record
 from tsexport.bundles import open_bundle
 from tsexport.checksums import check_sums
@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(measured, monkeypatch, step):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(attaching, step, full)
+    monkeypatch.setattr(adding, step, full)
     with pytest.raises(UsageError, match="cannot be written to: No space left on device"):
         tsexport.attach(root, results)
     assert digests(root) == before
@@ -293,10 +293,29 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(measured, monkeypatch, step):
 
 def test_what_a_kill_left_is_removed(measured):
     root, results = measured()
-    (root / ".attaching-abc").mkdir()
-    (root / ".attaching-abc" / "report.html").write_text("half")
+    leftover = root.with_name(f".{root.name}.12-0123abcd.building")
+    leftover.mkdir()
+    (leftover / "report.html").write_text("half")
     tsexport.attach(root, results)
     check_sums(root)
+    assert not leftover.exists()
+
+
+def test_one_that_is_replaced_meanwhile_is_left_as_it_is(measured, monkeypatch):
+    root, results = measured()
+    write = attaching.write_device_record
+
+    def replace(record, folder):
+        root.rename(root.with_name("old"))
+        shutil.copytree(root.with_name("old"), root)
+        return write(record, folder)
+
+    monkeypatch.setattr(attaching, "write_device_record", replace)
+    before = digests(root)
+    with pytest.raises(UsageError, match="was replaced meanwhile, and the new one is left as it is") as caught:
+        tsexport.attach(root, results)
+    assert caught.value.next_step == "do it again, to the bundle that stands there now"
+    assert digests(root) == before
 
 
 def test_an_interrupt_leaves_the_bundle_as_it_was(measured, monkeypatch):
@@ -306,7 +325,7 @@ def test_an_interrupt_leaves_the_bundle_as_it_was(measured, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attaching, "seal_measurements", interrupt)
+    monkeypatch.setattr(adding, "seal_measurements", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tsexport.attach(root, results)
     assert digests(root) == before

@@ -1,6 +1,7 @@
-"""Run by tests of the cache in processes of their own: make one entry, slowly or half.
+"""Run by tests of the cache in processes of their own: make one entry.
 
-usage: stage_maker.py ROOT HOW, HOW being "slow" (a second) or "half" (writes a file, says so, and waits to be killed)
+usage: stage_maker.py ROOT HOW, HOW being "slow" (a second), "told" (writes a file, says "half", and goes on when it is
+told to by a line) or "failing" (the same, but it raises).  Prints whether the entry was reused, and its size.
 """
 
 import sys
@@ -8,17 +9,27 @@ import time
 from pathlib import Path
 
 from tsexport.cache import Cache
+from tsexport.errors import ExportError
 from tsexport.samples import DataRecord
+
+HOW = sys.argv[2]
 
 
 def produce(folder: Path) -> DataRecord:
     (folder / "data.bin").write_bytes(b"x" * 100_000)
-    if sys.argv[2] == "half":
+    if HOW == "slow":
+        time.sleep(1)
+    else:
         print("half", flush=True)
-        time.sleep(60)
-    time.sleep(1)
+        sys.stdin.readline()
+    if HOW == "failing":
+        raise ExportError("it cannot be made")
     return DataRecord("made", "0" * 64, 1, "0")
 
 
-made = Cache(Path(sys.argv[1])).stage("probe", {"n": 1}, DataRecord, produce)
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+made = Cache(Path(sys.argv[1]), say).stage("probe", {"n": 1}, DataRecord, produce)
 print(made.reused, (made.folder / "data.bin").stat().st_size)

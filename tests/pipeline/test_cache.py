@@ -4,10 +4,7 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -18,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsexport import cache as module
-from tsexport.cache import LEFTOVER_SECONDS, Cache, code_digest, default_root, digest_of, tool_versions
+from tsexport.cache import Cache, code_digest, default_root, digest_of, tool_versions
 from tsexport.errors import ExportError, UsageError
 from tsexport.manifest import DataRecord
 from tsexport.targets import host_cpu
@@ -220,54 +217,6 @@ def test_a_stage_that_raises_leaves_nothing(make, error):
         make.cache.stage("probe", {"source": "a"}, DataRecord, produce)
     assert entries(make.cache.root) == []
     assert not make(source="a").reused
-
-
-def test_a_killed_process_leaves_no_entry_and_what_it_left_is_removed_when_it_is_old(tmp_path):
-    root = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, str(MAKER), str(root), "half"], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"half\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    (leftover,) = (root / "probe").iterdir()
-    assert leftover.name.startswith(".")
-    make = Maker(Cache(root))
-    assert not make(source="a").reused
-    assert leftover.exists(), "another process may still be writing there"
-    old = time.time() - LEFTOVER_SECONDS - 60
-    os.utime(leftover, (old, old))
-    make(source="b")
-    assert not leftover.exists()
-    assert len(entries(root)) == 2
-
-
-def test_two_processes_at_once(tmp_path):
-    root = tmp_path / "cache"
-    running = [
-        subprocess.Popen([sys.executable, str(MAKER), str(root), "slow"], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    answers = [process.communicate(timeout=60)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
-    assert answers[0] == "False 100000\n"
-    assert set(answers) <= {"False 100000\n", "True 100000\n"}
-    assert len(entries(root)) == 1
-
-
-def test_an_entry_that_another_process_makes_meanwhile_is_kept(make):
-    place = make(source="a").folder
-    shutil.rmtree(place)
-
-    def produce(folder):
-        make(source="a")  # the other process is faster
-        (folder / "mine").write_text("mine")
-        return RESULT
-
-    found = make.cache.stage("probe", {"source": "a"}, DataRecord, produce)
-    assert found.folder == place
-    assert not (place / "mine").exists()
-    assert entries(make.cache.root) == [place.name]
 
 
 def test_a_cache_that_is_emptied_meanwhile_is_a_usage_error(make, monkeypatch):

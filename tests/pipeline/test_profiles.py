@@ -6,7 +6,8 @@ from tsexport.reporting_profiles import read_profiles
 def test_the_selected_artifact_has_a_profile(built):
     (path,) = (built.path / "measurements" / "profiles").iterdir()
     assert f"profiles/{path.name}" in (built.path / "measurements" / "SHA256SUMS").read_text()
-    (record,) = read_profiles(built.bundle)
+    (file,) = read_profiles(built.bundle)
+    record = file.record
     selected = built.bundle.manifest.selected
     assert (record.artifact, record.runtime, record.batch) == (selected.artifact, selected.runtime, 1)
     assert record.threads == built.bundle.selection.threads

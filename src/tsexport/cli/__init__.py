@@ -1,14 +1,19 @@
 """The command line: one table of commands, imported when they run, and one error policy for all of them.
 
-Exit codes: 0 done; 2 usage or bad input; 3 to 6 as `tsexport.errors` says; 130 interrupted.  Anything else that is
-raised is a bug in tsexport, keeps its traceback and ends with 1.  Results go to stdout, everything else to stderr.
+Exit codes: 0 done; 2 usage or bad input; 3 to 6 as `tsexport.errors` says; 130 interrupted; 143 ended by SIGTERM, which
+cleans up as an interrupt does.  Anything else that is raised is a bug in tsexport, keeps its traceback and ends with 1.
+Results go to stdout, everything else to stderr.
 """
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -16,10 +21,12 @@ import click
 from tsexport import __version__
 from tsexport.cli.output import Verbosity, echo
 from tsexport.errors import TsexportError, did_you_mean
+from tsexport.surroundings import own_temporary_folder, surroundings_explained
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 128 + signal.SIGTERM
 GLOBAL_FLAGS = ("--quiet", "--verbose")
 
 
@@ -97,12 +104,16 @@ class LazyGroup(click.Group):
         return super().parse_args(ctx, [*flags, *rest, *args[end:]])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an interrupt becomes one line and exit 130."""
+        """Run the command; an interrupt becomes one line and exit 130, SIGTERM one line and exit 143."""
         try:
-            return super().invoke(ctx)
+            with _sigterm_raises(), surroundings_explained(), own_temporary_folder():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except _Terminated:
+            click.echo("terminated", err=True)
+            ctx.exit(EXIT_TERMINATED)
 
     def main(
         self,
@@ -129,6 +140,28 @@ class LazyGroup(click.Group):
             )
 
         return _exit_with_policy(run, verbose="--verbose" in arguments) if standalone_mode else run()
+
+
+class _Terminated(BaseException):
+    """SIGTERM, on its way to the command line as KeyboardInterrupt is."""
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM clean up; a second one ends the process at once.  A command may handle it otherwise (`serve`)."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_with_policy(run: Callable[[], Any], *, verbose: bool) -> NoReturn:

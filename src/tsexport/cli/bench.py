@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.cli.output import echo, print_json, print_table, say
+from tsexport.cli.profile import run_profiles
 from tsexport.cli.scenario import refuse_misplaced, run_scenarios, scenario_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--summary", type=_FILE, help="Write a Markdown summary; $GITHUB_STEP_SUMMARY gets one anyway.")
 @click.option("--container", is_flag=True, help="Within the published limits of cpu4: 3.5 CPUs and 12 GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
+@click.option("--profile", is_flag=True, help="In place of all that: where the time of a call goes, node by node.")
+@click.option("--attach", is_flag=True, help="Keep what --scenario or --profile gave in the bundle, and on its report.")
 @scenario_options
 @click.pass_context
 def bench(
@@ -46,6 +49,8 @@ def bench(
     summary: Path | None,
     container: bool,
     as_json: bool,
+    profile: bool,
+    attach: bool,
     scenario: str | None,
     qps: float | None,
     p99_ms: float | None,
@@ -64,9 +69,13 @@ def bench(
 
     \b
     Exit codes: 0 done, 2 bad input, 4 a published row is missed, 6 none could be judged here, or no such container can
-    be made.  With --scenario: 4 where memory grows or no rate holds the bound.
+    be made.  With --scenario: 4 where memory grows or no rate holds the bound.  With --profile: 6 where no runtime here
+    tells what its nodes take.
     """
-    refuse_misplaced(context, scenario)
+    refuse_misplaced(context, scenario, profile)
+    if profile:
+        run_profiles(context, bundles, batches, threads, attach, as_json)
+        return
     if scenario is not None:
         from tsexport.scenarios import ScenarioOptions
 
@@ -80,7 +89,7 @@ def bench(
             runtime=runtime,
             seed=seed,
         )
-        run_scenarios(context, bundles, scenario, given, batches, record, as_json)
+        run_scenarios(context, bundles, scenario, given, batches, record, attach, as_json)
         return
     from tsexport.bench.ensembles import Member, judge_ensembles
     from tsexport.bench.measure import BATCHES

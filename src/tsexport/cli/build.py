@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsexport.cli.output import print_json, print_table, say, verbosity
+from tsexport.cli.plan_options import refuse_with_plan, refuse_without_plan
 
 if TYPE_CHECKING:
     from tsexport.bundles import Bundle
@@ -77,6 +78,10 @@ class _Percent(click.ParamType[float]):
 @click.option("--seed", type=int, help="Of drawn windows, random inputs and untrained weights; by default 0.")
 @click.option("--name", help="The bundle's name, in place of <model>[-<component>]-<target>.")
 @click.option("--force", is_flag=True, default=None, help="Replace a bundle of that name.")
+@click.option("--plan", "plan_file", type=_FILE, help="A TOML file of many builds, in place of MODEL and --target.")
+@click.option("--executor", help="Who builds the plan: local (default), or dask.")
+@click.option("--jobs", type=int, help="How many builds of the plan run at once; by default as many as fit here.")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a Dask cluster; by default processes of this machine.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")
 def build(
@@ -85,11 +90,15 @@ def build(
     inputs: tuple[str, ...],
     batches: tuple[int, ...],
     formats: str | None,
+    plan_file: Path | None,
+    executor: str | None,
+    jobs: int | None,
+    scheduler: str | None,
     dry_run: bool,
     as_json: bool,
     **given: Any,
-) -> None:
-    """Build a bundle from MODEL: export, verify, quantize, measure, judge and pack.
+) -> int | None:
+    """Build a bundle from MODEL: export, verify, quantize, measure, judge and pack; or with --plan many at once.
 
     MODEL is a registered name (`tsexport models`), module:factory, or an .onnx, TorchScript or .pt2 file.
 
@@ -107,7 +116,16 @@ def build(
         "batches": batches or None,
         "formats": _split(formats),
     }
+    if plan_file is not None:
+        from tsexport.cli.plan import run_plan_file
+        from tsexport.plans.running import HowToBuild
+
+        refuse_with_plan({**given, "config": config})
+        how = HowToBuild(executor or "local", jobs, scheduler, bool(given["force"]))
+        return run_plan_file(plan_file, values, how, dry_run=dry_run, as_json=as_json)
+    refuse_without_plan({"executor": executor, "jobs": jobs, "scheduler": scheduler})
     run(merge(read_config(config) if config else {}, values), dry_run=dry_run, as_json=as_json)
+    return None
 
 
 def run(options: "BuildOptions", *, dry_run: bool, as_json: bool) -> None:

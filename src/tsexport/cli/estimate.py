@@ -8,7 +8,7 @@ import click
 from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from tsexport.estimating import LargestBatch, MemoryEstimate
+    from tsexport.estimating import LargestBatch, MemoryEstimate, RuntimeMemory
 
 _FILE = click.Path(path_type=Path)
 MB = 1_000_000
@@ -78,7 +78,7 @@ def _print(found: "MemoryEstimate") -> None:
                 _mb(one.parts.weights_bytes),
                 _mb(one.parts.activations_bytes),
                 _mb(one.parts.workspace_bytes),
-                _mb(one.total_bytes),
+                _above(one),
                 _mb(one.process_bytes),
                 "\n".join(_largest(each) for each in one.largest),
             )
@@ -91,6 +91,13 @@ def _print(found: "MemoryEstimate") -> None:
         echo(f"published for this size ({figure.config}): {figure.claimed_mb:,.0f} MB, off by {misses}")
     for note in found.notes:
         say(f"note: {note}")
+
+
+def _above(one: "RuntimeMemory") -> str:
+    if one.range_bytes is None:
+        return _mb(one.total_bytes)
+    least, most = one.range_bytes
+    return f"{_mb(one.total_bytes)}\n({least / MB:,.0f} to {most / MB:,.0f})"
 
 
 def _mb(size: int) -> str:

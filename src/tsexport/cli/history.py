@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tsexport.bench.affinity import threads_text
 from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _say_skipped(skipped: "tuple[SkippedFile, ...]") -> None:
 
 
 def _title(one: "HistorySeries") -> str:
-    return f"{one.bundle}: {one.artifact} on {one.runtime}, batch {one.batch}, {one.threads} thread(s)"
+    return f"{one.bundle}: {one.artifact} on {one.runtime}, batch {one.batch}, {threads_text(one.threads)}"
 
 
 def _change(change: "HistoryChange") -> str:
