@@ -24,6 +24,7 @@ from tsexport.bench.profile_records import (
 from tsexport.bench.profilers import Event, Profiled, faster_half, mean_times, read_events, within
 from tsexport.bench.profiling import profile, record_of
 from tsexport.errors import BundleError
+from tsexport.types import file_sha256
 
 SUM_TOLERANCE = 1e-9
 """Sums of the same floats in another order."""
@@ -193,7 +194,9 @@ def test_torchscript_names_operators(tmp_path, short_chain, feeds, machine):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch announces the end of TorchScript
         torch.jit.save(torch.jit.trace(torch.nn.Linear(128, 128).eval(), torch.ones(2, 128)), path)
-    artifact = replace(short_chain, path=path, files=(path,), format="torchscript", opset=None)
+    artifact = replace(
+        short_chain, path=path, files=(path,), format="torchscript", opset=None, sha256=file_sha256(path)
+    )
     record = profile(artifact, "torchscript", feeds=feeds, threads=1, machine=machine)
     assert_consistent(record)
     assert record.nodes == ()

@@ -15,7 +15,7 @@ from tsexport.errors import FeedError, UsageError
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
 from tsexport.runtimes.sessions import SPECIALISED_BATCHES, BatchSpecialised
-from tsexport.types import Session, TensorSpec, random_feeds
+from tsexport.types import Session, TensorSpec, files_sha256, random_feeds
 
 ROWS = (*registry.RUNTIMES, *registry.GPU_RUNTIMES)
 CASES = [(row.name, artifact_format) for row in ROWS for artifact_format in row.formats]
@@ -252,7 +252,8 @@ def _save_torchscript(module, example, folder, like):
         # torch calls its own format deprecated; users ask for it.
         warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", DeprecationWarning)
         torch.jit.trace(module.eval(), example, strict=False).save(folder / "module.pt")
-    return replace(like, path=folder / "module.pt", files=(folder / "module.pt",))
+    files = (folder / "module.pt",)
+    return replace(like, path=files[0], files=files, sha256=files_sha256(files))
 
 
 def test_torchscript_may_return_a_dict(tmp_path, small, small_feeds):
