@@ -162,7 +162,6 @@ def test_a_scheduler_that_goes_away_ends_the_plan_and_its_builds(folder, cluster
     cluster.processes[0].kill()
     ran = ended(plan)
     assert ran.code == 2
-    assert "error: the Dask scheduler went away: " in ran.stderr
-    assert "give the same command: what is finished is not built again" in ran.stderr
+    assert "error: the Dask scheduler went away\nstart it again and give the same command: what is " in ran.stderr
     (building,) = folder.builders(BUILT)
     wait_until(lambda: not is_alive(building.pid), "the end of the build")

@@ -44,9 +44,9 @@ def workers_of(client: "Client") -> tuple[Worker, ...]:
     """
     try:
         known: Mapping[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
-    except OSError as error:
+    except (OSError, KeyError) as error:  # without a connection the client knows no workers at all
         raise UsageError(
-            f"the Dask scheduler went away: {error}",
+            "the Dask scheduler went away",
             next_step="start it again and give the same command: what is finished is not built again",
         ) from error
     return tuple(Worker(address, int(one["nthreads"]), dict(one["resources"])) for address, one in known.items())
@@ -66,10 +66,15 @@ def resource_for(workers: Sequence[Worker], wanted: Sequence[str]) -> str | None
 
 @dataclass
 class Pending:
-    """A task that was given to the cluster: its future, the resource that it needs, and since when nobody has it."""
+    """A task that was given to the cluster: its future, what it needs, and since when nobody is there that has it.
+
+    resource: that a worker has to carry, "" for none.
+    addresses: of the workers that may take it; none for any with the resource.
+    """
 
     future: "Future[str]"
     resource: str = ""
+    addresses: frozenset[str] = frozenset()
     alone_since: float | None = None
 
 
@@ -102,24 +107,28 @@ class ClusterBuilds:
             if row is not None:
                 del self._building[path]
                 self.told(path, row)
+            elif able and pending.addresses and not pending.addresses & {one.address for one in able}:
+                pending.future.cancel()  # all that might have taken it are gone, and others are here
+                self._building[path] = (job, self._submit(job, able))
         room = sum(one.threads for one in able) - len(self._building)
         for job in self.waiting[: max(0, room)]:
-            self._building[job.path] = (job, Pending(self._submit(job, able)))
+            self._building[job.path] = (job, self._submit(job, able))
             self.told(job.path, None)
         self.waiting = self.waiting[max(0, room) :]
 
-    def _submit(self, job: Job, able: Sequence[Worker]) -> "Future[str]":
-        named = any(BUILD in one.resources for one in able)
-        return self.client.submit(
+    def _submit(self, job: Job, able: Sequence[Worker]) -> Pending:
+        # By its address a worker is one that builds; what carries a device would take a build, too.
+        resource = BUILD if any(one.resources.get(BUILD, 0) > 0 for one in able) else ""
+        addresses = frozenset() if resource else frozenset(one.address for one in able)
+        future = self.client.submit(
             build_task,
             to_text(job),
             key=f"build {job.name} {secrets.token_hex(6)}",
             pure=False,
-            resources={BUILD: 1} if named else None,
-            # Others may take it where all of these are gone.
-            workers=None if named else [one.address for one in able],
-            allow_other_workers=not named,
+            resources={resource: 1} if resource else None,
+            workers=sorted(addresses) or None,
         )
+        return Pending(future, resource, addresses)
 
     def _ended(self, job: Job, pending: Pending, able: bool) -> Row | None:
         options = job.options

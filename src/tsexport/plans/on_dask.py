@@ -130,9 +130,16 @@ class _Run:
 @contextmanager
 def _client(where: OnCluster) -> "Iterator[Client]":
     """Connect to the scheduler, or make a cluster of processes here, which ends with the plan."""
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     if where.scheduler is not None:
+        context = Security().get_connection_args("client").get("ssl_context")
+        if where.scheduler.startswith("tls:") and context is None:
+            raise UsageError(
+                f"the Dask scheduler at {where.scheduler} is reached by TLS, and Dask's settings name no certificate",
+                next_step="set distributed.comm.tls in Dask's configuration, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+                "..__CLIENT__CERT and ..__CLIENT__KEY",
+            )
         try:
             client = Client(where.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
