@@ -124,9 +124,11 @@ def compare_report(result: "ComparisonResult") -> GateReport:
         (side, one.given, one.artifact, one.runtime, one.precision, _median(one))
         for side, one in (("base", base), ("candidate", candidate))
     )
+    judged = not result.runs or result.runs[-1].looks > 0
+    floor = f"{100 * result.noise_floor:.3g} %" if judged else "n/a"
     lead = (
         f"{result.verdict}: {result.ratio} against the base; threshold {100 * result.threshold:.3g} %, "
-        f"noise floor {100 * result.noise_floor:.3g} %",
+        f"noise floor {floor}",
         f"{result.processes} fresh processes of each side, {threads_text(result.threads)}, on {result.machine}",
         f"noise: {result.noise}",
     )

@@ -1,6 +1,7 @@
 """`tsexport compare`: verdicts of real comparisons, exit codes, and what cannot be compared."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -94,8 +95,10 @@ def test_two_copies_are_never_red(here, tmp_path):
     assert document["ratio"]["low"] <= 1.05
 
 
-def test_what_is_not_decided_in_time_is_inconclusive(here):
-    result = compare(here, here, *BRIEF)
+def test_what_is_not_decided_in_time_is_inconclusive(here, tmp_path):
+    result = compare(here, here, *BRIEF, "--summary", tmp_path / "summary.md")
+    assert re.search(r"no bound\] +n/a +n/a +n/a +inconclusive", result.stdout), result.stdout
+    assert "noise floor n/a" in (tmp_path / "summary.md").read_text()
     assert result.exit_code == 6, result.stdout
     assert "inconclusive: the time was up after 1 of 5 pairs of processes" in result.stdout
     assert "1 thread on CPU" in result.stdout or "not bound to CPUs" in result.stdout

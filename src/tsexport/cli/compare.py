@@ -92,9 +92,10 @@ def show(result: "ComparisonResult") -> None:
                 ("first", "second")[number],
                 str(run.processes),
                 str(run.ratio),
-                f"{run.ratio.confidence:.1%}",
-                f"{run.process_floor:.1%}",
-                f"{run.machine_floor:.1%}",
+                *(
+                    f"{share:.1%}" if run.looks else "n/a"  # what was not judged has neither
+                    for share in (run.ratio.confidence, run.process_floor, run.machine_floor)
+                ),
                 run.verdict,
                 f"{run.seconds:.0f} s",
             )
