@@ -98,7 +98,7 @@ def derived(record):
         yield 1000 * record["batch"] * len(samples) / samples.sum()
         end = 1.05 * samples[int(np.ceil(0.99 * len(samples))) - 1]
         yield int((samples > end).sum())
-    if record.get("kind") == "profiled":
+    if record.get("kind") == "profiled" and record["operators"]:
         total = sum(one["mean_ms"] for one in record["operators"])
         yield from (one["mean_ms"] / total for one in (*record["operators"], *record["nodes"]))
         yield from (record["rest_ms"] / total, len(record["nodes"]))
@@ -113,11 +113,11 @@ def derived(record):
         accuracies = [*record["accuracy"], *(one["accuracy"] for one in record["candidates"] if one["accuracy"])]
         yield from (one["degradation"] / budget["max_degradation"] for one in accuracies)
     for key in ("verdicts", "candidates"):
-        statuses = [one["status"] for one in record.get(key, ())]
+        statuses = [one["status"] for one in record.get(key, ()) if "status" in one]  # rewrites have none
         yield from (statuses.count(status) for status in set(statuses))
     if "verdicts" in record:
         unjudged = ("not measured", "not possible")
-        yield sum(one["status"] in unjudged for one in record["verdicts"])
+        yield sum(one.get("status") in unjudged for one in record["verdicts"])
     if "projections" in record:
         for one in record["projections"]:
             parts = [one[key] for key in ("launch_ms", "memory_ms", "compute_ms")]
