@@ -103,7 +103,7 @@ class Progress:
 
 Request = PeakRequest | GrowthRequest
 Answer = PeakMemory | MemoryGrowth | Failed
-_PROTOCOL = Protocol(
+PROTOCOL = Protocol(
     "a process whose memory is measured", (PeakRequest, GrowthRequest, PeakMemory, MemoryGrowth, Progress, Failed)
 )
-to_line, from_line = _PROTOCOL.to_line, _PROTOCOL.from_line
+to_line, from_line = PROTOCOL.to_line, PROTOCOL.from_line

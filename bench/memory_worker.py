@@ -31,6 +31,7 @@ from tsexport.bench.memory_wire import (
     from_line,
     to_line,
 )
+from tsexport.bench.own_memory import EXACT, peak_bytes, reset_peak, resident_bytes
 from tsexport.bench.wire import Failed
 from tsexport.errors import InconclusiveError, TsexportError
 from tsexport.types import Array, Artifact, Session, TensorSpec, random_feeds
@@ -89,26 +90,6 @@ def release_free_memory() -> bool:
     return True
 
 
-def resident_bytes() -> int:
-    """Return what this process holds now, from the kernel's exact count."""
-    return _kilobytes("/proc/self/smaps_rollup", "Rss:")
-
-
-def peak_bytes() -> int:
-    """Return the most that this process held since `reset_peak`."""
-    return _kilobytes("/proc/self/status", "VmHWM:")
-
-
-def reset_peak() -> None:
-    """Set the high-water mark back to what this process holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _kilobytes(path: str, key: str) -> int:
-    line = next(line for line in Path(path).read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
 def measure_peak(request: PeakRequest) -> PeakMemory:
     """Load an artifact beside an idle session, let it answer, and return what that held."""
     from tsexport.runtimes.registry import load
@@ -160,9 +141,9 @@ def measure_growth(request: GrowthRequest, tell: Callable[[Progress], None] = la
 def answer(text: str, tell: Callable[[Progress], None] = lambda progress: None) -> Answer:
     """Return the answer to a request; what a runtime raises belongs to the parent, which knows what to say."""
     try:
-        if not Path("/proc/self/smaps_rollup").exists():
+        if not EXACT.exists():
             raise InconclusiveError(
-                f"memory is measured from Linux's /proc/self/smaps_rollup, which {sys.platform} does not have here",
+                f"memory is measured from Linux's {EXACT}, which {sys.platform} does not have here",
                 next_step="measure on Linux 4.14 or later",
             )
         request = from_line(text)
@@ -182,7 +163,7 @@ def main() -> None:
         out.write(to_line(message))
         out.flush()
 
-    write(answer(sys.stdin.read(), write))
+    write(answer(sys.stdin.readline(), write))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ It reads requests on stdin and answers on stdout, one JSON object a line (`tsexp
 Libraries print to stdout, some from C: file descriptor 1 is pointed at stderr before anything else, and the answers
 go out by a copy of the original.
 
-Memory is that of the whole process.  Idle is before the load is requested: the interpreter, numpy and the feeds, no
-runtime.  Peak is the kernel's high-water mark of this process image; getrusage would not do on Linux, where the mark
-survives exec and a worker would inherit its parent's.
+Memory is that of the whole process (`tsexport.bench.own_memory`).  Idle is before the load is requested: the
+interpreter, numpy and the feeds, no runtime.
 """
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from typing import TextIO
 
 import numpy as np
 
+from tsexport.bench.own_memory import peak_bytes, resident_bytes
 from tsexport.bench.wire import Answer, Block, Failed, Load, Loaded, Timed, Warmed, WarmUp, from_line, to_line
 from tsexport.errors import DataError, TsexportError
 from tsexport.types import Array, DeviceTimed, Session
@@ -111,26 +110,6 @@ def read_feeds(path: Path) -> dict[str, Array]:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items()) or "no arrays"
         raise DataError(f"feeds are arrays of as many samples each, at least one; given {shapes}")
     return feeds
-
-
-def resident_bytes() -> int:
-    """Return the memory this process holds now."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever held."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def wait_until_quiet() -> bool:

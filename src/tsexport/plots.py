@@ -14,7 +14,7 @@ from html import escape
 
 WIDTH = 720
 NARROW = 400
-LABEL_CHARACTER = 7.8
+LABEL_CHARACTER = 7.2
 """Pixels of a character of a label, at most: what is longer is clipped."""
 LOG_FROM = 8.0
 """An axis whose ends are this many times apart is logarithmic."""

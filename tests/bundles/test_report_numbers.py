@@ -98,7 +98,7 @@ def derived(record):
         yield 1000 * record["batch"] * len(samples) / samples.sum()
         end = 1.05 * samples[int(np.ceil(0.99 * len(samples))) - 1]
         yield int((samples > end).sum())
-    if record.get("kind") == "profiled":
+    if record.get("kind") == "profiled" and record["operators"]:
         total = sum(one["mean_ms"] for one in record["operators"])
         yield from (one["mean_ms"] / total for one in (*record["operators"], *record["nodes"]))
         yield from (record["rest_ms"] / total, len(record["nodes"]))
@@ -113,11 +113,11 @@ def derived(record):
         accuracies = [*record["accuracy"], *(one["accuracy"] for one in record["candidates"] if one["accuracy"])]
         yield from (one["degradation"] / budget["max_degradation"] for one in accuracies)
     for key in ("verdicts", "candidates"):
-        statuses = [one["status"] for one in record.get(key, ())]
+        statuses = [one["status"] for one in record.get(key, ()) if "status" in one]  # rewrites have none
         yield from (statuses.count(status) for status in set(statuses))
     if "verdicts" in record:
         unjudged = ("not measured", "not possible")
-        yield sum(one["status"] in unjudged for one in record["verdicts"])
+        yield sum(one.get("status") in unjudged for one in record["verdicts"])
     if "projections" in record:
         for one in record["projections"]:
             parts = [one[key] for key in ("launch_ms", "memory_ms", "compute_ms")]
@@ -125,6 +125,35 @@ def derived(record):
             for kernel in one["kernels"]:
                 yield from (kernel["ms"] / one["total_ms"], kernel["bytes_read"] + kernel["bytes_written"])
                 yield sum(kernel["macs"].values())
+
+
+def records_with(document, key):
+    """Yield every record within a document that has a key."""
+    if isinstance(document, dict):
+        if key in document:
+            yield document
+        document = list(document.values())
+    if isinstance(document, list):
+        for value in document:
+            yield from records_with(value, key)
+
+
+def rooflines(documents):
+    """Yield what the report says of why an artifact is not faster; the formulas are those of `tsexport.explaining`."""
+    works, balances, medians = (
+        [record for document in documents for record in records_with(document, key)]
+        for key in ("conversions", "fp32_gmacs_per_s", "median_ms")
+    )
+    for work in works:
+        macs, integers = work["macs"], work["int8_macs"] + work["unknown_macs"]
+        moved = work["weight_bytes"] + work["activation_bytes"]
+        yield from (moved, macs / moved, work["int8_macs"] / max(macs, 1), integers / max(macs, 1))
+        for balance in balances:
+            products = (macs - integers) / balance["fp32_gmacs_per_s"] + integers / balance["int8_gmacs_per_s"]
+            copied = balance["cached_copy_gb_per_s" if moved < 4e6 else "copy_gb_per_s"]
+            least_ms = max(products, moved / copied) / 1e6
+            yield from (least_ms, macs / products / copied if products else balance["fp32_gmacs_per_s"] / copied)
+            yield from (median["median_ms"] / least_ms for median in medians)
 
 
 def is_known(number, unit, known):
@@ -146,7 +175,8 @@ def documents_of(folder):
 def untraced(page, folders):
     """Return the numbers that a reader of a page sees and that none of the bundles has."""
     documents = [document for folder in folders for document in documents_of(folder)]
-    known = np.abs(np.array([float(n) for document in documents for n in known_numbers(document)] + [len(folders)]))
+    numbers = [float(number) for document in documents for number in known_numbers(document)]
+    known = np.abs(np.array([*numbers, *rooflines(documents), len(folders)]))
     seen = {(number.lstrip("+-"), unit) for text in Text(page).found for number, unit in numbers_and_units(text)}
     assert len(seen) > 25
     return sorted(number for number, unit in seen if number not in OF_THE_PAGE and not is_known(number, unit, known))
@@ -167,6 +197,28 @@ def test_numbers_of_many_bundles(many_folders, page_of):
 
 def test_numbers_of_a_bundle_that_nothing_was_measured_of(many_folders, page_of):
     assert untraced(page_of(many_folders[1]), [many_folders[1]]) == []
+
+
+def test_numbers_of_what_bounds_an_artifact(full_folder, page_of):
+    work = {
+        **{"macs": 611_000_000, "int8_macs": 307_000_000, "unknown_macs": 0, "unknown": ""},
+        **{"operators": 43, "conversions": 7, "weight_bytes": 31_700_000, "activation_bytes": 10_300_000},
+    }
+    cached = {"int8_macs": 0, "weight_bytes": 870_000, "activation_bytes": 91_000}
+    path = full_folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["coverage"] = work
+    manifest["candidates"][0]["coverage"] = work
+    manifest["candidates"][1]["coverage"] = work | cached
+    path.write_text(json.dumps(manifest))
+    (path,) = (full_folder / "measurements").glob("*.json")
+    record = json.loads(path.read_text())
+    record["balance"] = {"threads": 2, "fp32_gmacs_per_s": 97.3, "int8_gmacs_per_s": 311.7, "copy_gb_per_s": 19.7,
+                         "cached_copy_gb_per_s": 83.1}  # fmt: skip
+    path.write_text(json.dumps(record))
+    page = page_of(full_folder)
+    assert "Why not faster" in page
+    assert untraced(page, [full_folder]) == []
 
 
 @pytest.mark.parametrize("number", ["0.31415 ms", "1,234,567/s", "17.77 %", "271 MB", "2.7183x", "83.19 MiB"])
