@@ -31,7 +31,7 @@ class Draw:
 
     @property
     def name(self) -> str:
-        return f"{self.number + 1:03d}-{self.case.replace(' ', '-')}"
+        return f"{self.case.replace(' ', '-')}-{self.number + 1:03d}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Kill:
         next_code, next_seconds: how the same command ended when it was called again.
         left_after: hidden files and folders after that.
         problems: what is not as it is promised; () where all is.
+        code_digest: the first digits of the SHA-256 over tsexport's own code.
     """
 
     draw: Draw
@@ -64,6 +65,7 @@ class Kill:
     next_seconds: float
     left_after: int
     problems: tuple[str, ...]
+    code_digest: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import psutil
 
 from tsexport.bench.suites.fault_cases import BUILDS, NAME, PYTHON, Case, Templates, verifies
 from tsexport.bench.suites.fault_records import CacheState, Draw, Kill, Undisturbed
-from tsexport.cache import sound_entry
+from tsexport.cache import code_digest, sound_entry
 from tsexport.errors import InconclusiveError
 
 VICTIM = Path(__file__).with_name("fault_victim.py")
@@ -125,7 +125,7 @@ def kill_once(case: Case, draw: Draw, expected: Undisturbed, made: Templates, ro
     next_seconds = time.perf_counter() - began
     kill = Kill(
         draw, reached, _after(draw, stderr), process.returncode, round(seconds, 3), state, len(entries), damaged,
-        len(left), orphans, again.returncode, round(next_seconds, 3), len(place.hidden()), (),
+        len(left), orphans, again.returncode, round(next_seconds, 3), len(place.hidden()), (), code_digest()[:12],
     )  # fmt: skip
     problems = [*_problems(case, kill, stderr), *_problems_after(case, kill, place, again.stderr)]
     return Kill(**{**vars(kill), "problems": tuple(problems)})

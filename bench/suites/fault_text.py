@@ -19,7 +19,7 @@ def report_text(report: Report) -> str:
             "# Kills at random points",
             "",
             f"{machine_text(report.machine)}; `{report.model}` for `{report.target}`, seed {report.seed}; "
-            f"{len(kills)} kills, {len(kills) - len(broken)} as promised.",
+            f"{len(kills)} kills, {len(kills) - len(broken)} as promised; {_code(kills)}.",
             "",
             "## By command",
             "",
@@ -40,6 +40,11 @@ def report_text(report: Report) -> str:
             *_broken(broken),
         ]
     )
+
+
+def _code(kills: Sequence[Kill]) -> str:
+    states = list(dict.fromkeys(kill.code_digest for kill in kills))
+    return f"code {', '.join(states)}" if len(states) < 2 else f"{len(states)} states of the code: {', '.join(states)}"
 
 
 def point_of(kill: Kill) -> str:

@@ -12,7 +12,8 @@ How to run, from a checkout where tsexport is installed with its extras `build` 
     nice python bench/suites/faults.py --resume
 
 `--kills` are of builds, `--others` of attach, sign, bench --record and report together.  Every kill is kept as soon as
-it is there, in OUTPUT.partial beside the output; with --resume it counts where machine, code and seed are the same.
+it is there, in OUTPUT.partial beside the output; with --resume it counts where machine and seed are the same, and the
+text says how many states of the code there were.
 Results go to bench/results/faults-<instruction set>.json and .md.  The exit code is 1 where a promise was broken.
 
 What it does not say: what the loss of power does (what is published was synced before, which no kill can show), or how
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,13 +39,12 @@ from tsexport.bench.suites.fault_rounds import kill_once, undisturbed
 from tsexport.bench.suites.fault_text import report_text
 from tsexport.bench.suites.long_runs import Circumstances, Partial
 from tsexport.bench.suites.report import publish, results_path
-from tsexport.cache import code_digest
 from tsexport.errors import TsexportError
 
 SUITE = "faults"
 Value = TypeVar("Value")
 SIGNALS: tuple[tuple[SignalName, float], ...] = (("SIGKILL", 0.8), ("SIGTERM", 0.1), ("SIGINT", 0.1))
-CACHES: tuple[tuple[CacheState, float], ...] = (("full", 0.4), ("part", 0.4), ("empty", 0.2))
+CACHES: tuple[tuple[CacheState, float], ...] = (("full", 0.5), ("part", 0.4), ("empty", 0.1))
 PLACES = (("output", 0.6), ("cache", 0.3), ("temporary", 0.1))
 MOMENTS = 0.5
 """The share of kills that come at moments; the others come at changes."""
@@ -58,12 +59,18 @@ class Wanted:
     seed: int
 
 
-def draw(number: int, wanted: Wanted, known: Sequence[Case]) -> Draw:
-    """Return kill `number` (from 0), the same for the same seed."""
-    dice = random.Random(f"{wanted.seed}-{number}")
+def draw_all(wanted: Wanted, known: Sequence[Case]) -> list[Draw]:
+    """Return all kills, those of builds and of other commands by turns; more kills begin with the same ones."""
     builds = [one for one in known if one.name in BUILDS]
     others = [one for one in known if one.name not in BUILDS]
-    case = dice.choice(builds) if number < wanted.kills else others[(number - wanted.kills) % len(others)]
+    ours = [draw(number, wanted.seed, builds[number % len(builds)]) for number in range(wanted.kills)]
+    theirs = [draw(number, wanted.seed, others[number % len(others)]) for number in range(wanted.others)]
+    return [one for pair in zip_longest(ours, theirs) for one in pair if one is not None]
+
+
+def draw(number: int, seed: int, case: Case) -> Draw:
+    """Return kill `number` (from 0) of a command, the same for the same seed."""
+    dice = random.Random(f"{seed}-{case.name}-{number}")
     how: How = "moment" if dice.random() < MOMENTS else "change"
     places = [pair for pair in PLACES if pair[0] in case.places]
     caches = [pair for pair in CACHES if pair[0] in case.caches]
@@ -90,9 +97,7 @@ def run(wanted: Wanted, minutes: float, partial: Partial[Kill], *, machine: Mach
     """
     if not resume:
         partial.clear()
-    circumstances = Circumstances(
-        machine, Pace(1, 1, 1, 1.0), 0.0, wanted.seed, {}, {"code": code_digest(), "kills": wanted.kills}
-    )
+    circumstances = Circumstances(machine, Pace(1, 1, 1, 1.0), 0.0, wanted.seed, {}, {})
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tsexport-faults-") as folder:
         made = make_templates(Path(folder) / "made")
@@ -100,8 +105,7 @@ def run(wanted: Wanted, minutes: float, partial: Partial[Kill], *, machine: Mach
         root = Path(folder) / "round"
         whole: dict[tuple[str, str], Undisturbed] = {}
         kills: list[Kill] = []
-        for number in range(wanted.kills + wanted.others):
-            one = draw(number, wanted, known)
+        for one in draw_all(wanted, known):
             case = next(case for case in known if case.name == one.case)
             if (one.case, one.cache) not in whole:
                 whole[one.case, one.cache] = undisturbed(case, one.cache, made, root)
@@ -112,16 +116,16 @@ def run(wanted: Wanted, minutes: float, partial: Partial[Kill], *, machine: Mach
                 kill = kill_once(case, one, whole[one.case, one.cache], made, root)
                 partial.keep(one.name, circumstances, kill)
             kills.append(kill)
-            print(_line(kill, wanted), file=sys.stderr)
+            print(f"[{len(kills)}/{wanted.kills + wanted.others}] {_line(kill)}", file=sys.stderr, flush=True)
     return Report(SUITE, machine, MODEL, TARGET, wanted.seed, tuple(whole.values()), tuple(kills))
 
 
-def _line(kill: Kill, wanted: Wanted) -> str:
+def _line(kill: Kill) -> str:
     one = kill.draw
     where = f"{one.place} {kill.after}" if one.how == "change" else f"{one.share:.0%} of the time, after {kill.after}"
     promise = "; ".join(kill.problems) or "as promised"
     return (
-        f"[{one.number + 1}/{wanted.kills + wanted.others}] {one.case}, cache {one.cache}, {one.signal} at {where}: "
+        f"{one.case}, cache {one.cache}, {one.signal} at {where}: "
         f"{kill.state}, next {kill.next_code} in {kill.next_seconds:.1f} s: {promise}"
     )
 

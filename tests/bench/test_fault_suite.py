@@ -12,11 +12,11 @@ from tsexport.bench.suites.fault_cases import BUILDS, NAME, Case, Templates, cas
 from tsexport.bench.suites.fault_records import Draw, Kill, Report, Undisturbed
 from tsexport.bench.suites.fault_rounds import kill_once, make_place, undisturbed
 from tsexport.bench.suites.fault_text import point_of, report_text
-from tsexport.bench.suites.faults import Wanted, draw
+from tsexport.bench.suites.faults import Wanted, draw_all
 from tsexport.codec import decode, encode
 
 DRAW = Draw(0, "report", "empty", "change", "output", 0.0, "SIGKILL")
-KILL = Kill(DRAW, True, "report.html", -9, 1.0, "old", 0, 0, 1, 0, 0, 1.0, 0, ())
+KILL = Kill(DRAW, True, "report.html", -9, 1.0, "old", 0, 0, 1, 0, 0, 1.0, 0, (), "0123abcd")
 
 
 @pytest.fixture
@@ -40,11 +40,13 @@ def case_of(made: Templates, name: str) -> Case:
 def test_the_same_seed_draws_the_same_and_everything_is_drawn(made):
     wanted = Wanted(200, 50, 0)
     known = cases(made)
-    drawn = [draw(number, wanted, known) for number in range(250)]
-    assert drawn == [draw(number, wanted, known) for number in range(250)]
-    assert drawn != [draw(number, replace(wanted, seed=1), known) for number in range(250)]
-    assert {one.case for one in drawn[:200]} == set(BUILDS)
-    assert {one.case for one in drawn[200:]} == {case.name for case in known} - set(BUILDS)
+    drawn = draw_all(wanted, known)
+    assert drawn == draw_all(wanted, known)
+    assert drawn != draw_all(replace(wanted, seed=1), known)
+    assert set(draw_all(Wanted(20, 20, 0), known)) < set(drawn), "a longer run begins with the same kills"
+    assert len({one.name for one in drawn}) == 250
+    assert Counter(one.case in BUILDS for one in drawn) == {True: 200, False: 50}
+    assert {one.case for one in drawn} == {case.name for case in known}
     counted = Counter(value for one in drawn for value in (one.signal, one.cache, one.how, one.place))
     for value in ("SIGKILL", "SIGTERM", "SIGINT", "empty", "part", "full", "moment", "change", "output", "cache"):
         assert counted[value] >= 10

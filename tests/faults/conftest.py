@@ -14,8 +14,11 @@ import pytest
 
 from tsexport.bundles import open_bundle
 
-NAME = "dlinear-cpu4-int8"
-BUILD = ("build", "dlinear", "--target", "cpu4-int8", "--seconds", "0.1", "--batch", "1", "--search-seconds", "0")
+NAME = "dlinear-cpu4-fp32"
+BUILD = (
+    "build", "dlinear", "--target", "cpu4-fp32", "--seconds", "0.05", "--batch", "1", "--formats", "onnx",
+    "--runtime", "onnxruntime",
+)  # fmt: skip
 WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all")
 
 
@@ -64,12 +67,17 @@ class Room:
         return {**os.environ, "TSEXPORT_CACHE": str(self.cache), "TMPDIR": str(self.temporary), **more}
 
     def start(
-        self, *more: str, before: Sequence[str] = (), arguments: Sequence[str] = BUILD, **environment: str
+        self,
+        *more: str,
+        before: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "tsexport"),
+        arguments: Sequence[str] = BUILD,
+        **environment: str,
     ) -> "subprocess.Popen[str]":
         """Start a command, by default the build; `before` are words that run it under something."""
         output = ("-o", str(self.output)) if arguments[:1] == ("build",) else ()
         return subprocess.Popen(
-            [*before, sys.executable, "-m", "tsexport", *arguments, *output, *more],
+            [*before, sys.executable, *program, *arguments, *output, *more],
             env=self.environment(**environment),
             cwd=self.root,
             stdout=subprocess.PIPE,

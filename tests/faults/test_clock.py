@@ -47,7 +47,7 @@ def test_a_clock_that_jumps_while_two_builds_run(room, clock, jump):
             if "] model and data:" in line:
                 break
         set_clock(jump)
-        second = room.run("--name", "second", "--set", "context_length=128", **environment)
+        second = room.run("--name", "second", "--seed", "1", **environment)
         _, stderr = first.communicate(timeout=300)
     assert first.returncode == 0, stderr
     assert second.code == 0, second.stderr

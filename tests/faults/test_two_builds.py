@@ -1,7 +1,5 @@
 """Two builds of the same thing at once: nothing is made twice, both succeed, and both bundles are the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(room, made, name, *more):
-    return subprocess.Popen(
-        [sys.executable, str(BUILDER), str(made), "build", "dlinear", "--target", "cpu4-int8", "-o", str(room.output),
-         "--seconds", "0.1", "--batch", "1", "--search-seconds", "0", "--name", name, *more],
-        env=room.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return room.start("--name", name, *more, program=(str(BUILDER), str(made)))
 
 
 def outside_measurements(bundle):
