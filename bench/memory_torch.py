@@ -4,11 +4,12 @@ Each weight is read into a tensor of its own.  Nothing is overwritten; each call
 as recorded from the module (`quantize.memory_eager`), else by liveness over the ONNX graph.  oneDNN copies a
 convolution's input, weight and output into its own layout and back, and an LSTM's weights, at every call.
 
-In the first call at a batch size small objects that stay come to lie right behind tensors, so that their holes are too
-small for the next ones.  Where they come to lie differs from process to process: the same artifact's peak was measured
-from 112 to 145 MB.  So the peak is simulated several times, with every eighth tensor pinned, and every fourth in the
-first call of all, from another one on each time; replays of the recorded requests of seven models came closest to what
-glibc did with these.  The estimate is the mean, and the range goes from the peak without pins to the highest of them.
+In the calls at load, in which the executor profiles and specializes, and in the first call at another batch size small
+objects that stay come to lie right behind tensors, so that their holes are too small for the next ones.  Where they
+come to lie differs from process to process: the same artifact's peak was measured from 112 to 145 MB.  So the peak is
+simulated several times, with every fourth tensor pinned at load and every eighth later, from another one on each time;
+replays of the recorded requests of seven models came closest to what glibc did with these.  The estimate is the mean,
+and the range goes from the peak without pins to the highest of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from tsexport.bench.memory_plan import EagerEvent, Event, MemoryGraph, Size, Ste
 
 CALLS = 3
 PIN_EVERY = 8
-PIN_EVERY_AT_FIRST = 4
+PIN_EVERY_AT_LOAD = 4
 PHASES = (0.0, 0.25, 0.5, 0.75)
 PINNED_BYTES = 128 << 10
 """Smaller tensors come from bins, and are never pinned."""
@@ -52,9 +53,9 @@ def _peak(graphs: ModelGraphs, use: Use, calls: Sequence[Sequence[Event]], phase
     for key, size in graphs.plain.constants.items():
         heap.take(key, round(size * use.scale))
     for at, events in enumerate(calls if use.activations else ()):
-        pins = _pins(events, PIN_EVERY if at else PIN_EVERY_AT_FIRST, phase)
+        pins = _pins(events, PIN_EVERY if at else PIN_EVERY_AT_LOAD, phase)
         for call in range(CALLS):
-            _serve(heap, events, pins if call == 0 else frozenset())
+            _serve(heap, events, pins if call == 0 or at == 0 else frozenset())
     return heap.peak_bytes
 
 

@@ -14,16 +14,26 @@ other models alone, all configurations of this one left out.  Memory needs no qu
 
 import argparse
 import platform
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.memory_model import RULES
 from tsexport.bench.suites.estimate_cases import CASES, Case
-from tsexport.bench.suites.estimate_measure import Measured, Measuring, Peak, artifacts_of, keep, read_measured, submit
+from tsexport.bench.suites.estimate_measure import (
+    Measured,
+    Measuring,
+    Peak,
+    artifacts_of,
+    keep,
+    measure_row,
+    read_measured,
+)
 from tsexport.bench.suites.estimate_report import write_report
 from tsexport.errors import TsexportError
 from tsexport.loading import cores_here
@@ -32,11 +42,32 @@ from tsexport.models.sources import identify, open_source
 MB = 1_000_000
 
 
+class _Kept:
+    """The peaks so far, written to the folder whenever one is added, from whichever thread."""
+
+    def __init__(self, measured: Measured, folder: Path) -> None:
+        self.measured = measured
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def add(self, found: Peak | str) -> None:
+        """Add a peak in the place of the one before it, or the reason why there is none."""
+        print(found, flush=True)
+        with self._lock:
+            if isinstance(found, str):
+                self.measured = replace(self.measured, failed=(*self.measured.failed, found))
+            else:
+                others = tuple(peak for peak in self.measured.peaks if peak.key != found.key)
+                self.measured = replace(self.measured, peaks=(*others, found))
+            keep(self.measured, self._folder)
+
+
 def measure(cases: list[Case], folder: Path, how: Measuring, jobs: int, measured: Measured) -> Measured:
-    """Return the peaks with those of the cases that were not there, kept in the folder after each."""
+    """Return the peaks with those of the cases that were not there; models are made while others are measured."""
     pool = ThreadPoolExecutor(jobs)
     there = {peak.key for peak in measured.peaks if peak.runs >= how.runs}
-    pending: list[Future[Peak | str]] = []
+    kept = _Kept(measured, folder)
+    pending: list[Future[None]] = []
     try:
         for case in cases:
             wanted = [(r, b) for b in case.batches for r in RULES if (case.label, r, b) not in there]
@@ -46,28 +77,16 @@ def measure(cases: list[Case], folder: Path, how: Measuring, jobs: int, measured
                 source = open_source(identify(case.model, settings=dict(case.settings)))
                 artifacts = artifacts_of(case.label, source, folder)
             except TsexportError as error:
-                measured = _with(measured, f"{case.label}: {error.message.splitlines()[0]}", folder)
+                kept.add(f"{case.label}: {error.message.splitlines()[0]}")
                 continue
-            print(f"{case.label} is made", flush=True)
-            pending += submit(case.label, artifacts, wanted, how, pool)
-            while pending and pending[0].done():
-                measured = _with(measured, pending.pop(0).result(), folder)
+            for runtime, batch in wanted:
+                row = partial(measure_row, case.label, artifacts[runtime], runtime, batch, how)
+                pending.append(pool.submit(lambda row=row: kept.add(row())))  # type: ignore[misc]
         for future in pending:
-            measured = _with(measured, future.result(), folder)
+            future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-    return measured
-
-
-def _with(measured: Measured, found: Peak | str, folder: Path) -> Measured:
-    print(found, flush=True)
-    if isinstance(found, str):
-        measured = replace(measured, failed=(*measured.failed, found))
-    else:
-        others = tuple(peak for peak in measured.peaks if peak.key != found.key)
-        measured = replace(measured, peaks=(*others, found))
-    keep(measured, folder)
-    return measured
+    return kept.measured
 
 
 def main() -> None:

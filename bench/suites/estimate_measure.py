@@ -1,8 +1,7 @@
 """Peaks of the reference models, measured: artifacts as of a build, fresh processes, rows that are kept."""
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -126,15 +125,3 @@ def measure_row(label: str, artifact: Artifact, runtime: str, batch: int, how: M
     if not peaks:
         return f"{label} on {runtime}, batch {batch}: no time was left"
     return Peak(label, runtime, batch, len(peaks), round(median(peaks)), min(peaks), max(peaks))
-
-
-def submit(
-    label: str,
-    artifacts: dict[str, Artifact],
-    wanted: Sequence[tuple[str, int]],
-    how: Measuring,
-    pool: ThreadPoolExecutor,
-) -> Iterator[Future[Peak | str]]:
-    """Yield the measurements of some (runtime, batch) that the pool is to do."""
-    for runtime, batch in wanted:
-        yield pool.submit(measure_row, label, artifacts[runtime], runtime, batch, how)

@@ -13,12 +13,13 @@ from tsexport.bench.memory_model import (
     engine_parts,
     estimate_parts,
     estimated_bytes,
+    estimated_range,
     models_of,
     weights_scale,
 )
 from tsexport.bench.memory_plan import MemoryGraph, Size, Step, Weights, live_peak
 from tsexport.bench.memory_sessions import SESSIONS
-from tsexport.bench.memory_torch import torch_scratch
+from tsexport.bench.memory_torch import torch_scratch, torchscript_range
 
 HEAVY = 40_000_000
 LIGHT = 4000
@@ -222,3 +223,14 @@ def test_the_total_alone_is_that_of_the_parts(runtime):
             for rule, count in zip(vars(RULES[runtime]).values(), counts_of(graph, runtime, batch), strict=True)
         )
         assert parts.runtime_bytes == round(counted)
+
+
+def test_torchscript_s_peak_lies_within_its_range_and_other_runtimes_have_none():
+    graph = forms(products(12, size=300_000))
+    least, most = estimated_range(graph, "torchscript", 8)
+    assert least <= estimated_bytes(graph, "torchscript", 8) <= most
+    assert least < most  # holes that do not join cost something
+    assert estimated_range(graph, "openvino", 8) is None
+    assert estimated_range(graph, "onnxruntime", 8) is None
+    use = Use(8, ())
+    assert torchscript_range(graph, use)[1] >= SESSIONS["torchscript"](graph, use)
