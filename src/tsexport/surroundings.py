@@ -73,9 +73,10 @@ def surroundings_explained(*no_faults: type[Exception]) -> Iterator[None]:
     Args:
         no_faults: exceptions that say already what they are about, besides TsexportError.
     """
+    said: tuple[type[Exception], ...] = (TsexportError, *no_faults)
     try:
         yield
-    except (TsexportError, *no_faults):
+    except said:
         raise
     except Exception as error:
         explained = _explained(error)
