@@ -8,6 +8,7 @@ would refuse.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,7 @@ LOG_FROM = 8.0
 """An axis whose ends are this many times apart is logarithmic."""
 TICK_DIGITS = 12
 """Decimal places of a tick; what lies closer together than a few of them gets no ticks between."""
+_TITLE = re.compile("<title>[^<]*</title>")
 SMALLEST_SPAN = 10.0 ** (1 - TICK_DIGITS)
 
 
@@ -115,8 +117,11 @@ def clipped(text: str, characters: int) -> str:
 
 
 def at_both_widths(draw: Callable[[int], str]) -> str:
-    """Return a plot WIDTH wide and the same NARROW wide, of which the page shows one."""
-    return draw(WIDTH) + draw(NARROW)
+    """Return a plot WIDTH wide and the same NARROW wide, of which the page shows one.
+
+    The narrow one has no titles of points: they are shown under a pointer, which a phone does not have.
+    """
+    return draw(WIDTH) + _TITLE.sub("", draw(NARROW))
 
 
 def svg(parts: Sequence[str], height: float, title: str, width: int = WIDTH) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tsexport.bench.rows import milliseconds
 from tsexport.bench.statistics import percentile
-from tsexport.plots import LABEL_CHARACTER, WIDTH, Axis, clipped, latency_axis, svg, text_at, vertical_grid
+from tsexport.plots import LABEL_CHARACTER, NARROW, WIDTH, Axis, clipped, latency_axis, svg, text_at, vertical_grid
 
 _LEFT, _RIGHT, _ROW, _AXIS = 10, 118, 66, 42
 _SHOWN_SAMPLES = 120
@@ -73,7 +73,8 @@ _PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 def _samples(samples_ms: Sequence[float], y: float, x: Axis) -> str:
     """Return the samples as dots of one path; of many, some that are evenly spread over the sorted ones."""
     shown = np.sort(np.asarray(samples_ms))
-    if len(shown) > _SHOWN_SAMPLES:
-        shown = shown[np.linspace(0, len(shown) - 1, _SHOWN_SAMPLES).round().astype(int)]
+    most = _SHOWN_SAMPLES if x.last > NARROW else _SHOWN_SAMPLES // 2
+    if len(shown) > most:
+        shown = shown[np.linspace(0, len(shown) - 1, most).round().astype(int)]
     dots = "".join(f"M{x(value):.1f} {y:.0f}h0" for value in shown if value <= x.end)
     return f'<path class="sample" d="{dots}"/>'

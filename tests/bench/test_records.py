@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.records import MachineRecord, read_record, record_from_text, record_to_text, write_record
 from tsexport.bench.statistics import Ratio, summarize
+from tsexport.bench.tables import load_tables
 from tsexport.bench.verdicts import judge
 from tsexport.errors import BundleError
 
@@ -76,3 +78,11 @@ def test_a_failed_write_leaves_the_old_record(record, tmp_path):
         write_record(broken, tmp_path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_record_from_before_use_cases_is_read(record):
+    document = json.loads(record_to_text(record))
+    del document["service_levels"]
+    assert record_from_text(json.dumps(document), name="m.json") == record
+    asked = replace(record, service_levels=load_tables().service_level)
+    assert record_from_text(record_to_text(asked), name="m.json") == asked

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tsexport.bench.scenario_records import BatchPoint, Offline, Server, ServerRun
-from tsexport.plots import WIDTH, clipped, latency_axis, log_ticks, nice_ticks
+from tsexport.plots import NARROW, WIDTH, at_both_widths, clipped, latency_axis, log_ticks, nice_ticks
 from tsexport.plots_latency import LatencySeries, latency_plot
 from tsexport.plots_scenarios import RIM, offline_plot, server_plot
 from tsexport.plots_speedup import SpeedupBar, speedup_plot
@@ -257,3 +257,17 @@ def test_large_rates_are_in_thousands():
     runs = (run(9_000.0, 1.0, 1.0, 1.0), run(18_000.0, 1.0, 1.0, 1.0))
     plot = server_plot(Server(10.0, "as asked", 1, 0, runs, 18_000.0), "")
     assert "thousand queries/s" in plot
+
+
+def test_a_plot_at_both_widths_says_the_same():
+    bars = (SpeedupBar("a <long> name of a bundle" * 4, "1.50x (1.40-1.60)", 1.5, 1.4, 1.6),)
+    plots = at_both_widths(lambda width: speedup_plot(bars, "title", width))
+    wide, narrow = (f"<svg{part}" for part in plots.split("<svg")[1:])
+    assert f'class="plot" viewBox="0 0 {WIDTH} ' in wide
+    assert f'class="plot narrow" viewBox="0 0 {NARROW} ' in narrow
+    assert "<title>" in wide
+    assert "title>" not in narrow
+    for plot, width in ((wide, WIDTH), (narrow, NARROW)):
+        assert all(x <= width for x, _ in places_of(plot))
+        assert "1.50x (1.40-1.60)" in plot
+        assert "a &lt;long" in plot
