@@ -160,6 +160,8 @@ def outcome_of(future: "Future[str]") -> tuple[str, str]:
     try:
         return future.result(), ""
     except KilledWorker as error:
-        return "", f"the worker that had it died, {error.allowed_failures + 1} times: {error.last_worker.address}"
+        deaths = error.allowed_failures + 1
+        times = "once" if deaths == 1 else f"{deaths} times, the last time"
+        return "", f"the worker that had it died, {times}: {error.last_worker.address}"
     except Exception as error:
         return "", f"its task ended with {type(error).__name__}: {error}"
