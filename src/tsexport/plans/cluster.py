@@ -45,11 +45,15 @@ def workers_of(client: "Client") -> tuple[Worker, ...]:
     try:
         known: Mapping[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     except (OSError, KeyError) as error:  # without a connection the client knows no workers at all
-        raise UsageError(
-            "the Dask scheduler went away",
-            next_step="start it again and give the same command: what is finished is not built again",
-        ) from error
+        raise _gone() from error
     return tuple(Worker(address, int(one["nthreads"]), dict(one["resources"])) for address, one in known.items())
+
+
+def _gone() -> UsageError:
+    return UsageError(
+        "the Dask scheduler went away",
+        next_step="start it again and give the same command: what is finished is not built again",
+    )
 
 
 def builders(workers: Sequence[Worker], devices: frozenset[str]) -> tuple[Worker, ...]:
@@ -154,9 +158,15 @@ def is_lost(pending: Pending, able: bool) -> bool:
 
 
 def outcome_of(future: "Future[str]") -> tuple[str, str]:
-    """Return what a task answered, or "" and what went wrong with its workers."""
+    """Return what a task that has ended answered, or "" and what went wrong with it.
+
+    Raises:
+        UsageError: the scheduler is gone; nobody else cancels a task that is still asked for.
+    """
     from distributed.scheduler import KilledWorker
 
+    if future.status in ("cancelled", "lost"):
+        raise _gone()
     try:
         return future.result(), ""
     except KilledWorker as error:
