@@ -58,12 +58,7 @@ class Cluster:
 
     def start_device_worker(self, name: str, resources: str, trtexec: Path, **more: str) -> "subprocess.Popen[bytes]":
         """Start a worker on a 'device': there is a program that pretends to be its trtexec."""
-        device = {"STAND_IN_VERSION": "10.3.0", "STAND_IN_DEVICE": "Tesla T4", "STAND_IN_CAPABILITY": "7.5"}
-        return self.start_worker(
-            name,
-            resources=resources,
-            **{**device, "STAND_IN_MS": "2.5", "KIT_MODEL_FILE": "/nonexistent", "TRTEXEC": str(trtexec), **more},
-        )
+        return self.start_worker(name, resources=resources, **{**device_environment(trtexec), **more})
 
     def names(self) -> list[str]:
         with Client(self.address, security=self.security, set_as_default=False) as client:
@@ -80,6 +75,18 @@ class Cluster:
         for process in reversed(self.processes):
             process.kill()
             process.wait()
+
+
+def device_environment(trtexec: Path, device: str = "Tesla T4", capability: str = "7.5") -> dict[str, str]:
+    """Return what makes a program pretend to be the trtexec of a device."""
+    return {
+        "STAND_IN_VERSION": "10.3.0",
+        "STAND_IN_DEVICE": device,
+        "STAND_IN_CAPABILITY": capability,
+        "STAND_IN_MS": "2.5",
+        "KIT_MODEL_FILE": "/nonexistent",
+        "TRTEXEC": str(trtexec),
+    }
 
 
 def write_trtexec(folder: Path, before: str = "") -> Path:

@@ -4,14 +4,14 @@ import re
 import shutil
 
 import pytest
-from clusters import write_trtexec
+from clusters import device_environment, write_trtexec
 from plan_folders import Folder
 
 import tsexport
 from tsexport.errors import UsageError
 from tsexport.plans import on_dask
 from tsexport.plans.cluster import Worker, builders, resource_for
-from tsexport.plans.kits import device_resources, resources_of
+from tsexport.plans.kits import attach_kit_run, device_resources, needs_measuring, resources_of
 from tsexport.plans.records import Job, KitRun, MeasureJob, Row
 from tsexport.plans.tasks import build_task, from_text, measure_task, to_text
 from tsexport.targets import parse_target
@@ -42,6 +42,7 @@ def test_a_plan_on_processes_of_this_machine(emptied):
     assert emptied.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_worker_with_the_device_measures_and_the_results_are_attached(emptied, cluster, tmp_path):
     cluster.start_worker("builder")
     cluster.start_device_worker("device", "jetson=1,t4=1", write_trtexec(tmp_path))
@@ -132,6 +133,32 @@ def test_a_worker_without_bash_says_so(kit, monkeypatch, tmp_path):
 def test_a_kit_ends_with_its_plan(kit, monkeypatch, tmp_path):
     monkeypatch.setenv("TRTEXEC", str(write_trtexec(tmp_path, f"rm -f '{kit.running}'; sleep 600")))
     assert reason_of(kit) == "build_engine.sh: the plan ended"
+
+
+def test_results_of_another_device_are_not_attached(kit, monkeypatch, tmp_path):
+    """A worker that says it carries a t4 and does not: what it measured is kept, and the row says so."""
+    for name, value in device_environment(write_trtexec(tmp_path), "NVIDIA A100-SXM4-40GB", "8.0").items():
+        monkeypatch.setenv(name, value)
+    run = from_text(KitRun, measure_task(to_text(kit)))
+    assert run.results.parent == kit.results
+    assert not (run.results / "engine.plan").exists()
+    reason = attach_kit_run(row_of(kit), run)
+    assert reason.startswith("what its worker measured is not attached: the results are of NVIDIA A100-SXM4-40GB (comp")
+    assert reason.endswith(f" (it is in {run.results})")
+
+
+def test_results_of_the_device_are_attached(kit, monkeypatch, tmp_path):
+    for name, value in device_environment(write_trtexec(tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    row = row_of(kit)
+    assert needs_measuring(row, parse_target("t4-fp32"))
+    assert attach_kit_run(row, from_text(KitRun, measure_task(to_text(kit)))) == ""
+    assert not needs_measuring(row, parse_target("t4-fp32"))
+    assert attach_kit_run(row, KitRun(None, "no trtexec")) == "no trtexec"
+
+
+def row_of(kit):
+    return Row(BUILT, "linear", "t4-fp32", "host", str(kit.bundle), "built")
 
 
 def test_a_build_whose_plan_has_ended_is_not_begun(emptied, tmp_path):

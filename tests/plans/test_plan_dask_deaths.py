@@ -1,16 +1,19 @@
 """Workers of a Dask cluster that are killed while they build or measure: nothing is lost, and nothing made twice."""
 
+import operator
 import signal
 import threading
 from pathlib import Path
 
 import pytest
-from clusters import write_trtexec
+from clusters import Cluster, write_trtexec
+from distributed import Client
 from plan_folders import ended, is_alive, wait_until
 
 import tsexport
 from tsexport.plans import cluster as cluster_module
 from tsexport.plans import kits
+from tsexport.plans.cluster import outcome_of
 
 BUILT = "linear-t4-fp32"
 STAGE = "model and data"
@@ -150,6 +153,32 @@ def test_a_build_that_no_worker_can_take_any_more_is_given_up(folder, cluster, m
     assert (row.status, row.exit_code) == ("failed", 2)
     assert row.reason == "the cluster has had no worker for 0 s that could build it"
     assert row.next_step == "start workers, and give the same command again"
+
+
+@pytest.mark.slow
+def test_a_build_that_every_worker_dies_of_is_a_row(folder, ending, tmp_path):
+    """As often as Dask allows, here not once."""
+    place = tmp_path / "cluster"
+    place.mkdir()
+    cluster = Cluster(place, environment={"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"})
+    try:
+        cluster.start_scheduler()
+        workers = [cluster.start_worker(name) for name in ("one", "two")]
+        folder.write('[[builds]]\nmodel = "linear"\ntarget = "t4-fp32"\n')
+        plan = folder.start("--executor", "dask", "--scheduler", cluster.address, "--json")
+        ending.append(plan)
+        folder.wait_for_log(BUILT, "--- process")
+        (building,) = folder.builders(BUILT)
+        next(one for one in workers if one.pid == building.parent).kill()
+        ran = ended(plan)
+        assert ran.code == 1
+        assert ran.rows[BUILT]["reason"].startswith("the worker that had it died, once: tcp://127.0.0.1:")
+        with Client(cluster.address, set_as_default=False) as client:
+            future = client.submit(operator.truediv, 1, 0)
+            wait_until(future.done, "a task")
+            assert outcome_of(future) == ("", "its task ended with ZeroDivisionError: division by zero")
+    finally:
+        cluster.stop()
 
 
 @pytest.mark.slow

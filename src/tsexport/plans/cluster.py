@@ -45,11 +45,15 @@ def workers_of(client: "Client") -> tuple[Worker, ...]:
     try:
         known: Mapping[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     except (OSError, KeyError) as error:  # without a connection the client knows no workers at all
-        raise UsageError(
-            "the Dask scheduler went away",
-            next_step="start it again and give the same command: what is finished is not built again",
-        ) from error
+        raise _gone() from error
     return tuple(Worker(address, int(one["nthreads"]), dict(one["resources"])) for address, one in known.items())
+
+
+def _gone() -> UsageError:
+    return UsageError(
+        "the Dask scheduler went away",
+        next_step="start it again and give the same command: what is finished is not built again",
+    )
 
 
 def builders(workers: Sequence[Worker], devices: frozenset[str]) -> tuple[Worker, ...]:
@@ -154,12 +158,20 @@ def is_lost(pending: Pending, able: bool) -> bool:
 
 
 def outcome_of(future: "Future[str]") -> tuple[str, str]:
-    """Return what a task answered, or "" and what went wrong with its workers."""
+    """Return what a task that has ended answered, or "" and what went wrong with it.
+
+    Raises:
+        UsageError: the scheduler is gone; nobody else cancels a task that is still asked for.
+    """
     from distributed.scheduler import KilledWorker
 
+    if future.status in ("cancelled", "lost"):
+        raise _gone()
     try:
         return future.result(), ""
     except KilledWorker as error:
-        return "", f"the worker that had it died, {error.allowed_failures + 1} times: {error.last_worker.address}"
+        deaths = error.allowed_failures + 1
+        times = "once" if deaths == 1 else f"{deaths} times, the last time"
+        return "", f"the worker that had it died, {times}: {error.last_worker.address}"
     except Exception as error:
         return "", f"its task ended with {type(error).__name__}: {error}"

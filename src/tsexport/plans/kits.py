@@ -93,7 +93,7 @@ class ClusterMeasurements:
                 text, reason = outcome_of(pending.future)
                 run = from_text(KitRun, text) if text else KitRun(None, reason)
                 del self._pending[path]
-                self._tell(row, _attach(row, run))
+                self._tell(row, attach_kit_run(row, run))
             elif is_lost(pending, resource_for(workers, [pending.resource]) is not None):
                 pending.future.cancel()
                 del self._pending[path]
@@ -104,7 +104,7 @@ class ClusterMeasurements:
         self.measured(row.path, with_headline(row, open_bundle(row.path), not_measured))
 
 
-def _attach(row: Row, run: KitRun) -> str:
+def attach_kit_run(row: Row, run: KitRun) -> str:
     """Attach results to their bundle; return why there are none, or why they are not its own, or ""."""
     if run.results is None:
         return run.reason
