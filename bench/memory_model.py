@@ -18,8 +18,8 @@ from dataclasses import astuple, dataclass, replace
 
 from tsexport.bench.memory_forms import ModelGraphs, Use
 from tsexport.bench.memory_plan import live_peak, trace
-from tsexport.bench.memory_sessions import SESSIONS
-from tsexport.bench.memory_torch import convolves_in_blocks, torchscript_range
+from tsexport.bench.memory_sessions import RANGES, SESSIONS
+from tsexport.bench.memory_torch import convolves_in_blocks
 
 MB = 1_000_000
 IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "torchscript": 295 * MB}
@@ -100,10 +100,10 @@ def estimated_range(
     graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0
 ) -> tuple[int, int] | None:
     """Return the least and the most that a process may take, where the C library's luck decides; None elsewhere."""
-    if runtime != "torchscript":
+    if runtime not in RANGES:
         return None
     own = _own_bytes(graphs, runtime, batch)
-    least, most = torchscript_range(graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
+    least, most = RANGES[runtime](graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
     return least + own, most + own
 
 
