@@ -18,8 +18,8 @@ from dataclasses import astuple, dataclass, replace
 
 from tsexport.bench.memory_forms import ModelGraphs, Use
 from tsexport.bench.memory_plan import live_peak, trace
-from tsexport.bench.memory_sessions import SESSIONS
-from tsexport.bench.memory_torch import convolves_in_blocks, torchscript_range
+from tsexport.bench.memory_sessions import RANGES, SESSIONS
+from tsexport.bench.memory_torch import convolves_in_blocks
 
 MB = 1_000_000
 IDLE_BYTES: Mapping[str, int] = {"onnxruntime": 68 * MB, "openvino": 96 * MB, "torchscript": 295 * MB}
@@ -48,9 +48,9 @@ class Rules:
 
 
 RULES: Mapping[str, Rules] = {
-    "onnxruntime": Rules(1.0 * MB, 0.008 * MB, 0.0, 0.0),
-    "openvino": Rules(9.1 * MB, 0.111 * MB, 2.3 * MB, 0.0),
-    "torchscript": Rules(4.5 * MB, 0.061 * MB, 0.1 * MB, 5.5 * MB),
+    "onnxruntime": Rules(1_403_000, 6_000, 0, 0),
+    "openvino": Rules(10_199_000, 99_000, 2_246_000, 0),
+    "torchscript": Rules(5_609_000, 47_000, 0, 7_382_000),
 }
 ENGINE_BYTES = 500 * MB
 """Assumed, not measured: a CUDA context with TensorRT's and cuDNN's kernels."""
@@ -100,10 +100,10 @@ def estimated_range(
     graphs: ModelGraphs, runtime: str, batch: int, *, weights_scale: float = 1.0
 ) -> tuple[int, int] | None:
     """Return the least and the most that a process may take, where the C library's luck decides; None elsewhere."""
-    if runtime != "torchscript":
+    if runtime not in RANGES:
         return None
     own = _own_bytes(graphs, runtime, batch)
-    least, most = torchscript_range(graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
+    least, most = RANGES[runtime](graphs, Use(batch, models_of(graphs, runtime, batch), weights_scale))
     return least + own, most + own
 
 

@@ -1,8 +1,9 @@
 """What each runtime asks of the C library from load to the third call: the scripts that `bench.memory_heap` serves.
 
 ONNX Runtime    reads the file through a buffer of 4 MiB into strings, turns each into a tensor, then packs the weights
-                of products one by one (those of convolutions all before the first is given back); activations come
-                from its arena (`bench.memory_arena`)
+                of products one by one (those of convolutions all before the first is given back); whether the next one
+                fits the hole of the last depends on where small objects came to lie, so both are simulated, and the
+                estimate is the mean.  Activations come from its arena (`bench.memory_arena`)
 OpenVINO        maps the file of weights, page by page as they are read, and packs each weight; an LSTM's are reordered
                 into constants first, then copied, then packed.  Activations lie in one block, overwritten in place
 TorchScript     `bench.memory_torch`
@@ -11,7 +12,8 @@ Each was read off the requests of the runtimes themselves (malloc, free and thei
 on the reference models with ONNX Runtime 1.31, OpenVINO 2026.4 and torch 2.13.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from tsexport.bench.memory_arena import Region, arena_regions
 from tsexport.bench.memory_buffers import buffer_events, reordered
@@ -19,7 +21,7 @@ from tsexport.bench.memory_forms import CONVOLUTIONS, RECURRENT, ModelGraphs, Us
 from tsexport.bench.memory_fusing import fuse_activation, fuse_bias, fuse_gelu, fuse_skip, fuse_sum
 from tsexport.bench.memory_heap import Heap
 from tsexport.bench.memory_plan import MemoryGraph, live_peak, trace
-from tsexport.bench.memory_torch import torchscript
+from tsexport.bench.memory_torch import torchscript, torchscript_range
 
 PACKED = frozenset({"MatMul", "Gemm", "LSTM", "GRU"})
 READ_BUFFER_BYTES = 4 << 20
@@ -30,33 +32,48 @@ HANDLES_SHARE = 1 / 32
 
 
 def onnxruntime(graphs: ModelGraphs, use: Use) -> int:
-    """Return the most bytes that ONNX Runtime takes for a use."""
+    """Return the most bytes that ONNX Runtime takes for a use: the mean over whether holes of weights can be filled."""
+    return round(fmean(_onnxruntime_peaks(graphs, use)))
+
+
+def onnxruntime_range(graphs: ModelGraphs, use: Use) -> tuple[int, int]:
+    """Return the least and the most that a process may take, by whether holes of weights can be filled."""
+    peaks = _onnxruntime_peaks(graphs, use)
+    return min(peaks), max(peaks)
+
+
+def _onnxruntime_peaks(graphs: ModelGraphs, use: Use) -> list[int]:
+    regions = _regions(graphs.blocked, use) if use.activations else ()
+    return [_onnxruntime_peak(graphs, use, regions, pinned=pinned) for pinned in (False, True)]
+
+
+def _onnxruntime_peak(graphs: ModelGraphs, use: Use, regions: Sequence[Region], *, pinned: bool) -> int:
     heap = Heap()
     for at in range(max(1, len(use.models))):
-        _load_onnxruntime(heap, graphs.plain, use.scale, f"model {at}")
+        _load_onnxruntime(heap, graphs.plain, use.scale, f"model {at}", pinned=pinned)
     if use.activations:
-        for at, region in enumerate(_regions(graphs.blocked, use)):
+        for at, region in enumerate(regions):
             heap.take(f"region {at}", region.size, region.used)
             heap.take(f"handles of region {at}", round(region.size * HANDLES_SHARE))
         heap.take("outputs", graphs.plain.bytes_of(graphs.plain.outputs, use.batch))
     return heap.peak_bytes
 
 
-def _load_onnxruntime(heap: Heap, graph: MemoryGraph, scale: float, name: str) -> None:
+def _load_onnxruntime(heap: Heap, graph: MemoryGraph, scale: float, name: str, *, pinned: bool) -> None:
     sizes = {key: round(size * scale) for key, size in graph.constants.items()}
     heap.take(f"{name} file", min(READ_BUFFER_BYTES, sum(sizes.values())), aligned=False)
     for key, size in sizes.items():
         heap.take(f"{name} {key} stored", size, aligned=False)
     heap.give(f"{name} file")
     for key, size in sizes.items():
-        heap.take(f"{name} {key}", size, pinned=True)
+        heap.take(f"{name} {key}", size, pinned=pinned)
         heap.give(f"{name} {key} stored")
     convolved = _constants_of(graph, CONVOLUTIONS)
     for key in convolved:
-        heap.take(f"{name} {key} reordered", sizes[key], pinned=True)
+        heap.take(f"{name} {key} reordered", sizes[key], pinned=pinned)
         heap.take(f"{name} {key} bytes", sizes[key], aligned=False)
         heap.take(f"{name} {key} stored", sizes[key], aligned=False)
-        heap.take(f"{name} {key} blocked", sizes[key], pinned=True)
+        heap.take(f"{name} {key} blocked", sizes[key], pinned=pinned)
         for part in ("bytes", "stored", "reordered"):
             heap.give(f"{name} {key} {part}")
     for key in convolved:
@@ -65,7 +82,7 @@ def _load_onnxruntime(heap: Heap, graph: MemoryGraph, scale: float, name: str) -
     for key in _constants_of(graph, PACKED):
         if key not in convolved:
             for at, share in enumerate(GRU_PARTS if key in apart else (1.0,)):
-                heap.take(f"{name} {key} packed {at}", round(sizes[key] * share), pinned=True)
+                heap.take(f"{name} {key} packed {at}", round(sizes[key] * share), pinned=pinned)
             heap.give(f"{name} {key}")
 
 
@@ -125,6 +142,11 @@ def _block(graph: MemoryGraph, use: Use, batch: int) -> int:
     return live_peak(events) + graph.bytes_of(graph.inputs, batch) + graph.bytes_of(graph.outputs, batch)
 
 
+RANGES: Mapping[str, Callable[[ModelGraphs, Use], tuple[int, int]]] = {
+    "onnxruntime": onnxruntime_range,
+    "torchscript": torchscript_range,
+}
+"""Where the C library's luck decides."""
 SESSIONS: Mapping[str, Callable[[ModelGraphs, Use], int]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,

@@ -63,7 +63,7 @@ def _pins(events: Sequence[Event], every: int, phase: float | None) -> frozenset
     """Return the tensors behind which something small stays."""
     if phase is None:
         return frozenset()
-    large = [event.key for event in events if event.take and event.size >= PINNED_BYTES]
+    large = [event.key for event in events if event.take and event.planned and event.size >= PINNED_BYTES]
     return frozenset(large[int(phase * every) :: every])
 
 

@@ -66,12 +66,18 @@ def measure(cases: list[Case], folder: Path, how: Measuring, jobs: int, measured
     """Return the peaks with those of the cases that were not there; models are made while others are measured."""
     pool = ThreadPoolExecutor(jobs)
     there = {peak.key for peak in measured.peaks if peak.runs >= how.runs}
+    any_runs = {peak.key for peak in measured.peaks}
     kept = _Kept(measured, folder)
     pending: list[Future[None]] = []
     try:
         for case in cases:
             wanted = [(r, b) for b in case.batches for r in RULES if (case.label, r, b) not in there]
-            if not wanted or time.monotonic() >= how.until_s:
+            if time.monotonic() >= how.until_s:
+                for runtime, batch in wanted:
+                    if (case.label, runtime, batch) not in any_runs:
+                        kept.add(f"{case.label} on {runtime}, batch {batch}: no time was left")
+                continue
+            if not wanted:
                 continue
             try:
                 source = open_source(identify(case.model, settings=dict(case.settings)))

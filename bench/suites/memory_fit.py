@@ -2,9 +2,9 @@
 
     measured = simulated + constants . counts + miss
 
-Least squares without negative constants, each miss divided by what is allowed: 25 % of the peak where the weights take
-20 MB or more, 5 MB below, so that large models do not outweigh small ones.  Misses beyond that count by their size, not
-its square (soft L1): one peak that the C library's luck decided should not move the constants of all models.
+Least squares without negative constants, each miss divided by 25 % of the peak, or 5 MB where that is more, so that
+large peaks do not outweigh small ones.  Misses beyond that count by their size, not its square (soft L1): one peak that
+the C library's luck decided should not move the constants of all models.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ class Sample:
     counts: tuple[float, ...]
 
     @property
-    def allowed_bytes(self) -> float:
-        """How far an estimate may be off."""
-        return allowed_bytes(self.weights_bytes, self.measured_bytes)
+    def unit_bytes(self) -> float:
+        """What its miss is counted in."""
+        return max(LARGE_SHARE * self.measured_bytes, SMALL_BYTES)
 
 
 def allowed_bytes(weights_bytes: int, measured_bytes: int) -> float:
@@ -49,7 +49,7 @@ def allowed_bytes(weights_bytes: int, measured_bytes: int) -> float:
 
 def fit(samples: Sequence[Sample]) -> Rules:
     """Return the constants that fit the samples of one runtime best."""
-    scale = np.array([1 / one.allowed_bytes for one in samples])
+    scale = np.array([1 / one.unit_bytes for one in samples])
     counts = np.array([one.counts for one in samples], dtype=float)
     missing = np.array([one.measured_bytes - one.simulated_bytes for one in samples], dtype=float)
     if not samples:

@@ -23,7 +23,7 @@ from tsexport.estimating import read_graphs
 from tsexport.models.sources import identify, open_source
 
 MB = 1_000_000
-QUICK = ("lstm", "patchtst-cpu", "dlinear")
+QUICK = ("tcn",)
 SAME_CONSTANT_BYTES = 20_000
 """Another build of scipy may end elsewhere by so much."""
 
