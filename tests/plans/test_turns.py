@@ -145,9 +145,16 @@ def test_who_is_away_lets_others_measure_and_is_back_for_what_it_makes(take, tmp
         measurer = take("measuring", "a race")
         with turns.away() as back:
             measurer.wait_for("in")
-            threading.Timer(A_WHILE_S, measurer.end).start()
+            told = threading.Event()
+
+            def end():
+                told.set()
+                measurer.go()
+
+            threading.Timer(A_WHILE_S, end).start()
             with back():
-                assert "out a race" in measurer.said
+                assert told.is_set()  # before that the measurer could not have ended
+                measurer.wait_for("out")
                 other = take("measuring", "another race")
                 time.sleep(A_WHILE_S)
                 assert not other.is_in()
