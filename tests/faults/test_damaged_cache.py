@@ -72,11 +72,10 @@ def become_a_pipe(path, at):
 def become_anothers(path, at):
     """The file of another entry, sound in itself."""
     other = next(one for one in path.parents if len(one.name) == 64)
-    names = [one for one in other.parent.iterdir() if one.name != other.name and not one.name.startswith(".")]
-    if not names:
-        remove(path, at)
-        return
-    shutil.copyfile(names[0] / "entry.json", path)
+    sound = [one / "entry.json" for one in sorted(other.parent.iterdir()) if one.name != other.name]
+    remove(path, at)
+    for entry in (one for one in sound if one.is_file()):
+        shutil.copyfile(entry, path)
 
 
 def forbid(path, at):
