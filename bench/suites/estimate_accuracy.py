@@ -115,6 +115,10 @@ def main() -> None:
         parser.error(f"the peaks in {given.folder} were measured under other conditions; name another folder")
     cases = [case for case in CASES if not given.model or case.model in given.model]
     measured = measure(cases, given.folder, how, given.jobs, replace(before or now, failed=()))
+    names = {case.model for case in CASES if any(peak.model == case.label for peak in measured.peaks)}
+    if len(names) < 2:
+        print(f"peaks are kept in {given.folder}; no report: constants are held out by model, and there is only one")
+        return
     write_report(measured, given.output)
 
 
