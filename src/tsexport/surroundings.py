@@ -14,8 +14,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import click
-
 from tsexport.errors import TsexportError, UsageError
 from tsexport.locks import is_held, locked_folder
 
@@ -28,7 +26,6 @@ FULL_BELOW_BYTES = 2**20
 """A disk with less room than this counts as full where something failed."""
 _SET_TMPDIR = "free some space there, or set TMPDIR to a folder that can be written to"
 _AGAIN = "do it again; TMPDIR names another folder"
-_NO_FAULT = (TsexportError, click.ClickException, click.exceptions.Exit, click.Abort)
 _OURS = re.compile(r"\.tsexport-\d+-[0-9a-f]{8}")
 
 
@@ -70,11 +67,11 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def surroundings_explained() -> Iterator[None]:
-    """Turn what fails for want of room, or of the temporary folder, into a UsageError."""
+def surroundings_explained(*passing: type[Exception]) -> Iterator[None]:
+    """Turn what fails for want of room, or of the temporary folder, into a UsageError; but errors of these classes."""
     try:
         yield
-    except _NO_FAULT:
+    except (TsexportError, *passing):
         raise
     except Exception as error:
         explained = _explained(error)

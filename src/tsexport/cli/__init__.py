@@ -27,6 +27,7 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 128 + signal.SIGTERM
+_OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
 GLOBAL_FLAGS = ("--quiet", "--verbose")
 
 
@@ -106,7 +107,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an interrupt becomes one line and exit 130, SIGTERM one line and exit 143."""
         try:
-            with _sigterm_raises(), surroundings_explained(), own_temporary_folder():
+            with _sigterm_raises(), surroundings_explained(*_OF_CLICK), own_temporary_folder():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
