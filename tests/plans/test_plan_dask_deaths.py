@@ -50,6 +50,9 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_build(folder, cluster, endin
         steps = folder.made_steps(name)
         # The killed build did its finished stage once, and its successor the others; nobody did one twice.
         assert set(steps.values()) == {1}, (name, steps)
+    # What both bundles of a model need is made by whichever came first.
+    for model in ("linear", "dlinear", "nhits"):
+        assert sum(folder.made_steps(f"{model}-{target}-fp32").get(STAGE, 0) for target in ("t4", "a100")) == 1
     first, second = folder.builders(BUILT)
     assert first == building
     assert second.parent in {process.pid for name, process in workers.items() if name != killed}
