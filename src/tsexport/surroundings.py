@@ -71,9 +71,9 @@ def surroundings_explained(*passing: type[Exception]) -> Iterator[None]:
     """Turn what fails for want of room, or of the temporary folder, into a UsageError; but errors of these classes."""
     try:
         yield
-    except (TsexportError, *passing):
-        raise
     except Exception as error:
+        if isinstance(error, (TsexportError, *passing)):
+            raise
         explained = _explained(error)
         if explained is None:
             raise
