@@ -130,3 +130,22 @@ def test_what_cannot_be_opened_counts_as_in_use(tmp_path, make):
     (tmp_path / "link").symlink_to(tmp_path / "thing")
     assert locks.is_held(tmp_path / "link")
     assert locks.is_held(tmp_path / "nothing")
+
+
+def test_an_interrupt_while_a_folder_is_removed_leaves_none_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "left"
+    folder.mkdir()
+    (folder / "file").write_text("")
+    unlink, interrupted = os.unlink, []
+
+    def interrupt(*arguments, **options):
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        unlink(*arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        locks.remove_folder(folder)
+    assert interrupted
+    assert list(tmp_path.iterdir()) == []

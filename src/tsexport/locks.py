@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -117,6 +118,15 @@ def locked_folder(name_of: Callable[[str], Path]) -> Iterator[Path]:
         yield path
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as far as that is possible; an interrupt that comes meanwhile is raised when it is done."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # a second one is obeyed at once
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def is_held(path: Path) -> bool:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tsexport.checksums import SUMS, seal
 from tsexport.errors import TsexportError, UsageError
-from tsexport.locks import is_at, is_held, locked_folder
+from tsexport.locks import is_at, is_held, locked_folder, remove_folder
 from tsexport.manifest import MANIFEST
 from tsexport.surroundings import FULL, is_full, only_temporary_is_full
 
@@ -174,7 +174,7 @@ def _hidden_beside(destination: Path) -> Iterator[Path]:
             yield staging
         finally:
             # After an exchange this is the old bundle; after a plain rename there is nothing here any more.
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_folder(staging)
 
 
 @contextmanager

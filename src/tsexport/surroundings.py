@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tsexport.errors import TsexportError, UsageError
-from tsexport.locks import is_held, locked_folder
+from tsexport.locks import is_held, locked_folder, remove_folder
 
 FULL: Mapping[int, str] = {
     errno.ENOSPC: "no space left",
@@ -40,7 +40,7 @@ def own_temporary_folder() -> Iterator[None]:
             parent = Path(tempfile.gettempdir())
             _remove_leftovers(parent)
             folder = stack.enter_context(locked_folder(lambda part: parent / f".tsexport-{part}"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(remove_folder, folder)
             stack.enter_context(_temporary_folder_is(folder))
         yield
 
