@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ INTERRUPTED = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 128 + signal.SIGTERM, "SIG
 BEFORE_PYTHON = {-signal.SIGTERM, -signal.SIGINT, 130, 1}
 """And where the signal came while Python was starting, before anything was written."""
 START = "start"
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def kill_once(case: Case, draw: Draw, expected: Undisturbed, made: Templates, ro
     reached = "victim: " in stderr if draw.how == "change" else process.returncode in ended
     orphans = len(psutil.wait_procs(children, timeout=ORPHAN_SECONDS)[1])
     state, left = case.state_of(place.output), place.hidden()
-    entries = [path for path in place.cache.glob("*/*") if not path.name.startswith(".") and path.is_dir()]
+    entries = [path for path in place.cache.glob("*/*") if _KEY.fullmatch(path.name)]  # neither hidden ones nor turns
     damaged = sum(sound_entry(path) is None for path in entries)
     began = time.perf_counter()
     again = subprocess.run(
