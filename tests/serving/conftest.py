@@ -8,10 +8,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +182,14 @@ def server_of(folder, *arguments):
     log_file = folder / f"{time.monotonic_ns()}.log"
     command = [sys.executable, "-m", "tsexport", "serve", *map(str, arguments), "--port", "0", "--json"]
     with log_file.open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         text = ""
         while not text.endswith("\n}\n") and (line := process.stdout.readline()):
