@@ -38,7 +38,7 @@ from typing import Any, Generic, TypeVar
 
 import platformdirs
 
-from tsexport import codec
+from tsexport import __version__, codec
 from tsexport.cache_leftovers import aside_of, lock_of, remove, remove_leftovers
 from tsexport.errors import TsexportError, UsageError
 from tsexport.locks import holding
@@ -80,8 +80,9 @@ def tool_versions() -> Mapping[str, str]:
     """Return the versions of Python, tsexport and every installed tool that a build uses, without importing them."""
     import platform
 
-    versions = {"python": platform.python_version()}
-    for tool in ("tsexport", *TOOLS):
+    # Not the installed package's: the code that runs may be another checkout's.
+    versions = {"python": platform.python_version(), "tsexport": __version__}
+    for tool in TOOLS:
         try:
             versions[tool] = version(tool)
         except PackageNotFoundError:

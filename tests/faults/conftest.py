@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.bench.suites.fault_rounds import Place
 from tsexport.bundles import open_bundle
 
 NAME = "dlinear-cpu4-fp32"
@@ -42,29 +43,12 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Room:
+class Room(Place):
     """A build's folders: where the bundle goes, the cache, and the folder for temporary files."""
-
-    root: Path
-
-    @property
-    def output(self) -> Path:
-        return self.root / "dist"
-
-    @property
-    def cache(self) -> Path:
-        return self.root / "cache"
-
-    @property
-    def temporary(self) -> Path:
-        return self.root / "tmp"
 
     @property
     def bundle(self) -> Path:
         return self.output / NAME
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "TSEXPORT_CACHE": str(self.cache), "TMPDIR": str(self.temporary), **more}
 
     def start(
         self,
@@ -78,7 +62,7 @@ class Room:
         output = ("-o", str(self.output)) if arguments[:1] == ("build",) else ()
         return subprocess.Popen(
             [*before, sys.executable, *program, *arguments, *output, *more],
-            env=self.environment(**environment),
+            env={**self.environment(), **environment},
             cwd=self.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -99,12 +83,6 @@ class Room:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
         return Ended(process.returncode, stdout, stderr)
-
-    def hidden(self) -> list[str]:
-        """Return what may only be there while a command runs."""
-        found = [path for folder in (self.output, self.cache) if folder.is_dir() for path in folder.rglob(".*")]
-        found += list(self.temporary.iterdir()) if self.temporary.is_dir() else []
-        return sorted(str(path.relative_to(self.root)) for path in found)
 
     def builds_again(self, *more: str) -> bool:
         """Check that the next build succeeds, that its bundle is whole, and that nothing is left behind."""
