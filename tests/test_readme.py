@@ -183,4 +183,6 @@ def test_every_command_and_exit_code_is_explained():
     for name in cli.COMMANDS:
         assert f"tsexport {name}" in README
     rows = set(re.findall(r"^\| (\d+) \|", README, re.MULTILINE))
-    assert rows == {str(code) for code in (0, cli.EXIT_BUG, cli.EXIT_USAGE, 3, 4, 5, 6, cli.EXIT_INTERRUPTED)}
+    assert rows == {
+        str(code) for code in (0, cli.EXIT_BUG, cli.EXIT_USAGE, 3, 4, 5, 6, cli.EXIT_INTERRUPTED, cli.EXIT_TERMINATED)
+    }
