@@ -157,12 +157,12 @@ def test_a_file_has_no_components(tmp_path):
 
 @pytest.mark.slow
 def test_int8_of_the_whole_is_calibrated_and_judged_on_trading_days(small_build, fresh_cache):
-    bundle = small_build("hrm-27m", "cpu4-int8", set=SMALL)
+    bundle = small_build("hrm-27m", "cpu4-int8", races=True, set=SMALL)
     provenance = bundle.manifest.provenance
     for data, windows in ((provenance.calibration, TRAINING_DAYS), (provenance.evaluation, HELD_OUT_DAYS)):
         assert (data.source, data.windows) == ("the reference trading days", windows)
     judged = [candidate for candidate in bundle.manifest.candidates if candidate.accuracy is not None]
-    assert judged
+    assert judged, [(c.name, c.status, c.reason) for c in bundle.manifest.candidates]
     assert all(candidate.accuracy.metric == "mse" for candidate in judged)
     assert any(candidate.status == "eligible" for candidate in judged)
 
