@@ -12,7 +12,7 @@ from tsexport.errors import BundleError
 from tsexport.manifest import ArtifactEntry
 from tsexport.sbom import check_sbom
 from tsexport.triton_config import TRITON, VERSION
-from tsexport.types import files_sha256
+from tsexport.types import joint_sha256
 
 
 def check_structure(bundle: Bundle) -> int:
@@ -43,9 +43,9 @@ def _check_served(entries: tuple[ArtifactEntry, ...], listed: dict[str, str]) ->
 
 
 def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> None:
-    """Raise BundleError where the manifest's digests of an artifact differ from SHA256SUMS or from the files.
+    """Raise BundleError where the manifest's digests and sizes of an artifact differ from SHA256SUMS or from the files.
 
-    `listed` is what `read_sums` returned.
+    `listed` is what `read_sums` returned.  The files were held against it before, and are not read again.
     """
     for file in entry.files:
         if listed.get(file.path) != file.sha256:
@@ -54,5 +54,5 @@ def check_entry(entry: ArtifactEntry, listed: dict[str, str], root: Path) -> Non
             )
         if (root / file.path).stat().st_size != file.size_bytes:
             raise BundleError(f"manifest.json gives another size for {file.path} than the file has")
-    if files_sha256(tuple(root / file.path for file in entry.files)) != entry.sha256:
+    if joint_sha256(tuple((file.sha256, PurePosixPath(file.path).suffix) for file in entry.files)) != entry.sha256:
         raise BundleError(f"manifest.json gives a SHA-256 for artifact {entry.name} that is not that of its files")

@@ -348,14 +348,18 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(files: tuple[Path, ...]) -> str:
-    """Return one digest for the files of an artifact, whatever they are called.
+    """Return one digest for the files of an artifact, whatever they are called."""
+    return joint_sha256(tuple((file_sha256(path), path.suffix) for path in files))
+
+
+def joint_sha256(files: tuple[tuple[str, str], ...]) -> str:
+    """Return one digest for files of which (SHA-256, suffix) are known.
 
     The file's own for one file, else that over the lines "<sha256>  <suffix>".
     """
     if len(files) == 1:
-        return file_sha256(files[0])
-    lines = "".join(f"{file_sha256(path)}  {path.suffix}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+        return files[0][0]
+    return hashlib.sha256("".join(f"{digest}  {suffix}\n" for digest, suffix in files).encode()).hexdigest()
 
 
 def random_feeds(inputs: tuple[TensorSpec, ...], batch: int, seed: int) -> dict[str, Array]:
