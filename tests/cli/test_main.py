@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -262,3 +263,10 @@ def test_a_closed_pipe_is_no_traceback():
             [sys.executable, "-m", "tsexport", "runtimes", "--json"], stdout=closed, stderr=subprocess.PIPE, text=True
         )
     assert "Traceback" not in out.stderr
+
+
+def test_commands_print_plain_text_alone():
+    """Names and reasons come out of bundles and files; `click.echo` would pass on what moves a terminal's cursor."""
+    folder = Path(cli.__file__).parent
+    direct = {path.name for path in folder.glob("*.py") if "click.echo(" in path.read_text()}
+    assert direct == {"output.py", "__init__.py"}

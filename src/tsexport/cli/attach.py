@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table
+from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from tsexport.attaching import AttachedResults
@@ -42,7 +42,7 @@ def _print(attached: "AttachedResults") -> None:
     from tsexport.bench.rows import device_rows, verdict_rows
 
     record = attached.record
-    click.echo(f"attached to {attached.bundle} as {attached.file}: {record.artifact} on {record.device}")
+    echo(f"attached to {attached.bundle} as {attached.file}: {record.artifact} on {record.device}")
     print_table(
         ("artifact", "precision", "batch", "samples", "p50", "p90", "p99", "mean", "computing", "copies"),
         [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say, verbosity
+from tsexport.cli.output import echo, print_json, print_table, say, verbosity
 from tsexport.cli.plan_options import refuse_with_plan, refuse_without_plan
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _show_bundle(bundle: "Bundle") -> None:
     _show_pruning(manifest)
     _show_buildup(manifest)
     say(f"selected {manifest.selected.artifact} on {manifest.selected.runtime}: {manifest.selected.why}")
-    click.echo(str(bundle.path))
+    echo(str(bundle.path))
 
 
 def _show_projection(bundle: "Bundle") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsexport.cli.output import print_json, print_table
+from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from tsexport.exporters.device_check import DeviceReport
@@ -55,6 +55,6 @@ def _print(report: "DeviceReport") -> None:
             ],
             title=f"{report.file} on {report.device}, TensorRT {report.tensorrt}",
         )
-    click.echo(f"{report.file} on {report.device}, TensorRT {report.tensorrt}: {counted}")
+    echo(f"{report.file} on {report.device}, TensorRT {report.tensorrt}: {counted}")
     for note in report.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")

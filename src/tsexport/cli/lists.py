@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 from tsexport.devices import broken_devices, list_devices
 from tsexport.targets import CPU_DEVICES, Target, gpu_here, host_cpu, refusal_of, resolve_target, target_names
 
@@ -44,7 +44,7 @@ def targets(as_json: bool) -> None:
         ],
         title="devices of GPU and Jetson targets; NAME@jetpack-X or NAME@tensorrt-X chooses another release",
     )
-    click.echo(f"cpu4 targets take --device {', '.join(CPU_DEVICES)}")
+    echo(f"cpu4 targets take --device {', '.join(CPU_DEVICES)}")
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         say(note)
     for error in broken_devices().values():
@@ -71,7 +71,7 @@ def runtimes(as_json: bool) -> None:
     )
     for status in statuses:
         if not status.available:
-            click.echo(f"{status.name}: {status.reason}; install it with: {status.pip_command}")
+            echo(f"{status.name}: {status.reason}; install it with: {status.pip_command}")
 
 
 def _machine() -> dict[str, Any]:

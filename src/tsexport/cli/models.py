@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsexport.cli.lists import json_option
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.tables import LatencyRow, LatencyTables, MemoryRow
@@ -149,7 +149,7 @@ def _print_one(one: _Model) -> None:
     ]
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
-        click.echo(f"{label.ljust(width)}  {text}")
+        echo(f"{label.ljust(width)}  {text}")
     if not one.budgets:
         say("no published budget names this model or its family")
         return

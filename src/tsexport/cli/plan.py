@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from tsexport.cli.output import print_json, print_table, say, verbosity
+from tsexport.cli.output import echo, print_json, print_table, say, verbosity
 
 if TYPE_CHECKING:
     from tsexport.plans.records import PlanResult, Row
@@ -42,7 +40,7 @@ def show(result: "PlanResult", *, dry_run: bool) -> None:
             say(f"{row.name}: all that its process wrote is in {row.log}")
     counts = [f"{result.count(status)} {status}" for status in _STATUSES if result.count(status)]
     code = f"; exit code {result.exit_code}, the smallest of a row that is not 0" if result.exit_code else ""
-    click.echo(", ".join(counts) + code)
+    echo(", ".join(counts) + code)
 
 
 _STATUSES: tuple[Any, ...] = ("built", "there already", "to build", "failed")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tsexport.bench.affinity import threads_text
-from tsexport.cli.output import print_json, print_table, say
+from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.profile_records import ProfileRecord
@@ -51,10 +51,10 @@ def show_profile(record: "ProfileRecord", bundle: str) -> None:
 
     what = f"{bundle}: {record.artifact} on {record.runtime}, {threads_text(record.threads)}, batch {record.batch}"
     if record.reason:
-        click.echo(f"{what}: no profile, {record.reason}\n")
+        echo(f"{what}: no profile, {record.reason}\n")
         return
     view = profile_view(record)
-    click.echo(f"{what}: {record.method}")
+    echo(f"{what}: {record.method}")
     print_table(
         ("operator", "nodes", "share", "time, profiled"),
         [(row.operator, row.nodes, row.share, row.time) for row in view.operators[:SHOWN]],
@@ -65,7 +65,7 @@ def show_profile(record: "ProfileRecord", bundle: str) -> None:
             [(row.name, row.operator, row.kernel, row.share, row.time) for row in view.nodes[:SHOWN]],
             title=f"the {min(SHOWN, len(view.nodes))} nodes that take longest, of {view.node_count}",
         )
-    click.echo(
+    echo(
         f"{record.calls} calls; under the profiler a call took {view.profiled}, without it {view.plain}: times are "
         "shares, not latencies\n"
     )
