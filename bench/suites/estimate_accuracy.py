@@ -16,6 +16,7 @@ import argparse
 import platform
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,10 @@ class _Kept:
                 self.measured = replace(self.measured, peaks=(*others, found))
             keep(self.measured, self._folder)
 
+    def add_measured(self, measure_one: Callable[[], Peak | str]) -> None:
+        """Measure, and add what it gives."""
+        self.add(measure_one())
+
 
 def measure(cases: list[Case], folder: Path, how: Measuring, jobs: int, measured: Measured) -> Measured:
     """Return the peaks with those of the cases that were not there; models are made while others are measured."""
@@ -87,7 +92,7 @@ def measure(cases: list[Case], folder: Path, how: Measuring, jobs: int, measured
                 continue
             for runtime, batch in wanted:
                 row = partial(measure_row, case.label, artifacts[runtime], runtime, batch, how)
-                pending.append(pool.submit(lambda row=row: kept.add(row())))  # type: ignore[misc]
+                pending.append(pool.submit(kept.add_measured, row))
         for future in pending:
             future.result()
     finally:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def kill_once(case: Case, draw: Draw, expected: Undisturbed, made: Templates, ro
         len(left), orphans, again.returncode, round(next_seconds, 3), len(place.hidden()), (), code_digest()[:12],
     )  # fmt: skip
     problems = [*_problems(case, kill, stderr), *_problems_after(case, kill, place, again.stderr)]
-    return Kill(**{**vars(kill), "problems": tuple(problems)})
+    return replace(kill, problems=tuple(problems))
 
 
 def _filled(arguments: tuple[str, ...], place: Place) -> list[str]:

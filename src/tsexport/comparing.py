@@ -26,6 +26,7 @@ from tsexport.targets import InstructionSet, Target, host_cpu
 from tsexport.turns import measuring_alone
 from tsexport.types import TensorSpec
 from tsexport.verification import install_hint
+from tsexport.wording import count_text
 
 THRESHOLD = 0.05
 MAX_SECONDS = 120.0
@@ -204,7 +205,7 @@ def _require_runnable(bundle: Bundle, threads: int) -> None:
         )
     if threads > (most := cores_here()):
         raise UsageError(
-            f"threads is {threads}; this process may use {most} core{'s' if most > 1 else ''}",
+            f"threads is {threads}; this process may use {count_text(most, 'core')}",
             next_step=f"use --threads {most} or fewer, or a machine with more cores",
         )
 

@@ -12,6 +12,7 @@ Memory grows with the batch, so the largest batch is found by doubling and halvi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -248,7 +249,7 @@ def _rows(graphs: ModelGraphs, target: Target, batch: int, scale: float) -> tupl
             limits,
             estimate_parts(graphs, name, batch, weights_scale=scale),
             estimated_range(graphs, name, batch, weights_scale=scale),
-            lambda n, name=name: estimated_bytes(graphs, name, n, weights_scale=scale),  # type: ignore[misc]
+            partial(estimated_bytes, graphs, name, weights_scale=scale),
         )
         for name in RULES
     )

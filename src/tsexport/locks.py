@@ -94,10 +94,9 @@ def writing_beside(path: Path) -> Iterator[tuple[int, Path]]:
     Raises:
         OSError: the folder is not there, or cannot be written to.
     """
-    for left in path.parent.glob(".*.writing"):
-        if _WRITING.fullmatch(left.name) and not left.is_dir() and not is_held(left):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    for left, _ in leftovers(path.parent, _WRITING):
+        with contextlib.suppress(OSError):  # a folder of that name among them
+            left.unlink()
     descriptor, temporary = _locked(lambda: _open_new(path.with_name(f".{path.name}.{_unique()}.writing")))
     try:
         yield descriptor, temporary
@@ -118,6 +117,14 @@ def locked_folder(name_of: Callable[[str], Path]) -> Iterator[Path]:
         yield path
     finally:
         os.close(descriptor)
+
+
+def leftovers(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Yield what lies in a folder under such hidden names and no process holds, with the match; links never."""
+    for path in sorted(folder.glob(".*")):
+        match = names.fullmatch(path.name)
+        if match is not None and not is_held(path):
+            yield path, match
 
 
 def remove_folder(folder: Path) -> None:

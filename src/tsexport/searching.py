@@ -25,6 +25,7 @@ from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank
 from tsexport.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.samples import Samples
 from tsexport.types import AccuracyBudget, Artifact
+from tsexport.wording import count_text
 
 if TYPE_CHECKING:
     from tsexport.pipeline import Plan
@@ -308,7 +309,7 @@ def _names_in_ir(source: Artifact) -> frozenset[str]:
 
 
 def _with_float_layers(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
-    count = f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
+    count = count_text(len(layers), "layer")
     return replace(
         recipe,
         name=f"{recipe.name}-fp{len(layers)}",

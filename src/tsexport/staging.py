@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tsexport.checksums import SUMS, seal
 from tsexport.errors import TsexportError, UsageError
-from tsexport.locks import is_at, is_held, locked_folder, remove_folder
+from tsexport.locks import is_at, leftovers, locked_folder, remove_folder
 from tsexport.manifest import MANIFEST
 from tsexport.surroundings import FULL, is_full, only_temporary_is_full
 
@@ -111,9 +111,8 @@ def remove_leftovers(folder: Path) -> tuple[Path, ...]:
     """
     handled = []
     with locked(folder):
-        for path in sorted(folder.iterdir()):
-            match = _HIDDEN.fullmatch(path.name)
-            if match is None or path.is_symlink() or not path.is_dir() or is_held(path):
+        for path, match in leftovers(folder, _HIDDEN):
+            if not path.is_dir():
                 continue
             original = folder / match["name"]
             if match["kind"] == "replaced" and not os.path.lexists(original):

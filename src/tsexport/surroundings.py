@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tsexport.errors import TsexportError, UsageError
-from tsexport.locks import is_held, locked_folder, remove_folder
+from tsexport.locks import leftovers, locked_folder, remove_folder
 
 FULL: Mapping[int, str] = {
     errno.ENOSPC: "no space left",
@@ -59,10 +59,8 @@ def _temporary_folder_is(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    for path in parent.glob(".tsexport-*"):
-        if not _OURS.fullmatch(path.name) or path.is_symlink():
-            continue
-        if path.stat().st_uid == os.geteuid() and not is_held(path):
+    for path, _ in leftovers(parent, _OURS):
+        if path.stat().st_uid == os.geteuid():
             shutil.rmtree(path, ignore_errors=True)
 
 

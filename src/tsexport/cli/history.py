@@ -7,6 +7,7 @@ import click
 
 from tsexport.bench.affinity import threads_text
 from tsexport.cli.output import echo, print_json, print_table, say
+from tsexport.wording import count_text
 
 if TYPE_CHECKING:
     from tsexport.bench.kept_records import Baseline
@@ -99,7 +100,7 @@ def _write_budgets(
     if as_json:
         print_json({"budgets": to_plain(written)})
         return
-    echo(f"wrote {written.rows} budget{'s' if written.rows != 1 else ''} to {written.path}")
+    echo(f"wrote {count_text(written.rows, 'budget')} to {written.path}")
     for one in written.left_out:
         say(f"no budget for {one}: a p90 needs 64")
 

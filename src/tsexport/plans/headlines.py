@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tsexport.bench.affinity import threads_text
 from tsexport.bench.device_records import RUNTIME, DeviceRecord
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.statistics import percentile
@@ -101,7 +102,7 @@ def latency_text(headline: Headline) -> str:
     if one is None:
         return f"not measured: {headline.not_measured}"
     p50, p90 = (("n/a" if ms is None else f"{ms:.3g} ms") for ms in (one.p50_ms, one.p90_ms))
-    threads = f"{one.threads} thread{'s' if one.threads > 1 else ''}, " if not one.runtime.startswith(RUNTIME) else ""
-    return f"measured: p50 {p50}, p90 {p90}, batch {one.batch}, {threads}{one.samples} samples on {one.device}" + (
-        f", {one.runtime}" if one.runtime.startswith(RUNTIME) else ""
-    )
+    text = f"measured: p50 {p50}, p90 {p90}, batch {one.batch}, "
+    if one.runtime.startswith(RUNTIME):
+        return f"{text}{one.samples} samples on {one.device}, {one.runtime}"
+    return f"{text}{threads_text(one.threads)}, {one.samples} samples on {one.device}"

@@ -24,6 +24,7 @@ from tsexport.plans.progress import PlanProgress
 from tsexport.plans.records import Row, Surroundings
 from tsexport.plans.state import place_of
 from tsexport.plans.tasks import from_text, look_around
+from tsexport.wording import count_text
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -73,7 +74,7 @@ def build_on_cluster(
             probes = [stack.enter_context(_probe(folder)) for folder in (*folders, default_root().absolute())]
             _check(client, [str(probe) for probe in probes], builders(workers, devices))
         progress.at_once = sum(one.threads for one in builders(workers, devices))
-        say(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}: {_summary(workers)}")
+        say(f"{count_text(len(workers), 'worker')}: {_summary(workers)}")
         try:
             return _Run(client, checked, running, progress, devices).until_done()
         except BaseException:  # builds and kits that still run end by it, wherever they are

@@ -3,7 +3,7 @@
 Beside the bundles, in `<output>/.tsexport-plan/`:
 
     <name>.json     `BuildState`, written whole before the first stage and after the last
-    <name>.lock     locked by the process that builds the bundle, so that no two of one plan do
+    <name>.lock     there while a process builds the bundle, which holds it, so that no two of one plan do
     <name>.log      all that the building processes wrote, one after the other
 
 A bundle is there already when its state says "built" from the same inputs, its SHA256SUMS is the one that was written
@@ -14,8 +14,6 @@ Where a process was killed between the bundle's renaming and the writing of its 
 the bundle is built again from the cache.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +26,7 @@ from tsexport.cache import code_digest, digest_of, tool_versions
 from tsexport.checksums import SUMS, check_sums
 from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.errors import BundleError, UsageError
+from tsexport.locks import holding
 from tsexport.options import PATHS
 from tsexport.plans.records import SCHEMA_VERSION, BuildState
 from tsexport.types import file_sha256
@@ -67,13 +66,8 @@ class StatePlace:
     def locked(self) -> Iterator[None]:
         """Hold the bundle's lock while it is built; on a file system without locks, go on without."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / f"{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with holding(self.folder / f"{self.name}.lock", waiting=lambda holder: None):
             yield
-        finally:
-            os.close(descriptor)
 
     def read(self) -> BuildState | None:
         """Return the state; None where there is none, or none that can be read."""
