@@ -33,7 +33,8 @@ class Taker:
         )
         self.said: list[str] = []
         self._new = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self):
         for line in self.process.stdout:
@@ -59,6 +60,13 @@ class Taker:
         self.wait_for("out")
         assert self.process.wait(PATIENCE_S) == 0
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE_S)  # it reads to the end: closed before, what it reads from is an error in a thread
+        self.process.stdin.close()
+        self.process.stdout.close()
+
 
 @pytest.fixture
 def take(tmp_path):
@@ -72,10 +80,7 @@ def take(tmp_path):
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.wait()
-        one.process.stdin.close()
-        one.process.stdout.close()
+        one.kill()
 
 
 def test_who_works_works_with_others_and_who_measures_is_alone(take):
