@@ -52,7 +52,7 @@ bench-serve: $(BIN)/tsexport
 
 # The JSON schemas of bundle-format.md, from the records.
 schemas: $(BIN)/tsexport
-	$(BIN)/python -m tsexport.json_schemas docs/schemas
+	$(BIN)/python -m tsexport.bundles.json_schemas docs/schemas
 
 check: lint types test
 

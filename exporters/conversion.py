@@ -1,7 +1,7 @@
 """From a source model to its fp32 artifacts: rewritten where that helps, exported, checked.
 
 The module is rewritten before it is exported, the ONNX graph after it; both prove themselves (see `rewrites.proofs`).
-Every conversion can leave rewrites out by name: which ones is decided by measuring, in `tsexport.rewriting`.
+Every conversion can leave rewrites out by name: which ones is decided by measuring, in `tsexport.stages.rewriting`.
 """
 
 from collections.abc import Collection

@@ -5,7 +5,7 @@ So a rewrite ends with the first version that takes the node, and later ones get
 it proves itself on probes, and is taken back where it does not; what stays refused is named by the check.
 
 The batch stays symbolic, as every version has it: an optimization profile gives its range, from 1 to the largest of the
-batches asked for (`tsexport.device_kit`, `runtimes.tensorrt_plan`).  What is computed from it is rewritten where a
+batches asked for (`tsexport.device.kit`, `runtimes.tensorrt_plan`).  What is computed from it is rewritten where a
 version wants it constant or of another type, and refused by name where that cannot be.  INT64 stays, since versions
 before 9 narrow it to INT32 themselves, and the check says where values are beyond it.
 """

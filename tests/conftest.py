@@ -17,11 +17,11 @@ from tsexport.bench.records import MachineRecord, write_record
 from tsexport.bench.statistics import ratio_of_medians, summarize
 from tsexport.bench.tables import load_tables
 from tsexport.bench.verdicts import judge
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
-from tsexport.entries import artifact_entry
-from tsexport.golden import write_golden
-from tsexport.manifest import (
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.entries import artifact_entry
+from tsexport.bundles.golden import write_golden
+from tsexport.bundles.manifest import (
     AbsentFormat,
     CheckpointRecord,
     DataRecord,
@@ -36,8 +36,8 @@ from tsexport.manifest import (
     manifest_text,
     selection_text,
 )
-from tsexport.reporting import render_readme, render_report
-from tsexport.staging import staged_bundle
+from tsexport.bundles.staging import staged_bundle
+from tsexport.reports.writing import render_readme, render_report
 from tsexport.targets import Target
 from tsexport.types import (
     Accuracy,

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tsexport import extras
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.sbom import write_sbom
 from tsexport.errors import MissingDependencyError
 from tsexport.runtimes.registry import RUNTIMES
-from tsexport.sbom import write_sbom
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

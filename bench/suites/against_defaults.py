@@ -39,7 +39,7 @@ from tsexport.bench.suites.goals import Conditions, Judged, judge_goals
 from tsexport.bench.suites.one_model import measure_model, steps_of
 from tsexport.bench.suites.report import goals_text, machine_text, model_text, publish, results_path
 from tsexport.bench.suites.rows import ModelResult
-from tsexport.bundles import Bundle, open_bundle
+from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.cache import default_root
 from tsexport.errors import ConfigurationError, TsexportError, UsageError
 from tsexport.models.settings import parse_settings

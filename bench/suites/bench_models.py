@@ -56,11 +56,11 @@ from tsexport.bench.suites.report import (
 )
 from tsexport.bench.suites.rows import ModelResult
 from tsexport.calibration.reference import has_reference
-from tsexport.data import model_config
 from tsexport.errors import TsexportError
 from tsexport.models.sources import identify
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress, duration
+from tsexport.stages.data import model_config
 
 ROUNDS, PROCESSES, MAX_SECONDS, SECONDS = 10, 2, 75.0, 1.0
 ACCURACY_SECONDS = 8.0

@@ -44,10 +44,10 @@ from tsexport.bench.noise import MachineNoise, NoiseWatch
 from tsexport.bench.suites.contest import Pace
 from tsexport.bench.suites.long_runs import Circumstances, Partial
 from tsexport.bench.suites.report import machine_text, publish, results_path, table
-from tsexport.bundles import Bundle, open_bundle
-from tsexport.comparing import MAX_SECONDS, THRESHOLD, compare_bundles, conclude, parse_threshold
+from tsexport.bundles.bundle import Bundle, open_bundle
+from tsexport.bundles.golden import INPUTS, read_golden
 from tsexport.errors import ConfigurationError, TsexportError
-from tsexport.golden import INPUTS, read_golden
+from tsexport.measurements.comparing import MAX_SECONDS, THRESHOLD, compare_bundles, conclude, parse_threshold
 from tsexport.options import BuildOptions
 from tsexport.pipeline import build_bundle, bundle_name
 

@@ -27,9 +27,9 @@ from tsexport.bench.suites.rows import (
     ModelResult,
     Row,
 )
-from tsexport.bundles import Bundle
+from tsexport.bundles.bundle import Bundle
+from tsexport.bundles.loading import choose_artifact, cores_here, load_session
 from tsexport.errors import TsexportError
-from tsexport.loading import choose_artifact, cores_here, load_session
 from tsexport.quantize.evaluation import EvaluationSet, evaluate
 from tsexport.runtimes.registry import load
 from tsexport.targets import host_cpu

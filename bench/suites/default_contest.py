@@ -18,7 +18,7 @@ from tsexport.bench.suites.default_tools import (
 from tsexport.bench.suites.plain_exports import ONNX, QUANTIZED, make_plain_exports
 from tsexport.bench.suites.plain_runtimes import EagerSource
 from tsexport.bench.suites.rows import NNCF, NNCF_TRANSFORMER, OLIVE, PLAIN_ONNX, QUANTIZE_STATIC
-from tsexport.bundles import Bundle
+from tsexport.bundles.bundle import Bundle
 from tsexport.types import ModelSpec
 
 if TYPE_CHECKING:

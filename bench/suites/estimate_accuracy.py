@@ -36,8 +36,8 @@ from tsexport.bench.suites.estimate_measure import (
     read_measured,
 )
 from tsexport.bench.suites.estimate_report import write_report
+from tsexport.bundles.loading import cores_here
 from tsexport.errors import TsexportError
-from tsexport.loading import cores_here
 from tsexport.models.sources import identify, open_source
 
 MB = 1_000_000

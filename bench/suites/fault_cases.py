@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsexport.bench.suites.fault_records import CacheState, State
-from tsexport.bundles import open_bundle
-from tsexport.checksums import MEASUREMENTS, SIGNATURE, check_sums
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import MEASUREMENTS, SIGNATURE, check_sums
 from tsexport.errors import InconclusiveError, TsexportError
-from tsexport.history_files import read_recordings
+from tsexport.measurements.history_files import read_recordings
 from tsexport.types import file_sha256
 
 MODEL, TARGET, DEVICE_TARGET = "dlinear", "cpu4-fp32", "jetson-fp16"

@@ -21,14 +21,14 @@ from tsexport.bench.suites.contest import (
 )
 from tsexport.bench.suites.plain_runtimes import EagerSource, registered
 from tsexport.bench.suites.rows import ModelResult, TriedCandidate
-from tsexport.bundles import Bundle
-from tsexport.data import model_config
+from tsexport.bundles.bundle import Bundle
 from tsexport.errors import UsageError
 from tsexport.models.sources import SourceIdentity
 from tsexport.pipeline import Plan, run_build
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import EvaluationSet
-from tsexport.samples import Samples, take_samples
+from tsexport.stages.data import model_config
+from tsexport.stages.samples import Samples, take_samples
 from tsexport.types import Candidate, ModelSpec
 
 Enter = Callable[[ModelSpec, EagerSource, Bundle, Path, Tell], tuple[Entrant, ...]]

@@ -34,7 +34,7 @@ from tsexport.models.settings import parse_settings
 from tsexport.options import BuildOptions
 from tsexport.pipeline import build_bundle
 from tsexport.quantize.pruning_records import PruningRecord
-from tsexport.reporting import read_measurements
+from tsexport.reports.writing import read_measurements
 
 SCHEMA_VERSION = 1
 MODELS = ("unet", "inception-time")

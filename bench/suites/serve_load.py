@@ -34,7 +34,7 @@ from tsexport.bench.statistics import Summary
 from tsexport.bench.suites.http_load import Load, PacedLoad, ServerProcess, calls_of, find_wrk, rates_of, same_answer
 from tsexport.bench.suites.report import load_text, machine_text, megabytes, milliseconds, publish, results_path, table
 from tsexport.bench.tables import CpuLoadRow, latency_budgets, load_tables
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.errors import InconclusiveError, TsexportError
 from tsexport.types import Budget, Verdict
 

@@ -1,7 +1,7 @@
 """The rewrites, in the order in which they are applied: those of the module, then those of its ONNX graph.
 
 The graph rewrites that only clean (`speed` is False) are applied wherever they prove themselves.  Those for speed, and
-all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.rewriting`).
+all module rewrites, are tried on each runtime, and left out where they bring nothing (see `tsexport.stages.rewriting`).
 """
 
 from tsexport.exporters.rewrites.affine import AffineAsProduct

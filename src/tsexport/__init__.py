@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Bundle": "tsexport.bundles",
+    "Bundle": "tsexport.bundles.bundle",
     "Session": "tsexport.types",
     "TensorSpec": "tsexport.types",
     "TsexportError": "tsexport.errors",
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         sign,
         verify,
     )
-    from tsexport.bundles import Bundle
+    from tsexport.bundles.bundle import Bundle
     from tsexport.errors import TsexportError
     from tsexport.listing import list_models, list_runtimes, list_targets
     from tsexport.plans.running import build_plan

@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexport.benchmarking import BenchmarkResult, benchmark_bundle
-from tsexport.bundles import Bundle
+from tsexport.bundles.bundle import Bundle
+from tsexport.bundles.verification import VerificationReport, verify_bundle
+from tsexport.measurements.benchmarking import BenchmarkResult, benchmark_bundle
 from tsexport.types import Session, TensorSpec
-from tsexport.verification import VerificationReport, verify_bundle
 
 if TYPE_CHECKING:
-    from tsexport.attaching import AttachedResults
     from tsexport.bench.compare_records import ComparisonResult
-    from tsexport.diff_records import BundleDiff
+    from tsexport.bundles.diff_records import BundleDiff
+    from tsexport.bundles.signing import SignedBundle
+    from tsexport.device.attaching import AttachedResults
     from tsexport.estimating import MemoryEstimate
     from tsexport.exporters.device_check import DeviceReport
-    from tsexport.history_series import History
-    from tsexport.signing import SignedBundle
+    from tsexport.measurements.history_series import History
 
 StrPath = str | Path
 
@@ -141,7 +141,7 @@ def load(
         MissingDependencyError: the runtime is not installed; names the pip command and what else could run.
         UsageError: the bundle has no such artifact, or `threads` is below 1.
     """
-    from tsexport.loading import load_session
+    from tsexport.bundles.loading import load_session
 
     return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
 
@@ -176,7 +176,7 @@ def sign(bundle: StrPath | Bundle, key: StrPath, *, force: bool = False) -> "Sig
         UsageError: it is an archive, is signed already, or cannot be written to, or the key cannot be used.
         MissingDependencyError: cryptography is not installed; names the pip command.
     """
-    from tsexport.signing import sign_bundle
+    from tsexport.bundles.signing import sign_bundle
 
     return sign_bundle(bundle, key, force=force)
 
@@ -295,7 +295,7 @@ def history(
     Raises:
         UsageError: no folder, no recordings in it, or none of that bundle or machine.
     """
-    from tsexport.history_series import read_history
+    from tsexport.measurements.history_series import read_history
 
     return read_history(Path(folder), bundle=bundle, machine=machine, min_change=min_change)
 
@@ -328,7 +328,7 @@ def compare(
         NoRuntimeError: the runtime of a selected artifact is not installed.
         InconclusiveError: the target of a bundle is not this machine, or a measuring process failed.
     """
-    from tsexport.comparing import compare_bundles
+    from tsexport.measurements.comparing import compare_bundles
 
     return compare_bundles(
         base, candidate, threshold=threshold, threads=threads, batch=batch, max_seconds=max_seconds, seed=seed
@@ -346,7 +346,7 @@ def diff(a: StrPath | Bundle, b: StrPath | Bundle) -> "BundleDiff":
         BundleError: a bundle is damaged.
         UsageError: nothing is there, or it is no bundle.
     """
-    from tsexport.diffing import diff_bundles
+    from tsexport.bundles.diffing import diff_bundles
 
     return diff_bundles(a, b)
 
@@ -364,7 +364,7 @@ def attach(bundle: StrPath | Bundle, results: StrPath) -> "AttachedResults":
         UsageError: the bundle is an archive or for a CPU, cannot be written to, or holds these results already.
         MissingDependencyError: jinja2 is not installed; names the pip command.
     """
-    from tsexport.attaching import attach_results
+    from tsexport.device.attaching import attach_results
 
     return attach_results(bundle, results)
 
@@ -377,6 +377,6 @@ def report(*bundles: StrPath | Bundle, output: StrPath) -> Path:
         UsageError: the file cannot be written.
         MissingDependencyError: jinja2 is not installed; names the pip command.
     """
-    from tsexport.reporting import report_bundles
+    from tsexport.reports.writing import report_bundles
 
     return report_bundles(bundles, output)

@@ -16,20 +16,27 @@ from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.noise import NoiseWatch
 from tsexport.bench.records import MachineRecord
-from tsexport.buildup import buildups_of, hold_buildup, require_feedback
-from tsexport.bundles import Bundle
+from tsexport.bundles.bundle import Bundle
+from tsexport.bundles.loading import cores_here
+from tsexport.bundles.staging import check_destination, check_folder, remove_leftovers
 from tsexport.cache import default_root
-from tsexport.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
-from tsexport.compressing import AccuracyResult, Tried, accuracy_of
-from tsexport.context import Context
-from tsexport.data import plan_data
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
-from tsexport.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
 from tsexport.extras import require
-from tsexport.fitting import fit_to_device
-from tsexport.gpu_scripts import accuracies_of, try_scripts
-from tsexport.loading import cores_here
-from tsexport.measuring import (
+from tsexport.models.sources import identify
+from tsexport.options import DEFAULT_SECONDS, BuildOptions
+from tsexport.progress import Progress
+from tsexport.quantize.recipe import Recipe
+from tsexport.quantize.recipes import recipes_for
+from tsexport.runtimes.registry import bundle_statuses
+from tsexport.stages.buildup import buildups_of, hold_buildup, require_feedback
+from tsexport.stages.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
+from tsexport.stages.compressing import AccuracyResult, Tried, accuracy_of
+from tsexport.stages.context import Context
+from tsexport.stages.data import plan_data
+from tsexport.stages.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
+from tsexport.stages.fitting import fit_to_device
+from tsexport.stages.gpu_scripts import accuracies_of, try_scripts
+from tsexport.stages.measuring import (
     Placed,
     balance_for,
     judge_all,
@@ -37,19 +44,12 @@ from tsexport.measuring import (
     require_budgets,
     worth_every_batch,
 )
-from tsexport.models.sources import identify
-from tsexport.options import DEFAULT_SECONDS, BuildOptions
-from tsexport.packing import Packed, pack
-from tsexport.profiling import PROFILE, profile_here
-from tsexport.progress import Progress
-from tsexport.projecting import project_selected, with_outlook
-from tsexport.pruning import compare_with_unpruned, prune_stage, require_prunable
-from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.recipes import recipes_for
-from tsexport.runtimes.registry import bundle_statuses
-from tsexport.samples import Samples, take_samples
-from tsexport.searching import CANDIDATES, SEARCH, search
-from tsexport.staging import check_destination, check_folder, remove_leftovers
+from tsexport.stages.packing import Packed, pack
+from tsexport.stages.profiling import PROFILE, profile_here
+from tsexport.stages.projecting import project_selected, with_outlook
+from tsexport.stages.pruning import compare_with_unpruned, prune_stage, require_prunable
+from tsexport.stages.samples import Samples, take_samples
+from tsexport.stages.searching import CANDIDATES, SEARCH, search
 from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.turns import CacheInTurns, Turns

@@ -16,8 +16,8 @@ from tsexport.bench.process import write_feeds
 from tsexport.bench.suites import compare_calibration, compare_rule
 from tsexport.bench.suites.compare_calibration import main, share
 from tsexport.bench.suites.compare_rule import draw_pair, simulate
-from tsexport.checksums import seal
-from tsexport.manifest import manifest_text, parse_manifest
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.manifest import manifest_text, parse_manifest
 from tsexport.targets import parse_target
 
 SLOWED = Path(compare_calibration.__file__).with_name("slowed_worker.py")

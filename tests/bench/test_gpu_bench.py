@@ -11,10 +11,10 @@ from tsexport.bench.records import MachineRecord, record_from_text, record_to_te
 from tsexport.bench.rows import measurement_rows
 from tsexport.bench.verdicts import judge
 from tsexport.bench.worker import Timer
+from tsexport.bundles.manifest import ArtifactEntry, GoldenTolerance
 from tsexport.gpus import Gpu
-from tsexport.manifest import ArtifactEntry, GoldenTolerance
+from tsexport.measurements.timing_pairs import timing_pairs
 from tsexport.targets import gpu_here, parse_target
-from tsexport.timing_pairs import timing_pairs
 from tsexport.types import Budget
 
 H200 = Gpu("NVIDIA H200", 150754820096, "580.159.04", "9.0", 700.0, 1980)

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from tsexport.bench.tables import ROW_KINDS, Container, Device, latency_budgets, parse_tables
-from tsexport.gating import status_word
+from tsexport.measurements.gating import status_word
 from tsexport.types import VerdictStatus
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "latency-tables.md").read_text()

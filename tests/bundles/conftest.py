@@ -21,9 +21,9 @@ from tsexport.bench.scenario_records import (
     SingleStream,
     write_scenario,
 )
-from tsexport.bundles import open_bundle
-from tsexport.checksums import MEASUREMENTS, seal
-from tsexport.projecting import project_selected
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import MEASUREMENTS, seal
+from tsexport.stages.projecting import project_selected
 from tsexport.targets import parse_target
 
 

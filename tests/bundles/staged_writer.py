@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from tsexport import staging
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import staging
+from tsexport.bundles.checksums import seal
 
 
 def stop(point):

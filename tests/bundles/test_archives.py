@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tsexport
-from tsexport.archives import Limits, unpack
-from tsexport.bundles import open_bundle
+from tsexport.bundles.archives import Limits, unpack
+from tsexport.bundles.bundle import open_bundle
 from tsexport.errors import BundleError, TsexportError, UsageError
 
 SMALL = Limits(members=20, total_bytes=2**20, ratio=10, free_bytes=2**18, header_bytes=2**16)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_files, check_sums, seal, seal_measurements
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import check_files, check_sums, seal, seal_measurements
 from tsexport.errors import BundleError
 
 

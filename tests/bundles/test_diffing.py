@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from tsexport.bench.records import read_record, write_record
-from tsexport.bundles import open_bundle
-from tsexport.checksums import read_sums, seal
-from tsexport.diff_records import Change, FileChange, GraphChange
-from tsexport.diffing import diff_bundles
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import read_sums, seal
+from tsexport.bundles.diff_records import Change, FileChange, GraphChange
+from tsexport.bundles.diffing import diff_bundles
+from tsexport.bundles.golden import write_golden
 from tsexport.errors import BundleError, UsageError
-from tsexport.golden import write_golden
 from tsexport.types import file_sha256
 
 
@@ -266,7 +266,7 @@ def test_an_sbom_that_is_none(pair):
 def test_an_sbom_that_is_far_too_large(pair, monkeypatch):
     for folder in pair:
         sbom(folder, {})
-    monkeypatch.setattr("tsexport.sbom._MAX_BYTES", 10)
+    monkeypatch.setattr("tsexport.bundles.sbom._MAX_BYTES", 10)
     with pytest.raises(BundleError, match=r"sbom\.cdx\.json of tiny-cpu4-int8 is no plain file, or far too large"):
         diff_bundles(*pair)
 

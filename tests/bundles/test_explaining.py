@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsexport.bench.records import Balance, read_record, record_to_text
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
-from tsexport.explaining import bound_of, explanations, least_ms
-from tsexport.manifest import manifest_text
-from tsexport.reporting import render_report
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.manifest import manifest_text
+from tsexport.reports.explaining import bound_of, explanations, least_ms
+from tsexport.reports.writing import render_report
 from tsexport.work import Coverage
 
 # 100 GMAC/s in fp32, 300 in int8, 20 GB/s, 80 GB/s in a cache

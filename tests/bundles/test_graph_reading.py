@@ -8,10 +8,10 @@ import onnx
 import onnx.parser
 import pytest
 
-from tsexport.entries import artifact_entry
+from tsexport.bundles.entries import artifact_entry
+from tsexport.bundles.graph_reading import read_graph
+from tsexport.bundles.manifest import GoldenTolerance
 from tsexport.errors import BundleError, MissingDependencyError
-from tsexport.graph_reading import read_graph
-from tsexport.manifest import GoldenTolerance
 from tsexport.types import Artifact, TensorSpec, files_sha256
 
 X, Y = TensorSpec("x", "float32", ("batch", 4)), TensorSpec("y", "float32", ("batch", 3))
@@ -133,7 +133,7 @@ def test_a_file_of_another_format(tmp_path, name, artifact_format, content, mess
 def test_code_that_unpacks_to_far_too_much(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/code/a.py", b"x" * 5000)
-    monkeypatch.setattr("tsexport.graph_reading._MAX_CODE_BYTES", 4000)
+    monkeypatch.setattr("tsexport.bundles.graph_reading._MAX_CODE_BYTES", 4000)
     with pytest.raises(BundleError, match="its code is far too large"):
         read(tmp_path / "m.pt", "torchscript")
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tsexport.licences import licences_of
+from tsexport.bundles.licences import licences_of
 
 CASES = {
     "an expression": (["License-Expression: BSD-3-Clause AND MIT", "License: Other"], ("BSD-3-Clause AND MIT",)),

@@ -12,11 +12,11 @@ import tempfile
 import numpy as np
 import pytest
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.loading import choose_artifact, cores_here, load_session, speed_order
+from tsexport.bundles.manifest import RankedArtifact
 from tsexport.errors import BundleError, FeedError, MissingDependencyError, UsageError
-from tsexport.loading import choose_artifact, cores_here, load_session, speed_order
-from tsexport.manifest import RankedArtifact
 from tsexport.runtimes import registry
 
 X = np.random.default_rng(3).standard_normal((5, 4)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_a_failed_load_leaves_no_temporary_folder(bundle_folder, tmp_path, monke
 
 def test_imports_only_the_runtime(bundle_folder):
     code = (
-        "import sys, numpy; from tsexport.loading import load_session\n"
+        "import sys, numpy; from tsexport.bundles.loading import load_session\n"
         "session = load_session(sys.argv[1]); session.run({'x': numpy.ones((2, 4), 'float32')})\n"
         "print(*sorted({'torch', 'onnx', 'openvino', 'tract', 'jinja2'} & set(sys.modules)))"
     )

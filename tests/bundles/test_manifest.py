@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsexport.errors import BundleError
-from tsexport.manifest import (
+from tsexport.bundles.manifest import (
     ArtifactEntry,
     FileDigest,
     GoldenTolerance,
@@ -20,6 +19,7 @@ from tsexport.manifest import (
     parse_selection,
     selection_text,
 )
+from tsexport.errors import BundleError
 from tsexport.types import ModelSpec, TensorSpec
 
 TEXT = st.text(st.characters(codec="utf-8"))

@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tsexport.bench.scenario_records import BatchPoint, Offline, Server, ServerRun
-from tsexport.plots import NARROW, WIDTH, at_both_widths, clipped, latency_axis, log_ticks, nice_ticks
-from tsexport.plots_latency import LatencySeries, latency_plot
-from tsexport.plots_scenarios import RIM, offline_plot, server_plot
-from tsexport.plots_speedup import SpeedupBar, speedup_plot
-from tsexport.plots_tradeoff import TradeoffPoint, pareto_front, tradeoff_plot
+from tsexport.reports.plots import NARROW, WIDTH, at_both_widths, clipped, latency_axis, log_ticks, nice_ticks
+from tsexport.reports.plots_latency import LatencySeries, latency_plot
+from tsexport.reports.plots_scenarios import RIM, offline_plot, server_plot
+from tsexport.reports.plots_speedup import SpeedupBar, speedup_plot
+from tsexport.reports.plots_tradeoff import TradeoffPoint, pareto_front, tradeoff_plot
 
 LATENCIES = st.floats(1e-4, 1e5)
 POINTS = st.lists(

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from tsexport.checksums import seal
-from tsexport.reporting import report_bundles
+from tsexport.bundles.checksums import seal
+from tsexport.reports.writing import report_bundles
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tsexport.bundles import open_bundle
-from tsexport.reporting import render_report
+from tsexport.bundles.bundle import open_bundle
+from tsexport.reports.writing import render_report
 
 NUMBER = re.compile(r"(?<![\w.,/])(?<![A-Za-z_]-)-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!(?!x\b)\w|[.,]\d|-[a-z])")
 """A number that is no part of a name: not of "cpu4-int8", "p90" or "1.31.1", but of "1.65x" and "1.64-1.65"."""
@@ -139,7 +139,7 @@ def records_with(document, key):
 
 
 def rooflines(documents):
-    """Yield what the report says of why an artifact is not faster; the formulas are those of `tsexport.explaining`."""
+    """Yield what the report says of why an artifact is not faster, by the formulas of `tsexport.reports.explaining`."""
     works, balances, medians = (
         [record for document in documents for record in records_with(document, key)]
         for key in ("conversions", "fp32_gmacs_per_s", "median_ms")

@@ -9,14 +9,14 @@ import pytest
 from tsexport.bench.profile_records import read_profile, write_profile
 from tsexport.bench.scenario_records import FOLDER, SCENARIOS, read_scenario, write_scenario
 from tsexport.bench.scenario_rows import SHORT, scenario_table
-from tsexport.bundles import open_bundle
-from tsexport.checksums import MEASUREMENTS
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import MEASUREMENTS
 from tsexport.errors import BundleError
-from tsexport.reporting import read_attached, read_measurements, render_report
-from tsexport.reporting_origins import origins_of
-from tsexport.reporting_overview import overview_of
-from tsexport.reporting_scenarios import read_scenarios, scenario_views
-from tsexport.reporting_views import bundle_view
+from tsexport.reports.origins import origins_of
+from tsexport.reports.overview import overview_of
+from tsexport.reports.scenarios import read_scenarios, scenario_views
+from tsexport.reports.views import bundle_view
+from tsexport.reports.writing import read_attached, read_measurements, render_report
 
 
 def view_of(folder):

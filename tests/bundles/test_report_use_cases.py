@@ -7,13 +7,13 @@ import pytest
 from tsexport.bench.device_records import DeviceMeasurement, DeviceRecord, MeasuredDevice, write_device_record
 from tsexport.bench.records import read_record, write_record
 from tsexport.bench.tables import ServiceLevelRow, load_tables
-from tsexport.bundles import open_bundle
-from tsexport.checksums import MEASUREMENTS
-from tsexport.reporting import read_attached, read_measurements, render_report
-from tsexport.reporting_origins import origins_of
-from tsexport.reporting_overview import overview_of
-from tsexport.reporting_use_cases import device_answers, machine_answers, use_case_table
-from tsexport.reporting_views import bundle_view
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import MEASUREMENTS
+from tsexport.reports.origins import origins_of
+from tsexport.reports.overview import overview_of
+from tsexport.reports.use_cases import device_answers, machine_answers, use_case_table
+from tsexport.reports.views import bundle_view
+from tsexport.reports.writing import read_attached, read_measurements, render_report
 
 LEVELS = load_tables().service_level
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tsexport.bench.records import read_record
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_sums
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import check_sums
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
-from tsexport.reporting import render_readme, render_report, report_bundles
+from tsexport.reports.writing import render_readme, render_report, report_bundles
 from tsexport.wording import compact_json, count_text, markdown_cell, percent_text, size_text
 
 
@@ -243,7 +243,7 @@ def test_readme_holds_no_latency_and_its_code_runs(measured_folder):
         assert expected in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     # tsexport.load is this function under its public name.
-    code = code.replace("import tsexport\n", "from tsexport.loading import load_session\n")
+    code = code.replace("import tsexport\n", "from tsexport.bundles.loading import load_session\n")
     code = code.replace("tsexport.load(", "load_session(")
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=measured_folder.parent, capture_output=True, text=True, check=True

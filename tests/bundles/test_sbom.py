@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from cyclonedx.model.bom import Bom
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.sbom import SBOM, read_sbom, sbom_text, write_sbom
+from tsexport.bundles.verification import verify_bundle
 from tsexport.errors import BundleError
-from tsexport.sbom import SBOM, read_sbom, sbom_text, write_sbom
-from tsexport.verification import verify_bundle
 
 NAME = "tiny-cpu4-int8"
 
@@ -127,7 +127,7 @@ def test_one_that_is_not_there(bundle_folder):
 
 
 def test_one_that_is_a_link_or_far_too_large(folder, monkeypatch):
-    monkeypatch.setattr("tsexport.sbom._MAX_BYTES", 10)
+    monkeypatch.setattr("tsexport.bundles.sbom._MAX_BYTES", 10)
     with pytest.raises(BundleError, match="is no plain file, or far too large"):
         read_sbom(folder, NAME)
     monkeypatch.undo()

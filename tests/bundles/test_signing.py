@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import tsexport
-from tsexport.bundles import open_bundle
-from tsexport.checksums import SIGNATURE, check_sums, seal, seal_measurements
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import SIGNATURE, check_sums, seal, seal_measurements
+from tsexport.bundles.signing import check_signature, key_id, sign_bundle
+from tsexport.bundles.verification import examine_bundle, verify_bundle
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
-from tsexport.signing import check_signature, key_id, sign_bundle
-from tsexport.verification import examine_bundle, verify_bundle
 
 
 def write_pair(folder, name, private):

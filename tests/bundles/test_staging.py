@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tsexport import staging as staging_module
-from tsexport.checksums import check_sums, seal
+from tsexport.bundles.bundle import staging as staging_module
+from tsexport.bundles.checksums import check_sums, seal
+from tsexport.bundles.staging import edited_bundle, remove_leftovers, staged_bundle
 from tsexport.errors import UsageError
-from tsexport.staging import edited_bundle, remove_leftovers, staged_bundle
 
 WRITER = Path(__file__).with_name("staged_writer.py")
 

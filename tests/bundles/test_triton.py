@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from triton_backends import check, check_model, parse
 
-from tsexport.manifest import ArtifactEntry, FileDigest, GoldenTolerance, RankedArtifact
+from tsexport.bundles.manifest import ArtifactEntry, FileDigest, GoldenTolerance, RankedArtifact
+from tsexport.bundles.triton import model_name, served_models, write_repository
+from tsexport.bundles.triton_config import config_text
 from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify
 from tsexport.targets import parse_target
-from tsexport.triton import model_name, served_models, write_repository
-from tsexport.triton_config import config_text
 from tsexport.types import TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 4))

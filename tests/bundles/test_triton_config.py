@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triton_backends import check, parse
 
-from tsexport.triton_config import DATA_TYPES, TritonConfig, TritonTensor, config_text
+from tsexport.bundles.triton_config import DATA_TYPES, TritonConfig, TritonTensor, config_text
 
 CONFIG = TritonConfig(
     name="patchtst-cpu",

@@ -9,13 +9,13 @@ import pytest
 from pickled import pickles
 
 import tsexport
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.signing import sign_bundle
+from tsexport.bundles.verification import verify_bundle
 from tsexport.errors import BundleError
-from tsexport.reporting import render_readme
-from tsexport.scenarios import ScenarioOptions, run_scenario
-from tsexport.signing import sign_bundle
-from tsexport.verification import verify_bundle
+from tsexport.measurements.scenarios import ScenarioOptions, run_scenario
+from tsexport.reports.writing import render_readme
 
 
 def test_two_artifacts_that_changed_places(bundle_folder):

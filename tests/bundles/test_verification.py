@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.golden import read_golden, write_golden
+from tsexport.bundles.manifest import GoldenTolerance
+from tsexport.bundles.verification import compare_with_golden, examine_bundle, verify_bundle
 from tsexport.errors import BundleError, GoldenError, NoRuntimeError, UsageError
-from tsexport.golden import read_golden, write_golden
-from tsexport.manifest import GoldenTolerance
 from tsexport.runtimes import registry
 from tsexport.types import TensorSpec
-from tsexport.verification import compare_with_golden, examine_bundle, verify_bundle
 
 
 @pytest.fixture

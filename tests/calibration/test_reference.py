@@ -14,10 +14,10 @@ from tsexport.calibration.reference import (
 )
 from tsexport.calibration.synthetic import FIRST_BAR, hourly_times, time_marks
 from tsexport.calibration.windows import windows_of
-from tsexport.data import plan_data
 from tsexport.errors import UsageError
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
+from tsexport.stages.data import plan_data
 from tsexport.targets import parse_target
 
 CONFIG = {"context_length": 24, "channels": 2, "classes": 3}

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from tsexport.comparing import parse_threshold
 from tsexport.errors import UsageError
+from tsexport.measurements.comparing import parse_threshold
 
 LEAVE = 'mkdir -p "$TSEXPORT_OUT/bundle" && cp model.txt "$TSEXPORT_OUT/bundle/manifest.json"'
 """A build command that leaves a file where the bundle's manifest would be."""

@@ -14,9 +14,9 @@ from tsexport import cli
 from tsexport.bench.affinity import can_bind
 from tsexport.bench.container import ContainerLimits
 from tsexport.bench.fingerprint import fingerprint
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
-from tsexport.manifest import manifest_text
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.manifest import manifest_text
 from tsexport.targets import parse_target
 from tsexport.types import Budget
 
@@ -33,7 +33,7 @@ def rows(monkeypatch):
 
     def judge_by(**budgets):
         monkeypatch.setattr(
-            "tsexport.benchmarking.latency_budgets",
+            "tsexport.measurements.benchmarking.latency_budgets",
             lambda model, family, component, tables: tuple(
                 Budget("latency", model, "cpu", None, 1, max_ms=max_ms, source=source)
                 for source, max_ms in budgets.items()
@@ -261,7 +261,7 @@ def test_what_is_no_bundle(bundle_folder, tmp_path):
 
 
 def test_a_bundle_that_no_runtime_here_runs(bundle_folder, monkeypatch):
-    monkeypatch.setattr("tsexport.timing_pairs.list_statuses", lambda: ())
+    monkeypatch.setattr("tsexport.measurements.timing_pairs.list_statuses", lambda: ())
     result = bench(bundle_folder, *SHORT)
     assert result.exit_code == 6
     assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in result.stderr
@@ -280,7 +280,9 @@ def test_noise_and_cpus_are_stated(bundle_folder):
 
 def test_a_container_where_the_machine_has_less(bundle_folder, monkeypatch):
     here = fingerprint()
-    monkeypatch.setattr("tsexport.benchmarking.fingerprint", lambda: replace(here, usable_cores=2, logical_cores=2))
+    monkeypatch.setattr(
+        "tsexport.measurements.benchmarking.fingerprint", lambda: replace(here, usable_cores=2, logical_cores=2)
+    )
     result = bench(bundle_folder, *SHORT, "--container")
     assert (result.exit_code, result.stdout) == (6, "")
     assert "the published container has 3.5 CPUs and 12 GiB; this machine has 2 CPUs" in result.stderr
@@ -290,7 +292,7 @@ def test_a_container_where_the_machine_has_less(bundle_folder, monkeypatch):
 def test_measuring_in_a_container(bundle_folder, monkeypatch):
     """A smaller one than the published, so that machines of two cores can make it."""
     limits = ContainerLimits(0.5, 2**30)
-    monkeypatch.setattr("tsexport.benchmarking.published_limits", lambda: limits)
+    monkeypatch.setattr("tsexport.measurements.benchmarking.published_limits", lambda: limits)
     result = bench(bundle_folder, *SHORT, "--container", "--json")
     if "no container of" in result.stderr:
         pytest.skip(f"no cgroup can be made here: {result.stderr}")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tsexport import cli
 from tsexport.bench.profile_records import read_profile
 from tsexport.bench.scenario_records import read_scenario
-from tsexport.checksums import SUMS, check_sums
+from tsexport.bundles.checksums import SUMS, check_sums
 
 QUICK = ("--seconds", "0.05", "--threads", "1")
 
@@ -94,7 +94,7 @@ def test_an_archive_is_refused_before_anything_is_run(measured_folder, tmp_path)
 
 
 def test_a_bundle_that_was_damaged_meanwhile_gets_nothing(measured_folder, monkeypatch):
-    from tsexport import bundle_profiles
+    from tsexport.measurements import profiles as bundle_profiles
 
     profile = bundle_profiles.profile
 
@@ -129,7 +129,7 @@ def test_what_is_refused(measured_folder, arguments, message):
 
 
 def test_a_bundle_that_no_runtime_here_runs(measured_folder, monkeypatch):
-    monkeypatch.setattr("tsexport.timing_pairs.list_statuses", lambda: ())
+    monkeypatch.setattr("tsexport.measurements.timing_pairs.list_statuses", lambda: ())
     result = bench(measured_folder, "--profile")
     assert result.exit_code == 6
     assert "no runtime here runs tiny-cpu4-int8; it needs one of onnxruntime" in result.stderr
@@ -141,7 +141,7 @@ def test_a_name_that_is_no_file_name_stays_within_its_folder(measured_folder):
         path = measured_folder / name
         path.write_text(path.read_text().replace('"fp32-onnx"', '"../../../evil"'))
     shutil.rmtree(measured_folder / "measurements")  # its records are of the old name
-    from tsexport.checksums import seal
+    from tsexport.bundles.checksums import seal
 
     seal(measured_folder)
     result = bench(measured_folder, "--profile", "--threads", "1", "--attach")

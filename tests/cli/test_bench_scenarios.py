@@ -10,7 +10,7 @@ from tsexport import cli
 from tsexport.bench.scenario_records import SCENARIOS, read_scenario, write_scenario
 from tsexport.cli.scenario import _OWNERS, _PLAIN_ONLY, _SCENARIOS
 from tsexport.errors import UsageError
-from tsexport.scenarios import ScenarioOptions, run_scenario
+from tsexport.measurements.scenarios import ScenarioOptions, run_scenario
 
 QUICK = ("--seconds", "0.05", "--threads", "1")
 
@@ -163,7 +163,7 @@ def test_every_scenario_option_has_an_owner():
 
 
 def test_a_runtime_that_is_not_here_is_inconclusive(bundle_folder, monkeypatch):
-    monkeypatch.setattr("tsexport.scenarios.list_statuses", lambda: ())
+    monkeypatch.setattr("tsexport.measurements.scenarios.list_statuses", lambda: ())
     result = bench(bundle_folder, "--scenario", "single-stream", *QUICK)
     assert result.exit_code == 6
     assert "runs on onnxruntime, which is not installed here" in result.stderr

@@ -339,10 +339,10 @@ def test_the_tables_of_a_build_name_every_candidate_with_its_speed_and_reason(me
     from dataclasses import replace
 
     from tsexport.bench.records import Balance, read_record, write_record
-    from tsexport.bundles import open_bundle
-    from tsexport.checksums import seal
+    from tsexport.bundles.bundle import open_bundle
+    from tsexport.bundles.checksums import seal
+    from tsexport.bundles.manifest import manifest_text
     from tsexport.cli.build import _show_bundle
-    from tsexport.manifest import manifest_text
     from tsexport.work import Coverage
 
     manifest = open_bundle(measured_folder).manifest

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 import tsexport
 from tsexport import cli
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
-from tsexport.comparing import conclude, parse_threshold, why_not_here
-from tsexport.entries import artifact_entry, bundle_artifact
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.entries import artifact_entry, bundle_artifact
+from tsexport.bundles.manifest import manifest_text
 from tsexport.errors import UsageError
-from tsexport.manifest import manifest_text
+from tsexport.measurements.comparing import conclude, parse_threshold, why_not_here
 from tsexport.targets import host_cpu, parse_target
 from tsexport.types import TensorSpec, files_sha256
 
@@ -182,11 +182,11 @@ def test_no_threshold_is_not_a_number():
 
 
 def test_more_threads_than_cores(here, monkeypatch):
-    monkeypatch.setattr("tsexport.comparing.cores_here", lambda: 8)
+    monkeypatch.setattr("tsexport.measurements.comparing.cores_here", lambda: 8)
     too_many = compare(here, here, "--threads", "5")
     assert too_many.exit_code == 2
     assert "threads is 5; cpu4-int8 has 4 cores" in too_many.stderr
-    monkeypatch.setattr("tsexport.comparing.cores_here", lambda: 2)
+    monkeypatch.setattr("tsexport.measurements.comparing.cores_here", lambda: 2)
     too_few = compare(here, here, "--threads", "3")
     assert too_few.exit_code == 2
     assert "threads is 3; this process may use 2 cores" in too_few.stderr
@@ -236,7 +236,7 @@ def test_a_bundle_for_a_gpu(here, tmp_path):
 def test_which_cpus_run_what(monkeypatch, here, target, why):
     cpu = replace(host_cpu(), instruction_set=here)
     wanted = replace(parse_target("cpu4-int8"), instruction_set=target)
-    monkeypatch.setattr("tsexport.comparing.host_cpu", lambda: cpu)
+    monkeypatch.setattr("tsexport.measurements.comparing.host_cpu", lambda: cpu)
     assert why_not_here(wanted) == why
 
 
@@ -246,7 +246,7 @@ def test_a_runtime_that_is_not_installed(here, monkeypatch):
         replace(status, available=False, reason="not installed") if status.name == "onnxruntime" else status
         for status in statuses
     )
-    monkeypatch.setattr("tsexport.comparing.list_statuses", lambda: missing)
+    monkeypatch.setattr("tsexport.measurements.comparing.list_statuses", lambda: missing)
     result = compare(here, here)
     assert result.exit_code == 6
     assert "int8-onnx of tiny runs on onnxruntime, which is not usable here: not installed" in result.stderr
@@ -254,7 +254,7 @@ def test_a_runtime_that_is_not_installed(here, monkeypatch):
 
 
 def test_a_runtime_that_nobody_knows(here, monkeypatch):
-    monkeypatch.setattr("tsexport.comparing.list_statuses", lambda: ())
+    monkeypatch.setattr("tsexport.measurements.comparing.list_statuses", lambda: ())
     result = compare(here, here)
     assert result.exit_code == 6
     assert "see `tsexport runtimes`" in result.stderr

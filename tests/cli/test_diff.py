@@ -6,8 +6,8 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import seal
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
 from tsexport.cli.diff import diff
 from tsexport.errors import BundleError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.bundles.manifest import RankedArtifact, Selection, selection_text
 from tsexport.calibration.table import CalibrationTable, Observer, TensorRange
 from tsexport.calibration.table_files import tables_text
-from tsexport.manifest import RankedArtifact, Selection, selection_text
 
 
 def refused(result, message):

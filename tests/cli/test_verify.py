@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from tsexport import cli
-from tsexport.checksums import seal
+from tsexport.bundles.checksums import seal
 from tsexport.cli.verify import verify
 from tsexport.errors import BundleError, GoldenError, UsageError
 

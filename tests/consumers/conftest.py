@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tsexport
-from tsexport.manifest import RankedArtifact, Selection, selection_text
+from tsexport.bundles.manifest import RankedArtifact, Selection, selection_text
 
 ROOT = Path(__file__).resolve().parents[2]
 _CYCLONEDX = "http://cyclonedx.org/schema/"

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tsexport.checksums import read_sums, seal
-from tsexport.diffing import Change, diff_bundles
-from tsexport.manifest import manifest_text, selection_text
-from tsexport.sbom import SBOM, sbom_text
-from tsexport.structure import check_structure
+from tsexport.bundles.checksums import read_sums, seal
+from tsexport.bundles.diffing import Change, diff_bundles
+from tsexport.bundles.manifest import manifest_text, selection_text
+from tsexport.bundles.sbom import SBOM, sbom_text
+from tsexport.bundles.structure import check_structure
 
 KINDS = [
     "fp32",

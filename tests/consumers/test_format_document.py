@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.json_schemas import FILES, schema_of
-from tsexport.signing import sign_bundle
+from tsexport.bundles.json_schemas import FILES, schema_of
+from tsexport.bundles.signing import sign_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/bundle-format.md"

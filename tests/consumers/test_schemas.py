@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsexport.bench.records import record_from_text
+from tsexport.bundles.json_schemas import FILES, main, schema_of, schema_text
+from tsexport.bundles.manifest import parse_manifest, parse_selection
 from tsexport.codec import from_plain
 from tsexport.errors import BundleError
-from tsexport.json_schemas import FILES, main, schema_of, schema_text
-from tsexport.manifest import parse_manifest, parse_selection
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST, SELECTION, RECORD = FILES

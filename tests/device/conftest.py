@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.bundles import open_bundle
-from tsexport.device_kit import write_kit
-from tsexport.manifest import RankedArtifact, SelectedArtifact, manifest_text, selection_text
-from tsexport.staging import staged_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.manifest import RankedArtifact, SelectedArtifact, manifest_text, selection_text
+from tsexport.bundles.staging import staged_bundle
+from tsexport.device.kit import write_kit
 from tsexport.targets import parse_target
 
 STAND_IN = Path(__file__).parent / "stand_in_trtexec.py"

@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 import tsexport
-from tsexport import adding, attaching, cli
+from tsexport import cli
 from tsexport.bench.device_records import read_device_record
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_sums
+from tsexport.bundles.bundle import adding, open_bundle
+from tsexport.bundles.checksums import check_sums
+from tsexport.device import attaching
 from tsexport.errors import BundleError, DataError, UsageError
-from tsexport.reporting import read_attached, read_measurements
+from tsexport.reports.writing import read_attached, read_measurements
 
 HYBRID = {"name": "sfno-hybrid"}
 """It has a published row for a100 in int8: 12 ms at batch 1; and one for t4 in fp16: 35 ms."""

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from narrow_graphs import LAYER_NORM, X, graph, narrowed
 
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_sums
-from tsexport.device_kit import (
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import check_sums
+from tsexport.bundles.manifest import SelectedArtifact
+from tsexport.device.kit import (
     SCRIPTS,
     _settings,
     fp32_layers,
@@ -30,7 +31,6 @@ from tsexport.device_kit import (
 )
 from tsexport.errors import ExportError
 from tsexport.exporters.device_rewrites import rewrite_for_device
-from tsexport.manifest import SelectedArtifact
 from tsexport.targets import parse_target
 from tsexport.types import TensorSpec
 

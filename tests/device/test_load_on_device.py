@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.loading import choose_artifact, load_session, on_tensorrt, speed_order
+from tsexport.bundles.manifest import RankedArtifact
+from tsexport.bundles.verification import examine_bundle
 from tsexport.errors import MissingDependencyError
-from tsexport.loading import choose_artifact, load_session, on_tensorrt, speed_order
-from tsexport.manifest import RankedArtifact
 from tsexport.runtimes import registry
-from tsexport.verification import examine_bundle
 
 MISSING = pytest.mark.skipif(registry.get_runtime("tensorrt").check().available, reason="TensorRT is installed here")
 

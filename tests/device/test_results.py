@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsexport.device_results import KEYS, DeviceRun, parse_run, parse_times, read_results
+from tsexport.device.results import KEYS, DeviceRun, parse_run, parse_times, read_results
 from tsexport.errors import DataError
 
 TIMES = Path(__file__).parent / "times"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tsexport.bench.suites.fault_rounds import Place
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 
 NAME = "dlinear-cpu4-fp32"
 BUILD = (

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsexport.bundles.manifest import DataRecord
 from tsexport.cache import Cache
-from tsexport.manifest import DataRecord
 
 RESULT = DataRecord("made", "0" * 64, 1, "0")
 CONTENT = {"data.bin": b"some bytes of a model" * 40, "part/more.bin": b"more", "empty.bin": b""}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 
 BUILDER = Path(__file__).with_name("counting_build.py")
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsexport.gating import GateCase, GateReport, GateTable
+from tsexport.measurements.gating import GateCase, GateReport, GateTable
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from tsexport.bench.records import read_record
 from tsexport.bench.tables import load_tables
 from tsexport.bench.use_cases import answer_use_cases
 from tsexport.bench.verdicts import judge
-from tsexport.benchmarking import BenchmarkResult
 from tsexport.errors import UsageError
-from tsexport.gating import (
+from tsexport.measurements.benchmarking import BenchmarkResult
+from tsexport.measurements.gating import (
     GateCase,
     GateReport,
     bench_report,

@@ -5,8 +5,8 @@ import pytest
 from tsexport.bench.kept_records import BASELINE
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.errors import UsageError
-from tsexport.history_baselines import set_baselines, write_budgets
-from tsexport.history_series import read_history
+from tsexport.measurements.history_baselines import set_baselines, write_budgets
+from tsexport.measurements.history_series import read_history
 
 
 def baseline_file(folder):

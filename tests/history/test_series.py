@@ -11,8 +11,8 @@ from click.testing import CliRunner
 import tsexport
 from tsexport import cli
 from tsexport.errors import UsageError
-from tsexport.history_baselines import set_baselines
-from tsexport.history_series import MOST_POINTS, read_history
+from tsexport.measurements.history_baselines import set_baselines
+from tsexport.measurements.history_series import MOST_POINTS, read_history
 
 
 def test_a_change_is_found_between_the_recordings_that_it_parts(month):
@@ -46,7 +46,7 @@ def test_few_recordings_are_shown_and_not_searched(keep, folder):
 
 def test_only_the_newest_recordings_are_searched(keep, folder, monkeypatch):
     """The search takes the square of their number."""
-    monkeypatch.setattr("tsexport.history_series.MOST_POINTS", 24)
+    monkeypatch.setattr("tsexport.measurements.history_series.MOST_POINTS", 24)
     for day in range(36):
         keep({0: 1.0, 1: 1.5, 2: 2.0}[day // 12], day=day)
     (series,) = read_history(folder).series

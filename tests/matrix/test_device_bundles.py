@@ -20,8 +20,8 @@ from exceptions import reason_against_device
 from nvidia_builders import DEPRECATIONS, import_builder
 
 import tsexport
-from tsexport.bundles import Bundle
-from tsexport.device_kit import SCRIPTS, graph_of
+from tsexport.bundles.bundle import Bundle
+from tsexport.device.kit import SCRIPTS, graph_of
 from tsexport.errors import AccuracyError, UnsupportedError
 from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify

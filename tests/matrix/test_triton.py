@@ -6,10 +6,10 @@ import pytest
 from cases import BY_NAME
 from triton_backends import check_model
 
-from tsexport.entries import artifact_entry
-from tsexport.manifest import GoldenTolerance, RankedArtifact
+from tsexport.bundles.entries import artifact_entry
+from tsexport.bundles.manifest import GoldenTolerance, RankedArtifact
+from tsexport.bundles.triton import write_repository
 from tsexport.targets import parse_target
-from tsexport.triton import write_repository
 from tsexport.types import FORMATS
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torchscript": "torchscript"}

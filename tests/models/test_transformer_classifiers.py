@@ -16,8 +16,8 @@ from tsexport.models import itransformer, patchtst, tft
 from tsexport.models.registry import get_entry
 from tsexport.models.settings import configure
 from tsexport.models.sources import identify, open_source
-from tsexport.preparing import quantile_levels
 from tsexport.runtimes.comparison import TOLERANCES
+from tsexport.stages.preparing import quantile_levels
 from tsexport.types import random_feeds
 
 ATOL = 2e-5

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tsexport
-from tsexport.bundles import Bundle, open_bundle
+from tsexport.bundles.bundle import Bundle, open_bundle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED = Path(os.environ.get("TSEXPORT_SHARED", ROOT.parent / "shared"))
@@ -104,7 +104,7 @@ def fresh_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def one_selection(tmp_path_factory):
     """Write a selection.json that selects an fp32 artifact: then a build races nothing."""
-    from tsexport.manifest import RankedArtifact, Selection, selection_text
+    from tsexport.bundles.manifest import RankedArtifact, Selection, selection_text
 
     folder = tmp_path_factory.mktemp("selection")
 

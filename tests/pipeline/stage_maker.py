@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tsexport.cache import Cache
 from tsexport.errors import ExportError
-from tsexport.samples import DataRecord
+from tsexport.stages.samples import DataRecord
 
 HOW = sys.argv[2]
 

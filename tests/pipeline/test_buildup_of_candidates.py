@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsexport.buildup import check_buildup
 from tsexport.errors import AccuracyError
 from tsexport.options import BuildOptions
 from tsexport.pipeline import build_bundle, plan_build
 from tsexport.quantize.quantiles import CROSSING_SHARE
-from tsexport.samples import take_samples
+from tsexport.stages.buildup import check_buildup
+from tsexport.stages.samples import take_samples
 from tsexport.types import Artifact
 
 FACTORY = Path(__file__).parent / "factories" / "small.py"

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsexport import cache as module
+from tsexport.bundles.manifest import DataRecord
 from tsexport.cache import Cache, code_digest, default_root, digest_of, tool_versions
 from tsexport.errors import ExportError, UsageError
-from tsexport.manifest import DataRecord
 from tsexport.targets import host_cpu
 from tsexport.types import TensorSpec
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.bundles.manifest import DataRecord
 from tsexport.cache import Cache
 from tsexport.cache_leftovers import LEFTOVER_SECONDS
-from tsexport.manifest import DataRecord
 
 MAKER = Path(__file__).with_name("stage_maker.py")
 RESULT = DataRecord("made", "0" * 64, 1, "0")

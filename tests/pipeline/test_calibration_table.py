@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import tsexport
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.manifest import manifest_text
 from tsexport.calibration.table_files import read_tables
 from tsexport.calibration.tensorrt_cache import read_cache
-from tsexport.checksums import seal
 from tsexport.errors import BundleError, CalibrationTableError, UsageError
-from tsexport.manifest import manifest_text
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.types import file_sha256

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
-import tsexport.choosing
+import tsexport.stages.choosing
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.statistics import Ratio, summarize
-from tsexport.choosing import FP32_ROUNDING, _race_candidates, hold_budget, why_none
-from tsexport.compressing import AccuracyResult, Tried
 from tsexport.errors import AccuracyError, LatencyError
-from tsexport.exporting import formats_to_export
-from tsexport.measuring import Placed, require_budgets
 from tsexport.pipeline import STEPS, bundle_name
 from tsexport.progress import Progress
 from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
 from tsexport.quantize.selection import select
+from tsexport.stages.choosing import FP32_ROUNDING, _race_candidates, hold_budget, why_none
+from tsexport.stages.compressing import AccuracyResult, Tried
+from tsexport.stages.exporting import formats_to_export
+from tsexport.stages.measuring import Placed, require_budgets
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Budget, TensorSpec, Verdict
 
 SPEC = (TensorSpec("x", "float32", ("batch", 2)),)
@@ -161,7 +161,7 @@ def test_noise_is_raced_away_for_latency_and_hides_no_smaller_candidate_for_size
         raced.append([one.artifact.name for one in placed])
         return race_of(large=(1.2, 0.9, 1.5), small=(1.01, 0.95, 1.07))
 
-    monkeypatch.setattr(tsexport.choosing, "race_placed", race_placed)
+    monkeypatch.setattr(tsexport.stages.choosing, "race_placed", race_placed)
     fp32, large, small = (
         Placed(replace(ONNX, name=name, size_bytes=size), "onnxruntime")
         for name, size in (("fp32", 100), ("large", 50), ("small", 30))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsexport.calibration.checks import MIN_CALIBRATION_SAMPLES, MIN_EVALUATION_SAMPLES
-from tsexport.data import CALIBRATION_WINDOWS, EVALUATION_WINDOWS, open_calibration, open_evaluation, plan_data
 from tsexport.errors import ConfigurationError, DataError, UsageError
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
+from tsexport.stages.data import CALIBRATION_WINDOWS, EVALUATION_WINDOWS, open_calibration, open_evaluation, plan_data
 from tsexport.targets import parse_target
 
 LINEAR = {"context_length": 8, "horizon": 4, "channels": 2}

@@ -9,7 +9,7 @@ import tsexport
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.recipes import recipes_for
-from tsexport.reporting import read_measurements
+from tsexport.reports.writing import read_measurements
 from tsexport.targets import host_cpu, parse_target
 from tsexport.wording import percent_text
 

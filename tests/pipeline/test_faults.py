@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.errors import ParityError, UsageError
 
 SMALL = {"width": 16, "layers": 1, "feed_forward": 32, "heads": 2}

@@ -8,7 +8,7 @@ import pytest
 import tsexport
 from tsexport.errors import UnsupportedError
 from tsexport.exporters.device_check import check_onnx
-from tsexport.fitting import NEXT_STEP
+from tsexport.stages.fitting import NEXT_STEP
 
 SMALL = {
     **{"context_length": 32, "channels": 3, "patch_length": 8, "horizon": 4},

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import tsexport
-from tsexport import gpu_scripts
-from tsexport.golden import INPUTS, OUTPUTS, read_golden
+from tsexport.bundles.golden import INPUTS, OUTPUTS, read_golden
+from tsexport.bundles.verification import examine_bundle
 from tsexport.models.definition import Narrowing, narrowing_of
 from tsexport.models.registry import get_entry
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.simulation import simulate
-from tsexport.verification import examine_bundle
+from tsexport.stages import gpu_scripts
 
 pytestmark = pytest.mark.slow  # each builds a bundle
 SCRIPT = "torchscript-bf16"

@@ -10,14 +10,14 @@ import pytest
 
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.cache import Cache
-from tsexport.context import Context
-from tsexport.data import DataPlan
 from tsexport.errors import UnsupportedError
-from tsexport.measuring import Placed, measure_placed, race_placed, worth_every_batch
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.progress import Progress
-from tsexport.samples import Samples, SamplesRecord
+from tsexport.stages.context import Context
+from tsexport.stages.data import DataPlan
+from tsexport.stages.measuring import Placed, measure_placed, race_placed, worth_every_batch
+from tsexport.stages.samples import Samples, SamplesRecord
 from tsexport.targets import host_cpu, parse_target
 from tsexport.types import Artifact, ModelSpec, TensorSpec, files_sha256
 

@@ -16,10 +16,10 @@ from tsexport.calibration.preparation import damage
 from tsexport.calibration.synthetic import Bars
 from tsexport.calibration.tables import open_table
 from tsexport.calibration.windows import windows_of
-from tsexport.context import Context
 from tsexport.exporters.conversion import convert_to_onnx, convert_to_openvino, convert_to_torchscript
 from tsexport.models.sources import open_source
 from tsexport.runtimes.registry import load
+from tsexport.stages.context import Context
 from tsexport.types import Artifact, Feeds
 
 RUNTIMES = ("torchscript", "onnxruntime", "openvino", "tract")

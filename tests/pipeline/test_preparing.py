@@ -7,7 +7,7 @@ import pytest
 
 from tsexport.calibration.market import FEATURES
 from tsexport.errors import ConfigurationError, DataError, UsageError
-from tsexport.samples import RAW_UNITS, take_samples
+from tsexport.stages.samples import RAW_UNITS, take_samples
 
 LINEAR = {"context_length": 48, "horizon": 12, "channels": 2}
 TFT = {"context_length": 24, "horizon": 6, "width": 16, "heads": 2, "channels": 2}

@@ -1,6 +1,6 @@
 """The profile that a build makes of its selected artifact."""
 
-from tsexport.reporting_profiles import read_profiles
+from tsexport.reports.profiles import read_profiles
 
 
 def test_the_selected_artifact_has_a_profile(built):

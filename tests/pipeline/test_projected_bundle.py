@@ -10,12 +10,12 @@ import pytest
 
 import tsexport
 from tsexport.bench.outlook import outlooks, write_projection
-from tsexport.bundles import open_bundle
-from tsexport.checksums import check_sums
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import check_sums
 from tsexport.cli.build import _show_bundle
 from tsexport.errors import BundleError
-from tsexport.projecting import read_projections
-from tsexport.reporting import read_measurements, render_report
+from tsexport.reports.writing import read_measurements, render_report
+from tsexport.stages.projecting import read_projections
 from tsexport.types import Budget
 
 

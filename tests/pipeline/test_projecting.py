@@ -10,7 +10,7 @@ import pytest
 
 from tsexport.bench.verdicts import judge
 from tsexport.devices import list_devices
-from tsexport.projecting import project_selected, with_outlook
+from tsexport.stages.projecting import project_selected, with_outlook
 from tsexport.targets import host_cpu, parse_target
 from tsexport.types import Artifact, ModelSpec, TensorSpec, file_sha256
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_projected_ends_no_build_and_says_why(artifact, case):
 def test_a_device_of_unknown_peaks_is_not_projected_and_that_is_said(artifact, monkeypatch):
     """A third party's device need not name any."""
     devices = [dataclasses.replace(one, peak=()) for one in list_devices()]
-    monkeypatch.setattr("tsexport.projecting.list_devices", lambda: devices)
+    monkeypatch.setattr("tsexport.stages.projecting.list_devices", lambda: devices)
     record, said = projected("t4-fp16", artifact(SMALL))
     assert record.projections == ()
     assert said == ["latency is not projected: nothing is known of what a T4 reaches at peak"]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import tsexport.extras
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.manifest import manifest_text, parse_manifest
 from tsexport.errors import AccuracyError, ConfigurationError, MissingDependencyError, UsageError
-from tsexport.manifest import manifest_text, parse_manifest
 from tsexport.options import BuildOptions, read_config
 from tsexport.pipeline import build_bundle, bundle_name, plan_build
-from tsexport.pruning import require_degradation
-from tsexport.reporting import render_report
+from tsexport.reports.writing import render_report
+from tsexport.stages.pruning import require_degradation
 
 FACTORY = Path(__file__).parent / "factories"
 PARITY = 1e-4

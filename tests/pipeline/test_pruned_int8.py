@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import tsexport
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.cli import main
 from tsexport.targets import host_cpu
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tsexport
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.errors import AccuracyError, UsageError
 
 MEASURED = ("measurements/", "report.html")

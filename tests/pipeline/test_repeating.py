@@ -10,13 +10,13 @@ import onnx.parser
 import pytest
 
 import tsexport.quantize.candidates
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.manifest import RankedArtifact, Selection
 from tsexport.errors import AccuracyError, BundleError, UsageError
-from tsexport.manifest import RankedArtifact, Selection
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build, run_build
 from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
-from tsexport.repeating import recipe_to_repeat
+from tsexport.stages.repeating import recipe_to_repeat
 
 WIDTH = 16
 BODY = (

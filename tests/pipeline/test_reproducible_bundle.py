@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pickled import pickles
 
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.types import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,12 +15,12 @@ import pytest
 
 from tsexport.bench.side_by_side import time_side_by_side
 from tsexport.bench.statistics import Ratio
+from tsexport.bundles.manifest import RewriteChoice, RewriteVerdict
 from tsexport.errors import ExportError
 from tsexport.exporters.conversion import Converted
 from tsexport.exporters.onnx_file import finish_onnx
 from tsexport.exporters.rewrites.proofs import rewrite_graph
-from tsexport.manifest import RewriteChoice, RewriteVerdict
-from tsexport.rewriting import TOGETHER, Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
+from tsexport.stages.rewriting import TOGETHER, Variants, choose_rewrites, compare_in_process, left_out, rewrite_records
 from tsexport.types import ModelSpec, TensorSpec, random_feeds
 
 WIDTH, PRODUCTS = 192, 40

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from tsexport import samples as samples_module
-from tsexport.data import open_calibration, open_evaluation, plan_data
 from tsexport.errors import UsageError
-from tsexport.exporting import parity_batches
 from tsexport.models.sources import identify
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.quantize.evaluation import evaluate
-from tsexport.samples import (
+from tsexport.stages import samples as samples_module
+from tsexport.stages.data import open_calibration, open_evaluation, plan_data
+from tsexport.stages.exporting import parity_batches
+from tsexport.stages.samples import (
     FEWEST_GOLDEN,
     FEWEST_RANDOM_WINDOWS,
     FEWEST_WINDOWS,

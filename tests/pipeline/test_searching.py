@@ -13,8 +13,7 @@ import pytest
 
 import tsexport.quantize.candidates
 import tsexport.quantize.sensitivity
-import tsexport.searching
-from tsexport.exporting import export_format, gather
+import tsexport.stages.searching
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
 from tsexport.progress import Progress
@@ -27,8 +26,9 @@ from tsexport.quantize.cpu_recipes import (
     WITH_VNNI,
 )
 from tsexport.quantize.tensorrt_recipes import TENSORRT_INT8
-from tsexport.samples import take_samples
-from tsexport.searching import search
+from tsexport.stages.exporting import export_format, gather
+from tsexport.stages.samples import take_samples
+from tsexport.stages.searching import search
 from tsexport.targets import host_cpu
 
 WIDTH = 16
@@ -182,7 +182,7 @@ def test_what_did_not_miss_the_budget_is_not_searched(searched, built):
 
 def test_a_tool_that_takes_no_names_is_not_searched_and_says_why(searched, built, monkeypatch):
     """The same artifact would be built under eight names, and claim layers in floating point that it has not."""
-    monkeypatch.setattr(tsexport.searching, "BY_NAME", frozenset({"nncf"}))
+    monkeypatch.setattr(tsexport.stages.searching, "BY_NAME", frozenset({"nncf"}))
     tried = searched(DYNAMIC_U8)
     assert built == ["dynamic-u8"]
     (one,) = tried.values()
@@ -195,7 +195,7 @@ def test_a_tool_that_takes_no_names_is_not_searched_and_says_why(searched, built
 def test_the_tools_that_take_names_are_known():
     """Each tool of INT8 is searched or not, by what it does with `float_layers`."""
     int8 = {one.tool for one in (*WITH_VNNI, *INT8_WITH_BF16, *TENSORRT_INT8) if one.precision == "int8"}
-    assert int8 - tsexport.searching.BY_NAME == {"inc", "openvino-dynamic"}
+    assert int8 - tsexport.stages.searching.BY_NAME == {"inc", "openvino-dynamic"}
 
 
 def test_a_narrow_float_that_misses_the_budget_says_why_no_layers_were_left(searched, built):
@@ -232,7 +232,7 @@ def test_a_budget_that_no_layer_helps_is_said_with_the_nearest(searched, built):
 
 def test_layers_that_time_does_not_reach_are_ordered_by_their_work(searched, monkeypatch):
 
-    monkeypatch.setattr(tsexport.searching, "SENSITIVITY_SHARE", 0.0)
+    monkeypatch.setattr(tsexport.stages.searching, "SENSITIVITY_SHARE", 0.0)
     tried = searched(STATIC_U8S8)
     reasons = [one.reason for one in tried.values()]
     assert any("(0 of 4 layers measured, the others ordered by their work)" in reason for reason in reasons)
@@ -250,7 +250,7 @@ def test_both_granularities_of_weights_get_their_time(searched, monkeypatch):
         return real(probe, layer, per_channel=per_channel)
 
     monkeypatch.setattr(tsexport.quantize.sensitivity.Probe, "error", slow)
-    monkeypatch.setattr(tsexport.searching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(tsexport.stages.searching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     tried = searched(DYNAMIC_U8, STATIC_U8S8, search_seconds=300.0)
     assert sorted(per_channel for _, per_channel in measured) == [False, True]
     reasons = [one.reason for one in tried.values() if one.out]

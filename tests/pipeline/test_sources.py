@@ -338,7 +338,7 @@ import sys
 from pathlib import Path
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build
-from tsexport.samples import take_samples
+from tsexport.stages.samples import take_samples
 plan = plan_build(BuildOptions(sys.argv[1], "cpu4-fp32", Path(sys.argv[2])))
 samples, reused = take_samples(plan.context)
 (feeds,), (answers,) = samples.feeds.values(), samples.outputs.values()

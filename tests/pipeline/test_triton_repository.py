@@ -5,8 +5,8 @@ import pytest
 from triton_backends import check_model, parsed
 
 import tsexport
-from tsexport.bundles import open_bundle
-from tsexport.checksums import read_sums
+from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.checksums import read_sums
 from tsexport.types import file_sha256
 
 SMALL = {"context_length": 32, "horizon": 8, "channels": 2}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsexport.bench.device_records import DeviceMeasurement, DeviceRecord, MeasuredDevice, write_device_record
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
 from tsexport.options import BuildOptions
 from tsexport.plans import local, process, worker
 from tsexport.plans.files import PLAN_TABLES, read_plan

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tsexport.bundles.checksums import seal, seal_measurements
 from tsexport.cache import code_digest
-from tsexport.checksums import seal, seal_measurements
 from tsexport.errors import UsageError
 from tsexport.options import BuildOptions
 from tsexport.pipeline import plan_build

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tsexport.bundles.manifest import DataRecord
 from tsexport.cache import Cache
-from tsexport.manifest import DataRecord
 from tsexport.turns import CacheInTurns, Turns, machine_name
 
 PROGRAM = Path(__file__).parent / "taking_turns.py"

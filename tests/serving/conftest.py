@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsexport.entries import artifact_entry
-from tsexport.golden import write_golden
-from tsexport.manifest import (
+from tsexport.bundles.entries import artifact_entry
+from tsexport.bundles.golden import write_golden
+from tsexport.bundles.manifest import (
     Golden,
     GoldenTolerance,
     Manifest,
@@ -32,7 +32,7 @@ from tsexport.manifest import (
     manifest_text,
     selection_text,
 )
-from tsexport.staging import staged_bundle
+from tsexport.bundles.staging import staged_bundle
 from tsexport.targets import Target
 from tsexport.types import AccuracyBudget, Artifact, ModelSpec, TensorSpec, files_sha256
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 import tsexport
 from tsexport import cli
-from tsexport.checksums import seal
+from tsexport.bundles.checksums import seal
+from tsexport.bundles.golden import write_golden
 from tsexport.errors import BundleError, GoldenError, MissingDependencyError, UsageError
-from tsexport.golden import write_golden
 from tsexport.serving.gate import Gate
 from tsexport.serving.limits import MIB, Limits
 from tsexport.serving.logs import JsonLines, RequestLog, line_of

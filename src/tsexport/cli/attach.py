@@ -8,7 +8,7 @@ import click
 from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
-    from tsexport.attaching import AttachedResults
+    from tsexport.device.attaching import AttachedResults
 
 
 @click.command("attach", context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +26,7 @@ def attach(context: click.Context, bundle: Path, results: Path, as_json: bool) -
     Exit codes: 0 attached, 2 damaged results or those of another bundle, device or version (the bundle is unchanged),
     4 attached, and a published row is missed on that device.
     """
-    from tsexport.attaching import attach_results
+    from tsexport.device.attaching import attach_results
 
     attached = attach_results(bundle, results)
     if as_json:

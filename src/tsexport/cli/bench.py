@@ -12,7 +12,7 @@ from tsexport.cli.profile import run_profiles
 from tsexport.cli.scenario import refuse_misplaced, run_scenarios, scenario_options
 
 if TYPE_CHECKING:
-    from tsexport.benchmarking import BenchmarkResult
+    from tsexport.measurements.benchmarking import BenchmarkResult
     from tsexport.types import Verdict
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -77,7 +77,7 @@ def bench(
         run_profiles(context, bundles, batches, threads, attach, as_json)
         return
     if scenario is not None:
-        from tsexport.scenarios import ScenarioOptions
+        from tsexport.measurements.scenarios import ScenarioOptions
 
         given = ScenarioOptions(
             seconds=seconds,
@@ -95,9 +95,9 @@ def bench(
     from tsexport.bench.measure import BATCHES
     from tsexport.bench.tables import load_tables
     from tsexport.bench.verdicts import CPU4
-    from tsexport.benchmarking import benchmark_bundle
-    from tsexport.bundles import open_bundle
-    from tsexport.gating import bench_report, publish, require_writable
+    from tsexport.bundles.bundle import open_bundle
+    from tsexport.measurements.benchmarking import benchmark_bundle
+    from tsexport.measurements.gating import bench_report, publish, require_writable
 
     tables = load_tables(table)
     require_writable(junit=junit, summary=summary)
@@ -186,7 +186,7 @@ def show(result: "BenchmarkResult") -> None:
 def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
     """Print judged rows: pass, miss, or why not."""
     from tsexport.bench.rows import verdict_rows
-    from tsexport.gating import status_word
+    from tsexport.measurements.gating import status_word
 
     print_table(
         ("of", "budget", "device", "precision", "batch", "published", "value", "status", "reason"),
@@ -210,7 +210,7 @@ def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
 
 def _show_figures(result: "BenchmarkResult") -> None:
     from tsexport.bench.figures import figure_text
-    from tsexport.gating import status_word
+    from tsexport.measurements.gating import status_word
 
     if result.figures:
         print_table(

@@ -10,12 +10,12 @@ from tsexport.cli.output import echo, print_json, print_table, say, verbosity
 from tsexport.cli.plan_options import refuse_with_plan, refuse_without_plan
 
 if TYPE_CHECKING:
-    from tsexport.bundles import Bundle
-    from tsexport.context import Context
-    from tsexport.manifest import Manifest
+    from tsexport.bundles.bundle import Bundle
+    from tsexport.bundles.manifest import Manifest
     from tsexport.options import BuildOptions
     from tsexport.pipeline import Plan
-    from tsexport.reporting_candidates import CandidateRow
+    from tsexport.reports.candidates import CandidateRow
+    from tsexport.stages.context import Context
 
 _FILE = click.Path(path_type=Path)
 
@@ -205,9 +205,9 @@ def _target_text(context: "Context") -> str:
 def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
-    from tsexport.explaining import explanations
-    from tsexport.reporting import read_measurements
-    from tsexport.reporting_candidates import candidate_rows
+    from tsexport.reports.candidates import candidate_rows
+    from tsexport.reports.explaining import explanations
+    from tsexport.reports.writing import read_measurements
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):
@@ -271,7 +271,7 @@ def _show_bundle(bundle: "Bundle") -> None:
 def _show_projection(bundle: "Bundle") -> None:
     from tsexport.bench.outlook import outlook_row
     from tsexport.bench.projected_rows import projection_rows
-    from tsexport.projecting import error_text, read_projections
+    from tsexport.stages.projecting import error_text, read_projections
 
     for record in read_projections(bundle):
         if not record.projections:

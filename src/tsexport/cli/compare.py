@@ -48,8 +48,8 @@ def compare(
     Exit codes: 0 improved or unchanged, 2 the bundles cannot be compared, 4 a regression, 6 inconclusive, or one of
     them does not run here.
     """
-    from tsexport.comparing import compare_bundles
-    from tsexport.gating import compare_report, publish, require_writable
+    from tsexport.measurements.comparing import compare_bundles
+    from tsexport.measurements.gating import compare_report, publish, require_writable
 
     require_writable(junit=junit, summary=summary)
     result = compare_bundles(

@@ -9,7 +9,7 @@ import click
 from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
-    from tsexport.diff_records import BundleDiff, Change, GraphChange
+    from tsexport.bundles.diff_records import BundleDiff, Change, GraphChange
 
 _ABSENT = "-"
 
@@ -28,7 +28,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     \b
     Exit codes: 0 compared (whether anything differs or not), 2 a bundle is damaged.
     """
-    from tsexport.diffing import diff_bundles
+    from tsexport.bundles.diffing import diff_bundles
 
     found = diff_bundles(a, b)
     if as_json:

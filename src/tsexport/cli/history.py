@@ -11,8 +11,8 @@ from tsexport.wording import count_text
 
 if TYPE_CHECKING:
     from tsexport.bench.kept_records import Baseline
-    from tsexport.history_files import SkippedFile
-    from tsexport.history_series import History, HistoryChange, HistoryPoint, HistorySeries
+    from tsexport.measurements.history_files import SkippedFile
+    from tsexport.measurements.history_series import History, HistoryChange, HistoryPoint, HistorySeries
 
 _DIGITS = 10
 
@@ -77,7 +77,7 @@ def history(
 
 def _set_baseline(folder: Path, which: str, bundle: str | None, machine: str | None, as_json: bool) -> None:
     from tsexport.codec import to_plain
-    from tsexport.history_baselines import set_baselines
+    from tsexport.measurements.history_baselines import set_baselines
 
     result = set_baselines(folder, which, bundle=bundle, machine=machine)
     if as_json:
@@ -94,7 +94,7 @@ def _write_budgets(
     folder: Path, output: Path, margin: float, bundle: str | None, machine: str | None, force: bool, as_json: bool
 ) -> None:
     from tsexport.codec import to_plain
-    from tsexport.history_baselines import write_budgets
+    from tsexport.measurements.history_baselines import write_budgets
 
     written = write_budgets(folder, output, margin=margin, bundle=bundle, machine=machine, force=force)
     if as_json:
@@ -107,7 +107,7 @@ def _write_budgets(
 
 def _show(folder: Path, bundle: str | None, machine: str | None, min_change: float, last: int, as_json: bool) -> None:
     from tsexport.codec import to_plain
-    from tsexport.history_series import read_history
+    from tsexport.measurements.history_series import read_history
 
     found = read_history(folder, bundle=bundle, machine=machine, min_change=min_change)
     if as_json:

@@ -25,8 +25,8 @@ def run_profiles(
     as_json: bool,
 ) -> None:
     """Profile each bundle, print where its time goes, and exit with 6 where no runtime could tell."""
-    from tsexport.bundle_profiles import profile_bundle
     from tsexport.codec import to_plain
+    from tsexport.measurements.profiles import profile_bundle
 
     if len(batches) > 1:
         raise click.UsageError("--profile takes one --batch; without it, it is 1")
@@ -47,7 +47,7 @@ def run_profiles(
 
 def show_profile(record: "ProfileRecord", bundle: str) -> None:
     """Print the kinds of operators and the nodes that take longest, or why there is no profile."""
-    from tsexport.reporting_profiles import profile_view
+    from tsexport.reports.profiles import profile_view
 
     what = f"{bundle}: {record.artifact} on {record.runtime}, {threads_text(record.threads)}, batch {record.batch}"
     if record.reason:

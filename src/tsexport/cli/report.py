@@ -22,7 +22,7 @@ def report(bundles: tuple[Path, ...], output: Path, as_json: bool) -> None:
     \b
     Exit codes: 0 written, 2 a bundle is damaged or the page cannot be written.
     """
-    from tsexport.reporting import report_bundles
+    from tsexport.reports.writing import report_bundles
 
     path = report_bundles(bundles, output)
     if as_json:

@@ -13,7 +13,7 @@ from tsexport.cli.output import echo, print_json, print_table, say
 
 if TYPE_CHECKING:
     from tsexport.bench.scenario_records import ScenarioRecord
-    from tsexport.scenarios import ScenarioOptions
+    from tsexport.measurements.scenarios import ScenarioOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SCENARIOS = ("single-stream", "offline", "server", "memory")
@@ -90,9 +90,9 @@ def run_scenarios(
     as_json: bool,
 ) -> None:
     """Run a scenario on each bundle, print what it gave, and exit with 4 where memory grows or no rate is valid."""
-    from tsexport.bundles import open_bundle
+    from tsexport.bundles.bundle import open_bundle
     from tsexport.codec import to_plain
-    from tsexport.scenarios import run_scenario
+    from tsexport.measurements.scenarios import run_scenario
 
     if len(batches) > 1 or (batches and scenario != "memory"):
         raise click.UsageError(

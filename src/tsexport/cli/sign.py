@@ -21,7 +21,7 @@ def sign(bundle: Path, key: Path, force: bool, as_json: bool) -> None:
     \b
     Exit codes: 0 signed, 2 the bundle is damaged, or the key cannot be used.
     """
-    from tsexport.signing import sign_bundle
+    from tsexport.bundles.signing import sign_bundle
 
     signed = sign_bundle(bundle, key, force=force)
     if as_json:

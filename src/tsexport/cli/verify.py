@@ -8,7 +8,7 @@ import click
 from tsexport.cli.output import echo, print_json, print_table
 
 if TYPE_CHECKING:
-    from tsexport.verification import GoldenCheck, VerificationReport
+    from tsexport.bundles.verification import GoldenCheck, VerificationReport
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,8 +27,8 @@ def verify(bundle: Path, key: Path | None, as_json: bool) -> None:
     Exit codes: 0 all well, 2 tampered or damaged, 3 golden outputs missed,
     6 no runtime is installed for any artifact.
     """
+    from tsexport.bundles.verification import examine_bundle
     from tsexport.codec import to_plain
-    from tsexport.verification import examine_bundle
 
     report = examine_bundle(bundle, key=key)
     if as_json:

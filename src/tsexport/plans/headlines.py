@@ -7,11 +7,11 @@ from tsexport.bench.affinity import threads_text
 from tsexport.bench.device_records import RUNTIME, DeviceRecord
 from tsexport.bench.records import MachineRecord
 from tsexport.bench.statistics import percentile
-from tsexport.bundles import Bundle
+from tsexport.bundles.bundle import Bundle
+from tsexport.bundles.manifest import Manifest
 from tsexport.errors import LatencyError
-from tsexport.manifest import Manifest
 from tsexport.plans.records import Accuracy, Headline, Latency, Row
-from tsexport.reporting import read_attached, read_measurements
+from tsexport.reports.writing import read_attached, read_measurements
 from tsexport.wording import change_text, percent_text
 
 

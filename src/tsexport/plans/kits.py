@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsexport.attaching import attach_results
-from tsexport.bundles import open_bundle
+from tsexport.bundles.bundle import open_bundle
+from tsexport.device.attaching import attach_results
 from tsexport.devices import list_devices
 from tsexport.errors import TsexportError
 from tsexport.plans.cluster import PATIENCE_SECONDS, Pending, Worker, is_lost, outcome_of, resource_for
 from tsexport.plans.headlines import with_headline
 from tsexport.plans.records import KitRun, MeasureJob, Row
 from tsexport.plans.tasks import from_text, measure_task, to_text
-from tsexport.reporting import read_attached
+from tsexport.reports.writing import read_attached
 from tsexport.targets import Target
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from tsexport.bench.fingerprint import memory_limit
-from tsexport.loading import cores_here
+from tsexport.bundles.loading import cores_here
 from tsexport.plans.process import build_in_process
 from tsexport.plans.records import Job, Row
 

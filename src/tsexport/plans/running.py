@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsexport.bundles.staging import check_folder, remove_leftovers
 from tsexport.errors import UsageError, did_you_mean
 from tsexport.plans.checking import CheckedBuild, check_plan
 from tsexport.plans.local import build_here, jobs_here
 from tsexport.plans.progress import PlanProgress
 from tsexport.plans.records import EXECUTORS, Executor, PlanResult, Row
 from tsexport.plans.state import FOLDER, begin, place_of
-from tsexport.staging import check_folder, remove_leftovers
 
 Say = Callable[[str], None]
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexport.bundles.checksums import SUMS, check_sums
 from tsexport.cache import code_digest, digest_of, tool_versions
-from tsexport.checksums import SUMS, check_sums
 from tsexport.codec import decode_versioned, encode, read_text, write_whole
 from tsexport.errors import BundleError, UsageError
 from tsexport.locks import holding

@@ -18,8 +18,8 @@ from typing import TypeVar
 
 from tsexport.cache import code_digest, tool_versions
 from tsexport.codec import decode, to_plain
-from tsexport.device_kit import DEVICE
-from tsexport.device_results import ENGINE
+from tsexport.device.kit import DEVICE
+from tsexport.device.results import ENGINE
 from tsexport.errors import DataError, MissingDependencyError
 from tsexport.extras import require
 from tsexport.plans.process import EXIT_DIED, build_in_process

@@ -23,7 +23,7 @@ from tsexport.errors import DataError, TsexportError
 from tsexport.plans.records import Job, Row
 
 if TYPE_CHECKING:
-    from tsexport.bundles import Bundle
+    from tsexport.bundles.bundle import Bundle
     from tsexport.pipeline import Plan
 
 EXIT_BUG, EXIT_INTERRUPTED = 1, 130
@@ -54,7 +54,7 @@ def carry_out(job: Job) -> Row:
 
 
 def _built(job: Job, row: Row) -> Row:
-    from tsexport.bundles import open_bundle
+    from tsexport.bundles.bundle import open_bundle
     from tsexport.pipeline import plan_build
     from tsexport.plans.headlines import with_headline
     from tsexport.plans.state import inputs_digest, is_there, place_of, require_replaceable

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tsexport.bundles import Bundle, open_bundle
+from tsexport.bundles.bundle import Bundle, open_bundle
+from tsexport.bundles.golden import INPUTS, OUTPUTS, read_golden
+from tsexport.bundles.loading import choose_artifact, cores_here, load_session
+from tsexport.bundles.manifest import ArtifactEntry
+from tsexport.bundles.structure import check_structure
+from tsexport.bundles.verification import compare_with_golden
 from tsexport.errors import GoldenError, UsageError
-from tsexport.golden import INPUTS, OUTPUTS, read_golden
-from tsexport.loading import choose_artifact, cores_here, load_session
-from tsexport.manifest import ArtifactEntry
 from tsexport.runtimes.sessions import SPECIALISED_BATCHES
 from tsexport.serving.batcher import Batcher, can_batch
 from tsexport.serving.limits import Limits
 from tsexport.serving.metrics import Metrics
-from tsexport.structure import check_structure
 from tsexport.types import Array, Feeds, Session, TensorSpec
-from tsexport.verification import compare_with_golden
 
 VERSION = "1"
 """The version of every model: a bundle has one."""

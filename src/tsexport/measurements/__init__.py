@@ -1,0 +1,1 @@
+"""Commands that measure finished bundles, and what is kept of it over time."""
