@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tsexport.bundles.bundle import staging
+from tsexport.bundles import staging
 from tsexport.bundles.checksums import seal
 
 

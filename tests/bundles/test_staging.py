@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tsexport.bundles.bundle import staging as staging_module
+from tsexport.bundles import staging as staging_module
 from tsexport.bundles.checksums import check_sums, seal
 from tsexport.bundles.staging import edited_bundle, remove_leftovers, staged_bundle
 from tsexport.errors import UsageError

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 import tsexport
 from tsexport import cli
 from tsexport.bench.device_records import read_device_record
-from tsexport.bundles.bundle import adding, open_bundle
+from tsexport.bundles import adding
+from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import check_sums
 from tsexport.device import attaching
 from tsexport.errors import BundleError, DataError, UsageError
