@@ -1,18 +1,19 @@
 """What the device bundle suite asks for, and what it keeps of each row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tsexport.bench.fingerprint import Machine
+from tsexport.targets import HOST
 
 SCHEMA_VERSION = 1
 SUITE = "device-bundles"
 TARGETS: tuple[tuple[str, str], ...] = (
-    ("jetson-int8", "host"),
-    ("jetson-fp16", "host"),
-    ("t4-fp16", "host"),
-    ("a100-bf16", "host"),
-    ("a100-int8", "host"),
+    ("jetson-int8", HOST),
+    ("jetson-fp16", HOST),
+    ("t4-fp16", HOST),
+    ("a100-bf16", HOST),
+    ("a100-int8", HOST),
     ("jetson-fp16", "jetson-nano"),
     ("jetson-fp16", "xavier-nx@jetpack-5.1"),
 )
@@ -45,10 +46,10 @@ class Case:
     target: str
     device: str
 
-    @property
-    def name(self) -> str:
-        """The row's name, as a folder's."""
-        return "-".join((self.model, self.target, *([] if self.device == "host" else [self.device])))
+
+def target_label(target: str, device: str) -> str:
+    """Return a target and its device in one word, as bundles bear it: "jetson-fp16-jetson-nano"."""
+    return target if device == HOST else f"{target}-{device.replace('@', '-')}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class BuiltBundle:
         device: what the target's device is, such as "orin-nano".
         tensorrt: the version of TensorRT that the graph is for.
         parameters: of the model as it was built.
-        weights: "reference checkpoint", or "seed 0" where the model has none for this configuration.
+        weights: "reference checkpoint", or "untrained, seed 0" where the model has none for this configuration.
         artifact, runtime, precision: what is selected; the runtime is the one that simulated it.
         graph, graph_bytes: the file that engines are built of.
         windows: that it was judged on.
@@ -102,13 +103,14 @@ class BuiltBundle:
     verified: bool
     kit: Kit
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What is not as it must be; () where all is."""
-        found = [*self.refusals, *self.kit.problems]
-        found += [] if self.within_budget else [f"output error {self.output_error:.2g} is over the budget"]
+    def lacks(self, precision: str) -> tuple[str, ...]:
+        """Return what is not as it must be in a bundle of that precision; () where all is."""
+        found = [f"check refuses {one}" for one in self.refusals]
+        found += ["check refuses the graph"] if not (self.accepted or self.refusals) else []
+        found += [f"the graph is of precision {self.precision}"] if self.precision != precision else []
+        found += [] if self.within_budget else [f"{self.artifact} misses the accuracy budget"]
         found += [] if self.verified else ["the bundle does not verify"]
-        return tuple(found)
+        return (*found, *self.kit.problems)
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,17 @@ class Row:
     code_digest: str
 
     @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the bundle lacks; () for a whole one, and where there is none."""
+        bundle = self.answer.bundle
+        return () if bundle is None else bundle.lacks(self.case.target.rpartition("-")[2])
+
+    @property
     def problems(self) -> tuple[str, ...]:
-        """What keeps the row from being as promised; () for a bundle with everything."""
-        if self.answer.bundle is not None:
-            return self.answer.bundle.problems
-        return (self.answer.refusal.message if self.answer.refusal else self.ending,)
+        """Why there is no whole bundle; () where there is."""
+        if self.answer.refusal is not None:
+            return (self.answer.refusal.message,)
+        return (self.ending,) if self.ending else self.lacks
 
 
 @dataclass(frozen=True)
@@ -169,3 +177,8 @@ class Report:
     def row(self, case: Case) -> Row | None:
         """Return a case's row, None where it was not run."""
         return next((row for row in self.rows if row.case == case), None)
+
+    def with_row(self, row: Row) -> "Report":
+        """Return the report with a row, in the place of an earlier one, in the order of the cases."""
+        by_case = {one.case: one for one in (*self.rows, row)}
+        return replace(self, rows=tuple(by_case[case] for case in self.cases if case in by_case))

@@ -23,7 +23,8 @@ from tsexport.types import Accuracy
 
 ANSWER = "answer.json"
 KIT_FILES = (*SCRIPTS, "settings.sh", "graph.sha256", "README.md")
-NO_SHAPES = ""
+COMMAND = (sys.executable, "-P", "-m", "tsexport.bench.suites.device_bundle_row")
+"""-P: the working folder is no place to import from."""
 
 
 def answer_of(case: Case, options: Options, folder: Path) -> Answer:
@@ -51,7 +52,7 @@ def look_at(bundle: Bundle, case: Case, options: Options) -> BuiltBundle:
         device=target.device,
         tensorrt=str(target.tensorrt),
         parameters=manifest.model.parameters,
-        weights=f"seed {manifest.provenance.seed}" if checkpoint is None else "reference checkpoint",
+        weights=f"untrained, seed {manifest.provenance.seed}" if checkpoint is None else "reference checkpoint",
         artifact=manifest.selected.artifact,
         runtime=manifest.selected.runtime,
         precision=graph.precision,
@@ -68,7 +69,7 @@ def look_at(bundle: Bundle, case: Case, options: Options) -> BuiltBundle:
         refusals=tuple(f"{one.node}: {one.reason}" for one in report.errors),
         rewrites=rewrites_for(manifest, str(target.tensorrt)),
         verified=bundle.verify().passed,
-        kit=Kit(sum(1 for path in (bundle.path / DEVICE).iterdir()), kit_problems(bundle, graph, options.batches)),
+        kit=Kit(sum(1 for path in (bundle.path / DEVICE).iterdir()), kit_problems(bundle.path, graph, options.batches)),
     )
 
 
@@ -84,10 +85,18 @@ def rewrites_for(manifest: Manifest, tensorrt: str) -> tuple[str, ...]:
     return tuple(f"{one.name}: {one.matches}" for one in manifest.rewrites if one.applied and one.reason == reason)
 
 
-def kit_problems(bundle: Bundle, graph: ArtifactEntry, batches: tuple[int, ...]) -> tuple[str, ...]:
-    """Return what is wrong with a bundle's kit: files that are not there, scripts that bash does not read, digests that
-    are not those of the files, settings that are not the graph's."""
-    kit = bundle.path / DEVICE
+def kit_problems(root: Path, graph: ArtifactEntry, batches: tuple[int, ...]) -> tuple[str, ...]:
+    """Return what is wrong with a bundle's kit; () where nothing is.
+
+    Looked at are its files, whether bash reads the scripts, the digests of the files that go to the device, and the
+    settings, which must be the graph's and name the batches, the first as the one that the engine is tuned for.
+
+    Args:
+        root: the bundle's folder.
+        graph: what engines are built of.
+        batches: as the build was given them.
+    """
+    kit = root / DEVICE
     absent = [f"device/{name} is not there" for name in KIT_FILES if not (kit / name).is_file()]
     if absent:
         return tuple(absent)
@@ -99,16 +108,16 @@ def kit_problems(bundle: Bundle, graph: ArtifactEntry, batches: tuple[int, ...])
     listed = {path for _, path in lines}
     found += [f"device/graph.sha256 does not list {one.path}" for one in graph.files if one.path not in listed]
     for digest, path in lines:
-        with (bundle.path / path).open("rb") as file:
+        with (root / path).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 found.append(f"{path} does not have the digest of device/graph.sha256")
-    said, frozen = kit_settings(kit / "settings.sh"), [""]
+    said = kit_settings(kit / "settings.sh")
     wanted = {
         "KIT_GRAPH": [graph.path],
         "KIT_PRECISION": [graph.precision],
         "KIT_BATCHES": [str(batch) for batch in sorted(batches)],
         "KIT_TUNED_BATCH": [str(batches[0])],
-        "KIT_FROZEN_BATCH": frozen,
+        "KIT_FROZEN_BATCH": [""],
     }
     found += [f"{name} is {said.get(name)}, not {value}" for name, value in wanted.items() if said.get(name) != value]
     names = [one.partition(":@batch")[0] for one in said.get("KIT_INPUTS", [])]
