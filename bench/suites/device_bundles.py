@@ -91,20 +91,28 @@ def chosen_cases(models: str | None, targets: str | None) -> tuple[Case, ...]:
     return tuple(case for name in names for case in known if case.model == name)
 
 
-def read_report(path: Path, machine: Machine) -> Report:
-    """Return the rows so far, none where there is no file.
+def read_report(path: Path) -> Report:
+    """Return what an earlier run wrote.
 
     Raises:
-        UsageError: they are of another machine, or were built with other options.
-        BundleError: they cannot be read.
+        BundleError: it cannot be read.
+    """
+    again = "name another --output, or delete the file to build all rows here"
+    return decode_versioned(Report, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step=again)
+
+
+def rows_so_far(path: Path, machine: Machine) -> Report:
+    """Return the report that a run goes on with, one without rows where there is no file.
+
+    Raises:
+        UsageError: its rows were built on another machine, or with other options.
+        BundleError: it cannot be read.
     """
     fresh = Report(SUITE, machine, Options(), all_cases(), ())
     if not path.is_file():
         return fresh
-    found = decode_versioned(
-        Report, read_text(path), version=SCHEMA_VERSION, what=path.name, next_step="name another --output"
-    )
-    if (found.machine, found.options) != (machine, fresh.options):
+    found = read_report(path)
+    if (found.machine, found.options) != (fresh.machine, fresh.options):
         raise UsageError(
             f"the rows of {path} were built on another machine, with other packages or with other options",
             next_step="name another --output, or delete the file to build all of them here",
@@ -171,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = chosen_cases(args.models, args.targets)
         wanted = Run(cases, args.anew, time.monotonic() + 60 * args.minutes, args.folder)
-        report = run(wanted, read_report(args.output, fingerprint()), args.output)
+        report = run(wanted, rows_so_far(args.output, fingerprint()), args.output)
     except TsexportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -21,12 +21,12 @@ from tsexport.bench.suites.device_bundle_records import (
 )
 from tsexport.bench.suites.device_bundle_row import COMMAND, kit_problems, rewrites_for
 from tsexport.bench.suites.device_bundle_text import report_text, row_line
-from tsexport.bench.suites.device_bundles import all_cases, chosen_cases, main, read_report, run_row
+from tsexport.bench.suites.device_bundles import all_cases, chosen_cases, main, read_report, rows_so_far, run_row
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.manifest import RewriteRecord
 from tsexport.codec import encode
 from tsexport.device.kit import graph_of, write_kit
-from tsexport.errors import ConfigurationError, UsageError
+from tsexport.errors import BundleError, ConfigurationError, UsageError
 from tsexport.models.registry import list_entries
 from tsexport.targets import parse_target
 
@@ -85,7 +85,7 @@ def test_one_row_as_it_runs(tmp_path, monkeypatch, capsys):
     rows.mkdir()
     given = ["--models=linear", "--targets=jetson-fp16-jetson-nano", f"--folder={rows}", f"--output={output}"]
     assert main(given) == 0
-    (row,) = read_report(output, device_bundles.fingerprint()).rows
+    (row,) = read_report(output).rows
     assert (row.case, row.outcome, row.problems) == (CASE, "built", ())
     assert row.seconds > 0
     assert row.peak_bytes > 2**27
@@ -129,14 +129,14 @@ def test_rows_are_kept_and_built_again_only_where_that_is_asked_for(tmp_path, ma
     def run(*, anew=False, until_s=float("inf")):
         built.clear()
         wanted = device_bundles.Run(cases, anew, until_s, None)
-        return device_bundles.run(wanted, read_report(output, machine), output)
+        return device_bundles.run(wanted, rows_so_far(output, machine), output)
 
     assert run(until_s=0.0).rows == ()
     assert not output.exists(), "nothing was run"
     found = run()
     assert built == list(cases)
     assert set(found.rows) == set(outcomes.values())
-    assert read_report(output, machine) == found, "what was written is what was found"
+    assert read_report(output) == found, "what was written is what was found"
     run()
     assert built == [ENDED.case], "it had no answer"
     run(anew=True)
@@ -146,10 +146,14 @@ def test_rows_are_kept_and_built_again_only_where_that_is_asked_for(tmp_path, ma
 def test_rows_of_another_machine_are_not_mixed_in(tmp_path, machine, four_cores, report):
     path = tmp_path / "kept.json"
     path.write_text(encode(report.with_row(WHOLE)))
-    assert read_report(path, machine).rows == (WHOLE,)
+    assert rows_so_far(path, machine).rows == (WHOLE,)
     with pytest.raises(UsageError, match="built on another machine") as caught:
-        read_report(path, four_cores)
+        rows_so_far(path, four_cores)
     assert "name another --output" in caught.value.next_step
+    path.write_text('{"schema_version": 0}')
+    with pytest.raises(BundleError, match="schema_version 0") as caught:
+        read_report(path)
+    assert "delete the file" in caught.value.next_step
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from exceptions import reason_against_device
 from nvidia_builders import DEPRECATIONS, import_builder
 
 import tsexport
-from tsexport.bench.suites.device_bundle_records import TARGETS
+from tsexport.bench.suites.device_bundle_records import SUITE, TARGETS
 from tsexport.bench.suites.device_bundle_row import kit_problems
+from tsexport.bench.suites.device_bundles import read_report
+from tsexport.bench.suites.report import RESULTS
 from tsexport.bundles.bundle import Bundle
 from tsexport.device.kit import graph_of
 from tsexport.errors import AccuracyError, UnsupportedError
@@ -100,6 +102,15 @@ def test_a_whole_bundle_with_its_kit(build, model, target, device):
     assert report.accepted, report.errors
     check_rewrites(bundle, model, target, device)
     check_kit(bundle, graph)
+
+
+def test_what_was_refused_in_full_size_is_an_exception():
+    """The committed results of the suite: each row that was run gave a whole bundle, or is listed with its node."""
+    report = read_report(RESULTS / f"{SUITE}.json")
+    assert report.rows
+    for row in report.rows:
+        reason = reason_against_device(row.case.target, SMALL[row.case.model])
+        assert (row.outcome, row.lacks) == ("refused" if reason else "built", ()), row
 
 
 TYPED = ("jetson-int8", "jetson-fp16", "a100-bf16", "a100-int8")
