@@ -5,7 +5,7 @@ together take at most `GROUP_BYTES`; where those of one window are larger, they 
 one pass over the windows.  How large a tensor is is asked of the graph itself, with one window.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,27 +54,75 @@ class ObservedGraph:
     def session(self, tensors: Sequence[str]) -> "_Taps":
         """Return what answers these tensors to feeds."""
         computed = [name for name in tensors if name not in self._inputs]
+        fed = [name for name in tensors if name in self._inputs]
+        return _Taps(self._session([self._values[name] for name in computed]) if computed else None, computed, fed)
+
+    def session_of_reductions(self, tensors: Sequence[str], operators: Sequence[str]) -> "_Taps":
+        """Return what answers, for each fp32 tensor, one number an operator: what "Size", "ReduceMax" or the like give.
+
+        The answers bear the names that `reduction_name` gives.  Each is computed as soon as its tensor is there, which
+        is gone as soon as in the graph itself.
+        """
+        graph = self._model.graph
+        fed = {value.name: value for value in graph.inputs}
+        added = []
+        for name in tensors:
+            value = self._values.get(name) or fed[name]
+            nodes = [_reduction(operator, value) for operator in operators]
+            producer = value.producer()
+            if producer is None:
+                graph.extend(nodes)
+            else:
+                graph.insert_after(producer, nodes)
+            added += nodes
+        numbers = [node.outputs[0] for node in added]
+        try:
+            # By default all of the graph runs before the nodes beside it, and holds every tensor until then.
+            session = self._session(numbers, onnxruntime.ExecutionOrder.PRIORITY_BASED)
+        finally:
+            graph.outputs.clear()
+            graph.remove(added)
+        return _Taps(session, [str(number.name) for number in numbers], ())
+
+    def _session(
+        self,
+        values: Sequence[onnx_ir.Value],
+        order: onnxruntime.ExecutionOrder = onnxruntime.ExecutionOrder.DEFAULT,
+    ) -> onnxruntime.InferenceSession:
         outputs = self._model.graph.outputs
         outputs.clear()
-        outputs.extend(self._values[name] for name in computed)
+        outputs.extend(values)
         options = onnxruntime.SessionOptions()
+        options.execution_order = order
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # sums in one order: equal ranges every time
         # Nothing is fused away or rounded otherwise, on any CPU.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry(_FOLDER_OPTION, str(self._folder))
-        text = onnx_ir.to_proto(self._model).SerializeToString() if computed else b""
-        return _Taps(text, options, computed, [name for name in tensors if name in self._inputs])
+        text = onnx_ir.to_proto(self._model).SerializeToString()
+        return onnxruntime.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+
+
+def _reduction(operator: str, value: onnx_ir.Value) -> onnx_ir.Node:
+    is_count = operator == "Size"
+    answer = onnx_ir.Value(
+        name=reduction_name(operator, str(value.name)),
+        type=onnx_ir.TensorType(onnx_ir.DataType.INT64 if is_count else onnx_ir.DataType.FLOAT),
+        shape=onnx_ir.Shape([]),
+    )
+    return onnx_ir.node(operator, [value], {} if is_count else {"keepdims": 0}, outputs=[answer])
+
+
+def reduction_name(operator: str, tensor: str) -> str:
+    """Return the name under which `session_of_reductions` answers."""
+    return f"{operator} of {tensor}"
 
 
 class _Taps:
     def __init__(
-        self, model: bytes, options: onnxruntime.SessionOptions, computed: Sequence[str], fed: Sequence[str]
+        self, session: onnxruntime.InferenceSession | None, computed: Sequence[str], fed: Sequence[str]
     ) -> None:
-        self._computed, self._fed = list(computed), list(fed)
-        self._session = (
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]) if computed else None
-        )
+        self._session, self._computed, self._fed = session, list(computed), list(fed)
         self._takes = {node.name for node in self._session.get_inputs()} if self._session else set()
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -115,6 +163,11 @@ def _sizes(graph: ObservedGraph, feeds: Feeds, tensors: Sequence[str]) -> dict[s
     return {name: sizes[name] for name in tensors}
 
 
+def windows_at_once(dataset: Dataset, sizes: Iterable[int], limit: int) -> int:
+    """Return how many windows may go through a graph together whose tensors take `sizes` bytes for one."""
+    return max(1, min(calibration_batch(dataset), limit // max(1, sum(sizes))))
+
+
 def answers(
     model: Path, dataset: Dataset, tensors: Sequence[str], *, group_bytes: int = GROUP_BYTES
 ) -> Iterator[dict[str, Array]]:
@@ -128,7 +181,7 @@ def answers(
     graph = ObservedGraph(model, tensors)
     sizes = _sizes(graph, next(iter(dataset.batches(1))).feeds, tensors)
     # Fewer windows at once rather than several passes: each pass runs the whole graph.
-    rows = max(1, min(calibration_batch(dataset), group_bytes // max(1, sum(sizes.values()))))
+    rows = windows_at_once(dataset, sizes.values(), group_bytes)
     for group in groups_of({name: size * rows for name, size in sizes.items()}, group_bytes):
         session = graph.session(group)
         for batch in dataset.batches(rows):

@@ -28,7 +28,7 @@ from tsexport.quantize.casting import (
     vanishing,
 )
 from tsexport.quantize.islands import NAMED, PREPARATION, PRODUCTS, RANGE, Islands, find_islands
-from tsexport.quantize.overflow import HEADROOM, largest_magnitudes, out_of_range, require_finite
+from tsexport.quantize.overflow import HEADROOM, magnitudes, out_of_range, require_finite
 from tsexport.quantize.sources import Order
 from tsexport.runtimes.bf16_rounding import simulate_bf16
 from tsexport.runtimes.options import GRAPH_OPTIMIZATION_LEVEL
@@ -99,7 +99,7 @@ def build_narrow(order: Order, folder: Path, precision: NarrowName) -> Artifact:
         UsageError: ONNX Runtime's process ends on a graph in fp16.
     """
     source = open_model(order.source.path)
-    far = out_of_range(largest_magnitudes(order.source.path, order.calibration), NARROW[precision])
+    far = out_of_range(magnitudes(order.source.path, order.calibration), NARROW[precision])
     narrowed = narrow_graph(
         source,
         precision,

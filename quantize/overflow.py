@@ -17,6 +17,7 @@ import onnx_ir as ir
 from tsexport.calibration.activations import GROUP_BYTES, answers
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.calibration.datasets import Dataset
+from tsexport.calibration.magnitudes import largest_magnitudes
 from tsexport.errors import DataError, ExportError
 from tsexport.exporters.onnx_file import write_onnx
 from tsexport.quantize.casting import LARGEST, SMALLEST_NORMAL
@@ -27,10 +28,8 @@ HEADROOM = 4.0
 """How many times larger than in calibration a value may become before fp16 overflows."""
 
 
-def largest_magnitudes(model: Path, dataset: Dataset) -> dict[str, float]:
+def magnitudes(model: Path, dataset: Dataset) -> dict[str, float]:
     """Return the largest finite magnitude of every fp32 input and computed tensor, over all calibration windows.
-
-    Memory is bounded by the model: windows are streamed.
 
     Raises:
         DataError: a tensor holds NaN, or there are no windows.
@@ -43,13 +42,10 @@ def largest_magnitudes(model: Path, dataset: Dataset) -> dict[str, float]:
         if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         and (info.name in computed or info in inferred.input)
     ]
-    largest = dict.fromkeys(tensors, 0.0)
-    for found in answers(model, dataset, tensors, group_bytes=GROUP_BYTES):
-        for name, array in found.items():
-            if np.isnan(array).any():
-                raise DataError(f"the tensor {name} holds NaN on calibration data: it cannot be cast to a narrow type")
-            magnitudes = np.abs(array, where=np.isfinite(array), out=np.zeros_like(array))
-            largest[name] = max(largest[name], float(magnitudes.max(initial=0.0)))
+    largest = largest_magnitudes(model, dataset, tensors)
+    for name, value in largest.items():
+        if np.isnan(value):
+            raise DataError(f"the tensor {name} holds NaN on calibration data: it cannot be cast to a narrow type")
     return largest
 
 
