@@ -247,8 +247,8 @@ def has_ended(pid):
 
 def test_a_worker_ends_when_its_parent_does(short_chain):
     code = (
-        "import subprocess, sys, os; from tsexport.bench.process import WORKER_COMMAND;"
-        "null = subprocess.DEVNULL; p = subprocess.Popen(WORKER_COMMAND, stdin=subprocess.PIPE, stdout=null, stderr=null);"
+        "import os, subprocess; from tsexport.bench.process import WORKER_COMMAND; null = subprocess.DEVNULL;"
+        "p = subprocess.Popen(WORKER_COMMAND, stdin=subprocess.PIPE, stdout=null, stderr=null);"
         "print(p.pid, flush=True); os._exit(0)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
