@@ -1,5 +1,6 @@
 """A small real bundle: y = x @ W + b in ONNX, in fp32 and dynamically quantized, run by ONNX Runtime."""
 
+import contextlib
 import os
 import subprocess
 import venv
@@ -10,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
-from hypothesis.internal.conjecture.providers import HypothesisProvider
-from hypothesis.internal.constants_ast import Constants
 
 from tsexport.bench.fingerprint import Machine
 from tsexport.bench.race import RaceEntry, RaceResult
@@ -63,9 +62,13 @@ settings.register_profile("random", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tsexport"))
 if settings.default.derandomize:
     # Now and then Hypothesis draws a constant that it finds in the modules that are imported by then, so that another
-    # order of tests, or another number in the code, changes the examples.  No setting turns that off; whether this
-    # still does is what tests/test_same_examples.py says.
-    HypothesisProvider._local_constants = Constants()
+    # order of tests, or another number in the code, changes the examples.  No setting turns that off, and these names
+    # are Hypothesis's own: whether they still do is what tests/test_same_examples.py says.
+    with contextlib.suppress(ImportError):
+        from hypothesis.internal.conjecture.providers import HypothesisProvider
+        from hypothesis.internal.constants_ast import Constants
+
+        HypothesisProvider._local_constants = Constants()
 
 INPUTS = (TensorSpec("x", "float32", ("batch", 4)),)
 OUTPUTS = (TensorSpec("y", "float32", ("batch", 3)),)
