@@ -91,6 +91,16 @@ class ModelFiles:
     int8: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """A cache of these tests' own, unless one is given: in the user's, other measurements on this machine take turns
+    with theirs, and what one run left there would be found by the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "TSEXPORT_CACHE" not in os.environ:
+            patch.setenv("TSEXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_files(tmp_path_factory):
     import onnx
