@@ -26,7 +26,7 @@ from tsexport.bench.wire import (
 from tsexport.bench.worker import DISTINCT_BATCHES, batches_of, read_feeds
 from tsexport.errors import DataError, InconclusiveError, UsageError
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 def test_an_artifact_with_an_unknown_key_is_refused(short_chain):

@@ -11,7 +11,7 @@ from pathlib import Path
 from distributed import Client, Security
 
 STAND_IN = Path(__file__).parent.parent / "device" / "stand_in_trtexec.py"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @dataclass

@@ -25,7 +25,7 @@ horizon = 4
 channels = 2
 """
 """Options of all builds here: small models, and moments of measuring."""
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Folder:
 
 
 def ended(process: "subprocess.Popen[str]") -> Ran:
-    stdout, stderr = process.communicate(timeout=10 * PATIENCE_S)
+    stdout, stderr = process.communicate(timeout=3 * PATIENCE_S)
     return Ran(process.returncode, stdout, stderr)
 
 

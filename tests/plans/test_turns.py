@@ -15,7 +15,7 @@ from tsexport.cache import Cache
 from tsexport.turns import TOLD_AFTER_SECONDS, CacheInTurns, Turns, machine_name
 
 PROGRAM = Path(__file__).parent / "taking_turns.py"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 RESULT = DataRecord("a test", "a" * 64, 1, "0")
 A_WHILE_S = 0.3
 """Long enough for a process that may go on to have gone on; that it has not proves little, and that it has all."""

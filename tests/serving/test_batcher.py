@@ -14,7 +14,7 @@ from tsexport.serving.refusals import Refusal
 from tsexport.types import TensorSpec
 
 BATCHED = TensorSpec("x", "float32", ("batch", 4))
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 class Held:
