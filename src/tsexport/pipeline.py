@@ -8,9 +8,8 @@ target is not this machine, candidates are judged by exact simulation, and nothi
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
@@ -25,7 +24,6 @@ from tsexport.extras import require
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.progress import Progress
-from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import bundle_statuses
 from tsexport.stages.buildup import buildups_of, hold_buildup, require_feedback
@@ -45,6 +43,7 @@ from tsexport.stages.measuring import (
     worth_every_batch,
 )
 from tsexport.stages.packing import Packed, pack
+from tsexport.stages.planned import Plan
 from tsexport.stages.profiling import PROFILE, profile_here
 from tsexport.stages.projecting import project_selected, with_outlook
 from tsexport.stages.pruning import compare_with_unpruned, prune_stage, require_prunable
@@ -86,19 +85,6 @@ CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes", PROFILE}
 """What is alone on the machine while it runs, as far as tsexport goes; see `tsexport.turns`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build is going to do, decided without importing torch: what --dry-run shows."""
-
-    context: Context
-    name: str
-    destination: Path
-    recipes: tuple[Recipe, ...]
-    runtimes: tuple[str, ...]
-    missing: tuple[str, ...]
-    steps: tuple[tuple[str, float], ...]
 
 
 def bundle_name(model: str, target: str, device: str, component: str | None = None, prune: float | None = None) -> str:

@@ -21,7 +21,8 @@ from nvidia_builders import DEPRECATIONS, import_builder
 
 import tsexport
 from tsexport.bundles.bundle import Bundle
-from tsexport.device.kit import SCRIPTS, graph_of
+from tsexport.bundles.engines import graph_of
+from tsexport.device.kit import SCRIPTS
 from tsexport.errors import AccuracyError, UnsupportedError
 from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify
