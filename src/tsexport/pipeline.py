@@ -28,7 +28,7 @@ from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import bundle_statuses
 from tsexport.stages.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.stages.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
-from tsexport.stages.compressing import AccuracyResult, Tried, accuracy_of
+from tsexport.stages.compressing import accuracy_of
 from tsexport.stages.context import Context
 from tsexport.stages.data import plan_data
 from tsexport.stages.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
@@ -46,9 +46,10 @@ from tsexport.stages.packing import Packed, pack
 from tsexport.stages.planned import Plan
 from tsexport.stages.profiling import PROFILE, profile_here
 from tsexport.stages.projecting import project_selected, with_outlook
-from tsexport.stages.pruning import compare_with_unpruned, prune_stage, require_prunable
+from tsexport.stages.pruning import compare_with_unpruned, prune_stage, pruned_source, require_prunable
 from tsexport.stages.samples import Samples, take_samples
 from tsexport.stages.searching import CANDIDATES, SEARCH, search
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.turns import CacheInTurns, Turns
@@ -126,7 +127,17 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
+    context = Context(
+        options=options,
+        target=target,
+        cpu=cpu,
+        identity=identity,
+        plan=plan,
+        cache=CacheInTurns(default_root(), turns=turns),
+        threads=threads,
+        turns=turns,
+        prune=pruned_source if options.prune is not None else None,
+    )
     _ = (
         context.selection,
         context.calibration_tables,

@@ -16,7 +16,7 @@ from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import Tried, build_recipe, try_recipe
+from tsexport.stages.compressing import build_recipe, try_recipe
 from tsexport.stages.context import Context
 from tsexport.stages.covering import with_coverage
 from tsexport.stages.exporting import Exports
@@ -25,6 +25,7 @@ from tsexport.stages.fitting import require_one_accepted
 from tsexport.stages.planned import Plan
 from tsexport.stages.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import AccuracyBudget, Artifact
 from tsexport.wording import count_text
 
