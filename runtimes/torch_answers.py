@@ -60,9 +60,3 @@ class TorchAnswers(ArtifactSession):
             expected = ", ".join(map(str, self.outputs))
             raise UsageError(f"{origin} returns {len(answer)} tensors; expected {expected}")
         return tuple(answer)
-
-    def reason(self, error: Exception) -> str:
-        """Return the line that says why: the last one where the interpreter prints its own traceback first."""
-        if "Traceback of TorchScript" in str(error):
-            return str(error).strip().splitlines()[-1]
-        return super().reason(error)
