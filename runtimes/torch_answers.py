@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
 from tsexport.runtimes.sessions import ArtifactSession
 from tsexport.types import Artifact
 
@@ -31,9 +31,12 @@ def read_torchscript(artifact: Artifact, device: str) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         # torch calls its own format deprecated at every load; it is one of the formats that users ask for.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            io.BytesIO(content), map_location=device
-        )
+        try:
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(content), map_location=device
+            )
+        except Exception as error:  # torch raises many kinds on damaged programs
+            raise RuntimeError(reason_of(error)) from error
     return module.eval()
 
 
