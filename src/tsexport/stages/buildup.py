@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
 from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
 from tsexport.stages.context import Context, portable
 from tsexport.stages.holding import keep_held
@@ -88,8 +88,8 @@ def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtim
             raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on an artifact does so in its own words; the artifact is out with them.
-            words = portable((str(failure).splitlines() or [""])[0], context.cache)
-            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words[:200]}")
+            words = portable(reason_of(failure), context.cache)
+            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words}")
         return BuildUp(rollout, quantiles)
 
     found = context.cache.stage("buildup", inputs, BuildUp, produce).result

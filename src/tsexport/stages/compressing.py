@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tsexport.cache import restore_artifact, store_artifact
+from tsexport.errors import reason_of
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.stages.buildup import check_buildup
 from tsexport.stages.context import Context, portable
@@ -106,9 +107,9 @@ def accuracy_of(
             raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on a candidate does so in its own words; the candidate is listed with them.
-            words = portable((str(failure).splitlines() or [""])[0], context.cache)
+            words = portable(reason_of(failure), context.cache)
             does = "simulate" if simulated else "run"
-            return AccuracyResult(None, reason=f"{runtime} cannot {does} it: {words[:200]}")
+            return AccuracyResult(None, reason=f"{runtime} cannot {does} it: {words}")
         values = (accuracy.output_error, accuracy.degradation or 0.0, accuracy.value or 0.0, error.worst[1])
         if not all(math.isfinite(value) for value in values):
             return AccuracyResult(None, reason="its answers are not finite, or the source's are all zero")

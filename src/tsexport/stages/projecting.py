@@ -13,6 +13,7 @@ from tsexport.bench.projection import AnchorError, Projection, fitted, project
 from tsexport.bench.rows import milliseconds
 from tsexport.bench.tables import LatencyTables, latency_budgets
 from tsexport.devices import Device, Peak, list_devices
+from tsexport.errors import reason_of
 from tsexport.targets import Target
 from tsexport.types import Artifact, ModelSpec, Verdict
 from tsexport.work import GraphWork
@@ -92,7 +93,7 @@ def _project(
         raise  # of the machine at this moment
     except Exception as error:
         # It decides nothing, so what a graph of a user makes it raise must not end a build.
-        return replace(record, reason=(str(error).splitlines() or [type(error).__name__])[0][:200])
+        return replace(record, reason=reason_of(error))
     kept = tuple(one if one.batch == sizes[0] else replace(one, kernels=()) for one in found)
     return replace(
         record,
