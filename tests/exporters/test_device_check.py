@@ -20,6 +20,19 @@ CASES = (
         "wrong refused refused refused refused",
     ),
     Case(
+        "one scale in one dimension",  # which TensorRT takes for the whole tensor
+        PAIRED,
+        "q = QuantizeLinear(x, s1, z)  d = DequantizeLinear(q, s1, z)  y = Relu(d)",
+        OK,
+    ),
+    Case(
+        "a zero point of INT16",
+        PAIRED,
+        "q = QuantizeLinear(x, s, z16)  d = DequantizeLinear(q, s, z16)  y = Relu(d)",
+        "type type type type type",
+        opset=21,
+    ),
+    Case(
         "no zero point",
         PAIRED,
         "q = QuantizeLinear(x, s)  d = DequantizeLinear(q, s)  y = Relu(d)",
