@@ -185,9 +185,9 @@ def _data(node: ir.Node) -> list[ir.Value]:
         return list(node.outputs[:1])
     variables = [one.type_str for one in schema.inputs]
     made = schema.outputs[0].type_str
-    wanted = made if made in variables else variables[0]
     allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
-    if "tensor(float)" not in allowed.get(wanted, ["tensor(float)"]):
+    wanted = made if made in variables and made in allowed else variables[0]
+    if "tensor(float)" not in allowed.get(wanted, [wanted]):
         return list(node.outputs[:1])
     places = ((value, variables[min(index, len(variables) - 1)]) for index, value in enumerate(node.inputs))
     return [value for value, variable in places if value is not None and variable == wanted]

@@ -95,9 +95,12 @@ def _other_scale_type(node: ir.Node) -> bool:
     return type_of(input_of(node, 1)) not in (ir.DataType.FLOAT, None)
 
 
-def _quantized_bias(node: ir.Node) -> bool:
-    bias = input_of(node, 2)
-    return bias is not None and from_pair(input_of(node, 1)) and not is_constant(bias)
+def _half_bounds(node: ir.Node) -> bool:
+    return ir.DataType.FLOAT16 in (type_of(input_of(node, 1)), type_of(input_of(node, 2)))
+
+
+def _no_axes(node: ir.Node) -> bool:
+    return input_of(node, 1) is None and "axes" not in node.attributes and _unknown_dimensions(node)
 
 
 def _unquantized_weight(node: ir.Node) -> bool:
@@ -225,7 +228,6 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "data of INT32 or INT64": _is_of(*_INTEGERS),
     "data not fp32": lambda node: type_of(input_of(node, 0)) not in (ir.DataType.FLOAT, None),
     "data of BOOL": lambda node: _bool_choices(node) if node.op_type == "Where" else _is_of(ir.DataType.BOOL)(node),
-    "bias of a quantized convolution": _quantized_bias,
     "computed bias": _computed(2),
     "computed weight": _unquantized_weight,
     "one spatial dimension": lambda node: _rank(node) == 3,
@@ -251,6 +253,9 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "target of Cast with UINT8": _cast_outside(_CASTS | {ir.DataType.UINT8}),
     "target of Cast with bf16": _cast_outside(_LATER_CASTS),
     "computed min or max": _computed(1, 2),
+    "bounds in fp16": _half_bounds,
+    "no axes": _no_axes,
+    "computed thresholds": _computed(2, 3, 4),
     "computed axes": _computed(1),
     "computed axes of Slice": _computed(3),
     "computed axes of Pad": _computed(3),

@@ -11,6 +11,27 @@ from tsexport.exporters.device_table import tensorrt_table
 
 CASES = (
     *OPERATORS,
+    Case(
+        "Clip of fp16",
+        "(float16[8] x) => (float16[8] y)",
+        "y = Clip(x, s16, s16)",
+        "wrong ok ok ok ok",
+        {"8.0": "wrong", "8.4": "wrong"},
+    ),
+    Case("Clip of fp32", "(float[8] x) => (float[8] y)", 'y = Clip(x, "", five)', OK, {"8.4": "ok"}),
+    Case(
+        "Squeeze without axes",
+        "(float[batch, 1] x) => (float y)",
+        "y = Squeeze(x)",
+        "refused refused refused refused refused",
+    ),
+    Case("Squeeze of a known shape", "(float[8, 1] x) => (float y)", "y = Squeeze(x)", OK),
+    Case(
+        "boxes by a computed threshold",
+        "(float[1, 8, 4] b, float[1, 1, 8] c, float t) => (int64 y)",
+        "y = NonMaxSuppression(b, c, k, t)",
+        "refused ok ok ok ok",
+    ),
     # --- Q/DQ
     Case("a pair", PAIRED, "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", OK),
     Case(
