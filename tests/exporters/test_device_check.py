@@ -28,8 +28,8 @@ CASES = (
     Case("Squeeze of a known shape", "(float[8, 1] x) => (float y)", "y = Squeeze(x)", OK),
     Case(
         "boxes by a computed threshold",
-        "(float[1, 8, 4] b, float[1, 1, 8] c, float t) => (int64 y)",
-        "y = NonMaxSuppression(b, c, k, t)",
+        "(float[1, 8, 4] b, float[1, 1, 8] c, float h) => (int64 y)",
+        "y = NonMaxSuppression(b, c, k, h)",
         "refused ok ok ok ok",
     ),
     # --- Q/DQ
