@@ -11,7 +11,7 @@ again, and the weights are put in.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tsexport.cache import Cached
 from tsexport.errors import AccuracyError, ConfigurationError, TsexportError, UsageError
@@ -19,7 +19,7 @@ from tsexport.npz import read_arrays, write_arrays
 from tsexport.options import BuildOptions
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
 from tsexport.stages.context import Context
-from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, TensorSpec, rows_at_once
+from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Closing, Feeds, TensorSpec, rows_at_once
 from tsexport.wording import change_text
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _cost(context: Context, samples: "Samples") -> CostResult:
 
 
 @dataclass(frozen=True)
-class _AsSession:
+class _AsSession(Closing):
     """A source model where a session is wanted: torch holds nothing that has to be closed."""
 
     source: "OpenedSource"
@@ -279,12 +279,6 @@ class _AsSession:
         return self.source.run(feeds)
 
     def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
         pass
 
 
