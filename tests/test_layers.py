@@ -62,6 +62,12 @@ def test_the_core_knows_only_itself(module):
         assert part in BASE, f"{module}.py:{line} imports tsexport.{part}"
 
 
+def test_no_stage_knows_the_pipeline():
+    """Data moves forward only: a stage gets what it needs from who runs it."""
+    for path in sorted((ROOT / "src/tsexport/stages").glob("*.py")):
+        assert "pipeline" not in {part for _, part in parts_imported(ast.parse(path.read_text()))}, path.name
+
+
 def test_scripts_are_no_packages():
     for folder in SCRIPTS:
         assert not (ROOT / folder / "__init__.py").exists()

@@ -19,7 +19,7 @@ from tsexport.bench.records import MachineRecord
 from tsexport.bundles.bundle import Bundle
 from tsexport.bundles.loading import cores_here
 from tsexport.bundles.staging import check_destination, check_folder, remove_leftovers
-from tsexport.cache import default_root
+from tsexport.cache import Cache, default_root
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.extras import require
 from tsexport.models.sources import identify
@@ -139,8 +139,7 @@ def plan_build(options: BuildOptions) -> Plan:
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
-    turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
+    context = Context(options, target, cpu, identity, plan, Cache(default_root()), threads)
     _ = (
         context.selection,
         context.calibration_tables,
@@ -198,16 +197,18 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
-    plan = _telling(plan, say)
-    with surroundings_explained(), plan.context.cache.in_use(), plan.context.turns.working():
-        return _run(plan, quiet, say)
+    root = plan.context.cache.root
+    turns = Turns(root, say)
+    cache = CacheInTurns(root, say, turns=turns)
+    with surroundings_explained(), cache.in_use(), turns.working():
+        return _run(replace(plan, context=replace(plan.context, cache=cache, turns=turns)), quiet, say)
 
 
 def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
-    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
-    context.turns.waited = progress.leave_out
+    around = partial(_turn, plan)
+    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=around, clock=context.turns.clock)
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -217,9 +218,9 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     samples = _samples(context, progress, say)
     require_feedback(context, samples)
     exports = _fit(context, samples, _export(context, samples, progress), progress)
-    fp32, parity, refused = _check(context, samples, exports, plan, progress)
+    fp32, parity, refused = _check(context, samples, exports, plan.runtimes, progress)
     pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
-    tried = search(context, samples, exports, plan, progress)
+    tried = search(context, samples, exports, plan.recipes, plan.runtimes, progress)
     with progress.step("accuracy") as step:
         found = {one.key: accuracy_of(context, samples, one.artifact, one.runtime) for one in fp32}
         step.reused = all(reused for _, reused in found.values())
@@ -293,12 +294,6 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     return bundle
 
 
-def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
-    """Return a plan whose cache and turns say when they wait for another build."""
-    plan.context.turns.say = say
-    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
-
-
 def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
     """Return the turn that a step runs in, where it is not the whole build's."""
     measures = step in MEASURING
@@ -343,7 +338,7 @@ def _fit(context: Context, samples: Samples, exports: Exports, progress: Progres
 
 
 def _check(
-    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
+    context: Context, samples: Samples, exports: Exports, runtimes: tuple[str, ...], progress: Progress
 ) -> tuple[tuple[Placed, ...], tuple[Parity, ...], tuple[str, ...]]:
     placed: list[Placed] = []
     parity: list[Parity] = []
@@ -352,7 +347,7 @@ def _check(
         step.reused = True
         for artifact in exports.artifacts:
             for runtime in artifact.runtimes:
-                if runtime not in plan.runtimes:
+                if runtime not in runtimes:
                     continue
                 step.say(f"{artifact.name} on {runtime}")
                 result, reused = check_on_runtime(context, samples, artifact, runtime)

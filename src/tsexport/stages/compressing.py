@@ -185,13 +185,14 @@ def try_recipe(
     why: str,
     budget: AccuracyBudget,
     here: Sequence[str],
+    wanted: Sequence[str],
 ) -> tuple[Tried, ...]:
-    """Judge the accuracy of a built recipe on each of its runtimes that is here, unless the target refuses it."""
+    """Judge the accuracy of a built recipe on each wanted runtime that is here, unless the target refuses it."""
     from tsexport.quantize.evaluation import budget_miss
 
     tried = []
     refusal = refusal_by_device(context, artifact) if artifact is not None else ""
-    for runtime in recipe.runtimes:
+    for runtime in wanted:
         if artifact is None:
             tried.append(Tried(recipe, runtime, None, None, 0.0, "failed", why))
         elif refusal:
