@@ -40,6 +40,8 @@ CONSTANTS = {
     "t": np.array(0.05, F32),
     "s16": np.array(0.02, np.float16),
     "none": np.array(0.0, F32),
+    "s1": np.array([0.02], F32),
+    "z16": np.array(0, np.int16),
     "z": np.array(0, S8),
     "z3": np.array(3, S8),
     "u": np.array(0, U8),
@@ -78,6 +80,7 @@ class Case:
 
 
 OK = "ok ok ok ok ok"
+REFUSED = "refused refused refused refused refused"
 OPERATORS = (
     Case("plain", ROWS, "h = MatMul(x, w)  y = Relu(h)", OK),
     Case("LayerNormalization", ROWS, "y = LayerNormalization(x, one, zero)", "no no ok ok ok"),
@@ -144,7 +147,7 @@ OPERATORS = (
         "LSTM coupled",
         "(float[5, batch, 8] x) => (float y)",
         "y = LSTM<hidden_size=8, input_forget=1>(x, lstm_w, lstm_r)",
-        "ok ok ok refused refused",
+        REFUSED,
     ),
     Case(
         "LSTM of unlike directions",
@@ -183,7 +186,7 @@ OPERATORS = (
         "a computed bias",
         "(float[batch, 8, 4, 4] x, float[8] b) => (float y)",
         "y = Conv(x, kernel, b)",
-        "ok hazard hazard hazard hazard",
+        "refused hazard hazard hazard hazard",
     ),
     Case(
         "pooling along time",
@@ -268,7 +271,18 @@ OPERATORS = (
         opset=18,
     ),
     Case("Cast to UINT8", FLAT, "y = Cast<to=2>(x)", "refused ok ok ok ok"),
-    Case("Cast to INT16", FLAT, "y = Cast<to=5>(x)", "refused refused refused ok ok"),
+    Case("Cast to INT16", FLAT, "y = Cast<to=5>(x)", "refused refused refused refused refused"),
+    Case("Cast to what is no type", FLAT, "y = Cast<to=99>(x)", "refused refused refused refused refused"),
+    Case("Cast of INT16", "(int16[batch, 8] x) => (float y)", "y = Cast<to=1>(x)", "type type type type type"),
+    Case("nine dimensions", "(float[1, 1, 1, 1, 1, 1, 1, 1, 8] x) => (float y)", "y = Flatten(x)", REFUSED),
+    Case("shapes that do not fit", "(float[batch, 7] x) => (float y)", "y = MatMul(x, w)", REFUSED),
+    Case(
+        "padded along computed axes",
+        "(float[batch, 8, 8] x, int64[1] a) => (float y)",
+        'y = Pad(x, span, "", a)',
+        "ok ok ok refused ok",
+        opset=18,
+    ),
     Case("Clip by what is computed", "(float[8] x, float m) => (float y)", "y = Clip(x, m)", OK, {"8.0": "refused"}),
     Case(
         "sums along a computed axis",
@@ -323,8 +337,8 @@ OPERATORS = (
         " else_branch = g2 () => (float b) { b = Identity(five) }>",
         "refused refused refused refused refused",
     ),
-    Case("Dropout in training", FLAT, "y = Dropout(x, ratio, true)", "ok ok ok refused refused"),
-    Case("EyeLike of any size", "(float[n, n] x) => (float y)", "y = EyeLike(x)", "ok ok ok refused refused"),
+    Case("Dropout in training", FLAT, "y = Dropout(x, ratio, true)", REFUSED),
+    Case("EyeLike of any size", "(float[n, n] x) => (float y)", "y = EyeLike(x)", REFUSED),
     Case(
         "reversed of any size",
         "(float[8, n] x, int64[n] l) => (float y)",

@@ -11,6 +11,27 @@ from tsexport.exporters.device_table import tensorrt_table
 
 CASES = (
     *OPERATORS,
+    Case(
+        "Clip of fp16",
+        "(float16[8] x) => (float16[8] y)",
+        "y = Clip(x, s16, s16)",
+        "wrong ok ok ok ok",
+        {"8.0": "wrong", "8.4": "wrong"},
+    ),
+    Case("Clip of fp32", "(float[8] x) => (float[8] y)", 'y = Clip(x, "", five)', OK, {"8.4": "ok"}),
+    Case(
+        "Squeeze without axes",
+        "(float[batch, 1] x) => (float y)",
+        "y = Squeeze(x)",
+        "refused refused refused refused refused",
+    ),
+    Case("Squeeze of a known shape", "(float[8, 1] x) => (float y)", "y = Squeeze(x)", OK),
+    Case(
+        "boxes by a computed threshold",
+        "(float[1, 8, 4] b, float[1, 1, 8] c, float h) => (int64 y)",
+        "y = NonMaxSuppression(b, c, k, h)",
+        "refused ok ok ok ok",
+    ),
     # --- Q/DQ
     Case("a pair", PAIRED, "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", OK),
     Case(
@@ -18,6 +39,19 @@ CASES = (
         PAIRED,
         "q = QuantizeLinear(x, s, u)  d = DequantizeLinear(q, s, u)  y = Relu(d)",
         "wrong refused refused refused refused",
+    ),
+    Case(
+        "one scale in one dimension",  # which TensorRT takes for the whole tensor
+        PAIRED,
+        "q = QuantizeLinear(x, s1, z)  d = DequantizeLinear(q, s1, z)  y = Relu(d)",
+        OK,
+    ),
+    Case(
+        "a zero point of INT16",
+        PAIRED,
+        "q = QuantizeLinear(x, s, z16)  d = DequantizeLinear(q, s, z16)  y = Relu(d)",
+        "type type type type type",
+        opset=21,
     ),
     Case(
         "no zero point",

@@ -97,7 +97,7 @@ def searched(model, data, prepared, tmp_path, monkeypatch):
     def run(*recipes, **options):
         plan = replace(plan_build(options_of(model, data, tmp_path, **options)), recipes=recipes)
         run.progress = Progress(plan.steps, quiet=True)
-        tried = search(plan.context, *stages_before(plan), plan.recipes, plan.runtimes, run.progress)
+        tried = search(plan.context, *stages_before(plan), plan, run.progress)
         return {(one.recipe.name, one.runtime): one for one in tried}
 
     return run

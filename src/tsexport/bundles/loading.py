@@ -10,11 +10,11 @@ from pathlib import Path
 from tsexport.bench.fingerprint import affinity_cores, cpu_quota, usable_cores
 from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.bundles.checksums import check_files, read_sums
+from tsexport.bundles.engines import graph_of
 from tsexport.bundles.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
 from tsexport.bundles.signatures import check_signature
 from tsexport.bundles.structure import check_entry
 from tsexport.bundles.verification import install_hint
-from tsexport.device.kit import graph_of
 from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
 from tsexport.runtimes import registry
 from tsexport.runtimes.simulation import load_for

@@ -14,10 +14,10 @@ from tsexport.stages.context import Context, portable
 from tsexport.stages.holding import keep_held
 from tsexport.stages.preparing import quantile_levels
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Array, Artifact, Session, rows_at_once
 
 if TYPE_CHECKING:
-    from tsexport.stages.compressing import Tried
     from tsexport.stages.measuring import Placed
 
 QUANTILE_BATCH = 32

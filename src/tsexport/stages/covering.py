@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsexport.errors import reason_of
-from tsexport.stages.compressing import Tried
 from tsexport.stages.context import Context, portable
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Artifact
 from tsexport.work import Coverage
 

@@ -15,10 +15,11 @@ from tsexport.quantize.recipe import Recipe
 from tsexport.runtimes.registry import TORCH_CUDA
 from tsexport.stages.buildup import check_buildup
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import AccuracyResult, BuildResult, Tried, accuracy_of
+from tsexport.stages.compressing import accuracy_of
 from tsexport.stages.context import Context, portable
 from tsexport.stages.exporting import Exports
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import AccuracyResult, BuildResult, Tried
 from tsexport.types import Artifact
 
 if TYPE_CHECKING:

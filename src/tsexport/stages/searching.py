@@ -12,19 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsexport.bundles.manifest import Selection
 from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import Tried, build_recipe, try_recipe
+from tsexport.stages.compressing import build_recipe, try_recipe
 from tsexport.stages.context import Context
 from tsexport.stages.covering import with_coverage
 from tsexport.stages.exporting import Exports
 from tsexport.stages.fallbacks import FoundLayers, LayerError, Order
 from tsexport.stages.fitting import require_one_accepted
+from tsexport.stages.planned import Plan
 from tsexport.stages.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import AccuracyBudget, Artifact
 from tsexport.wording import count_text
 
@@ -45,68 +46,48 @@ SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
 
 
-def search(
-    context: Context,
-    samples: Samples,
-    exports: Exports,
-    recipes: tuple[Recipe, ...],
-    runtimes: tuple[str, ...],
-    progress: Progress,
-) -> tuple[Tried, ...]:
+def search(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
     """Return every candidate on each of its runtimes, judged; fallbacks stand behind the recipe they come from.
 
     Where a selection.json is repeated, the selected recipe alone is built, with the layers that it names.
-
-    Args:
-        recipes: that the target has; () for nothing to search.
-        runtimes: that are here; on others no candidate is judged.
     """
-    if not recipes:
-        return ()
     if context.selection is not None:
-        return _repeat(context, samples, exports, context.selection, recipes, runtimes, progress)
-    tried = _build_all(context, samples, exports, recipes, runtimes, progress)
+        return _repeat(context, samples, exports, plan, progress)
+    if not plan.recipes:
+        return ()
+    tried = _build_all(context, samples, exports, plan, progress)
     with progress.step(SEARCH) as step:
-        tried = FloatSearch(context, samples, exports, runtimes, step).extend(tried)
+        tried = FloatSearch(context, samples, exports, plan, step).extend(tried)
         return with_coverage(context, samples, tried)
 
 
-def _repeat(
-    context: Context,
-    samples: Samples,
-    exports: Exports,
-    selection: Selection,
-    recipes: tuple[Recipe, ...],
-    runtimes: tuple[str, ...],
-    progress: Progress,
-) -> tuple[Tried, ...]:
+def _repeat(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
+    selection = context.selection
+    assert selection is not None
+    if not plan.recipes:
+        return ()
     with progress.step(CANDIDATES) as step:
         step.reused = True
         if repeats(context, samples) is not None:
             for one in recipes_of_tables(selection):  # the bundle holds their tables
                 step.reused &= build_recipe(context, samples, exports, one)[2]
-        recipe = recipe_to_repeat(selection, recipes)
+        recipe = recipe_to_repeat(selection, plan.recipes)
         if recipe is None:
             return ()
-        found, reused = _try(context, samples, exports, recipe, runtimes, (selection.runtime,))
+        found, reused = _try(context, samples, exports, recipe, plan.runtimes, (selection.runtime,))
         step.reused &= reused
         return with_coverage(context, samples, found)
 
 
 def _build_all(
-    context: Context,
-    samples: Samples,
-    exports: Exports,
-    recipes: tuple[Recipe, ...],
-    runtimes: tuple[str, ...],
-    progress: Progress,
+    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
 ) -> tuple[Tried, ...]:
     tried: list[Tried] = []
     with progress.step(CANDIDATES) as step:
         step.reused = True
-        for index, recipe in enumerate(recipes):
-            step.say(recipe.name, index / len(recipes))
-            found, reused = _try(context, samples, exports, recipe, runtimes, recipe.runtimes)
+        for index, recipe in enumerate(plan.recipes):
+            step.say(recipe.name, index / len(plan.recipes))
+            found, reused = _try(context, samples, exports, recipe, plan.runtimes, recipe.runtimes)
             step.reused &= reused
             tried += found
     require_one_accepted(context, tried)
@@ -137,7 +118,7 @@ class FloatSearch:
     context: Context
     samples: Samples
     exports: Exports
-    runtimes: tuple[str, ...]
+    plan: Plan
     step: Step
     started: float = field(default_factory=lambda: time.monotonic())
 
@@ -285,8 +266,8 @@ class FloatSearch:
         artifact, reason, _ = build_recipe(self.context, self.samples, self.exports, recipe)
 
         def judged(samples: Samples, budget: AccuracyBudget) -> Tried:
-            wanted = (plain.runtime,)
-            (one,) = try_recipe(self.context, samples, recipe, artifact, reason, budget, self.runtimes, wanted)
+            here, wanted = self.plan.runtimes, (plain.runtime,)
+            (one,) = try_recipe(self.context, samples, recipe, artifact, reason, budget, here, wanted)
             return one
 
         if artifact is not None and len(next(iter(self.samples.feeds.values()))) > 2 * SCREEN_WINDOWS:
