@@ -21,8 +21,8 @@ from tsexport.quantize.cpu_recipes import (
     WITH_VNNI,
     WITHOUT_VNNI,
 )
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
-from tsexport.quantize.sources import Fp32Sources
+from tsexport.quantize.onnxruntime_quantizer import quantize_onnx
+from tsexport.quantize.sources import Fp32Sources, NothingQuantizedError
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 
