@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexport.errors import MissingDependencyError, UsageError
+from tsexport.errors import MissingDependencyError, UsageError, reason_of
 from tsexport.models.flat import PROBE_BATCHES, PROBE_SEED, output_spec
 from tsexport.types import BATCH, Array, Feeds, TensorSpec, file_sha256, random_feeds
 
@@ -44,7 +44,7 @@ def open_onnx(path: Path, given: tuple[TensorSpec, ...] = ()) -> OnnxSource:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UsageError(
-            f"{path} is not valid ONNX: {str(error).strip().splitlines()[0]}", next_step="Export the model again."
+            f"{path} is not valid ONNX: {reason_of(error)}", next_step="Export the model again."
         ) from error
     # Files of before IR version 4 list initializers among the inputs.
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -175,7 +175,7 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base
         raise UsageError(
-            f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}",
+            f"ONNX Runtime cannot load {path}: {reason_of(error)}",
             next_step="Export or copy it again, with the file that holds its weights where there is one.",
         ) from error
 
@@ -192,7 +192,7 @@ def _outputs(path: Path, session: Any, inputs: tuple[TensorSpec, ...]) -> tuple[
     except Exception as error:  # onnxruntime's exceptions share no base
         raise UsageError(
             f"{path} does not run on {', '.join(map(str, inputs))} with batches of {PROBE_BATCHES[0]} and "
-            f"{PROBE_BATCHES[1]}: {str(error).splitlines()[0]}",
+            f"{PROBE_BATCHES[1]}: {reason_of(error)}",
             next_step="Its batch size may be fixed inside: export it with a dynamic batch.",
         ) from error
     return tuple(output_spec(n, small[n].dtype.name, small[n].shape, large[n].shape) for n in small)

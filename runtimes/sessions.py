@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tsexport.errors import FeedError, UsageError, did_you_mean
+from tsexport.errors import FeedError, UsageError, did_you_mean, reason_of
 from tsexport.types import Array, Artifact, Feeds, TensorSpec
 
 SPECIALISED_BATCHES = 4
@@ -27,8 +27,6 @@ Infer = Callable[[Mapping[str, Array]], Sequence[Array]]
 """Takes contiguous arrays under the artifact's input names, answers in the order of the artifact's outputs."""
 
 _ARRAY = np.ndarray
-# Lines that runtimes print before the reason itself.
-_PREAMBLES = ("Exception from", "Check '", "FrontEnd API failed", "The following operation failed")
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> tuple[dict[str, Array], int | None]:
@@ -204,8 +202,7 @@ class ArtifactSession(ABC):
 
     def reason(self, error: Exception) -> str:
         """Return the line of a runtime's failure that says why."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if not line.startswith(_PREAMBLES)), type(error).__name__)
+        return reason_of(error)
 
     def cannot_load(self, error: Exception) -> UsageError:
         """Return the error for a file that the runtime refuses."""

@@ -61,8 +61,9 @@ class GpuProcess:
         """Run what is left of a job in one process, until it is done or the process has ended."""
         worker = self._started()
         assert worker.stdin is not None
-        worker.stdin.write(to_line(Job(job.case, tuple(left), job.device, job.seconds, job.only_prepare)))
-        worker.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has just died of the job before: there is no line then
+            worker.stdin.write(to_line(Job(job.case, tuple(left), job.device, job.seconds, job.only_prepare)))
+            worker.stdin.flush()
         while left:
             line = self._next_line(min(deadline, time.monotonic() + self._stuck_seconds))
             if not line:

@@ -8,9 +8,8 @@ target is not this machine, candidates are judged by exact simulation, and nothi
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
@@ -25,12 +24,11 @@ from tsexport.extras import require
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.progress import Progress
-from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import bundle_statuses
 from tsexport.stages.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.stages.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
-from tsexport.stages.compressing import AccuracyResult, Tried, accuracy_of
+from tsexport.stages.compressing import accuracy_of
 from tsexport.stages.context import Context
 from tsexport.stages.data import plan_data
 from tsexport.stages.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
@@ -45,11 +43,13 @@ from tsexport.stages.measuring import (
     worth_every_batch,
 )
 from tsexport.stages.packing import Packed, pack
+from tsexport.stages.planned import Plan
 from tsexport.stages.profiling import PROFILE, profile_here
 from tsexport.stages.projecting import project_selected, with_outlook
-from tsexport.stages.pruning import compare_with_unpruned, prune_stage, require_prunable
+from tsexport.stages.pruning import compare_with_unpruned, prune_stage, pruned_source, require_prunable
 from tsexport.stages.samples import Samples, take_samples
 from tsexport.stages.searching import CANDIDATES, SEARCH, search
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.turns import CacheInTurns, Turns
@@ -86,19 +86,6 @@ CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes", PROFILE}
 """What is alone on the machine while it runs, as far as tsexport goes; see `tsexport.turns`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build is going to do, decided without importing torch: what --dry-run shows."""
-
-    context: Context
-    name: str
-    destination: Path
-    recipes: tuple[Recipe, ...]
-    runtimes: tuple[str, ...]
-    missing: tuple[str, ...]
-    steps: tuple[tuple[str, float], ...]
 
 
 def bundle_name(model: str, target: str, device: str, component: str | None = None, prune: float | None = None) -> str:
@@ -140,7 +127,17 @@ def plan_build(options: BuildOptions) -> Plan:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
     turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
+    context = Context(
+        options=options,
+        target=target,
+        cpu=cpu,
+        identity=identity,
+        plan=plan,
+        cache=CacheInTurns(default_root(), turns=turns),
+        threads=threads,
+        turns=turns,
+        prune=pruned_source if options.prune is not None else None,
+    )
     _ = (
         context.selection,
         context.calibration_tables,

@@ -60,8 +60,9 @@ def _temporary_folder_is(folder: Path) -> Iterator[None]:
 
 def _remove_leftovers(parent: Path) -> None:
     for path, _ in leftovers(parent, _OURS):
-        if path.stat().st_uid == os.geteuid():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another command was faster
+            if path.stat().st_uid == os.geteuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -226,7 +226,9 @@ def test_a_page_about_nothing(tmp_path):
 
 def test_without_jinja2(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingDependencyError, match="jinja2, which is not installed") as caught:
+    with pytest.raises(
+        MissingDependencyError, match="writing a report or a README needs jinja2, not installed here"
+    ) as caught:
         render_report([bundle])
     assert 'pip install "tsexport[report]"' in str(caught.value)
 

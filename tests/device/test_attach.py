@@ -13,12 +13,12 @@ from click.testing import CliRunner
 import tsexport
 from tsexport import cli
 from tsexport.bench.device_records import read_device_record
-from tsexport.bundles import adding
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import check_sums
+from tsexport.bundles.measured import read_attached, read_measurements
 from tsexport.device import attaching
 from tsexport.errors import BundleError, DataError, UsageError
-from tsexport.reports.writing import read_attached, read_measurements
+from tsexport.measurements import adding
 
 HYBRID = {"name": "sfno-hybrid"}
 """It has a published row for a100 in int8: 12 ms at batch 1; and one for t4 in fp16: 35 ms."""

@@ -3,12 +3,9 @@
 `test_devices.py` holds each model's numbers against the budget; here `tsexport build` runs from the model's name to the
 bundle, and what lies in it is looked at: the shipped graph passes the device's check, the kit is complete and its
 digests are those of the files, and every rewrite that the device needed is listed.  What cannot be built stands in
-`exceptions.DEVICE_EXCEPTIONS`.
+`exceptions.DEVICE_EXCEPTIONS`.  `bench/suites/device_bundles.py` does the same in full size.
 """
 
-import hashlib
-import shlex
-import subprocess
 from collections.abc import Callable
 from functools import cache
 
@@ -20,8 +17,12 @@ from exceptions import reason_against_device
 from nvidia_builders import DEPRECATIONS, import_builder
 
 import tsexport
+from tsexport.bench.suites.device_bundle_records import SUITE, TARGETS
+from tsexport.bench.suites.device_bundle_row import kit_problems
+from tsexport.bench.suites.device_bundles import read_report
+from tsexport.bench.suites.report import RESULTS
 from tsexport.bundles.bundle import Bundle
-from tsexport.device.kit import SCRIPTS, graph_of
+from tsexport.bundles.engines import graph_of
 from tsexport.errors import AccuracyError, UnsupportedError
 from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify
@@ -31,15 +32,6 @@ from tsexport.runtimes.tensorrt_plan import plan_build, plan_profile
 from tsexport.targets import parse_target
 from tsexport.types import random_feeds
 
-TARGETS = (
-    ("jetson-int8", "host"),
-    ("jetson-fp16", "host"),
-    ("t4-fp16", "host"),
-    ("a100-bf16", "host"),
-    ("a100-int8", "host"),
-    ("jetson-fp16", "jetson-nano"),
-    ("jetson-fp16", "xavier-nx@jetpack-5.1"),
-)
 SMALL = {
     **{one: f"{one}-small" for one in ("patchtst-cpu", "lstm", "gru", "tcn", "inception-time", "resnet1d", "unet")},
     **{one: f"{one}-small" for one in ("itransformer", "tft", "nhits", "weather-gnn", "sfno-hybrid")},
@@ -112,6 +104,15 @@ def test_a_whole_bundle_with_its_kit(build, model, target, device):
     check_kit(bundle, graph)
 
 
+def test_what_was_refused_in_full_size_is_an_exception():
+    """The committed results of the suite: each row that was run gave a whole bundle, or is listed with its node."""
+    report = read_report(RESULTS / f"{SUITE}.json")
+    assert report.rows
+    for row in report.rows:
+        reason = reason_against_device(row.case.target, SMALL[row.case.model])
+        assert (row.outcome, row.lacks) == ("refused" if reason else "built", ()), row
+
+
 TYPED = ("jetson-int8", "jetson-fp16", "a100-bf16", "a100-int8")
 NOT_BUILT = {"tft": "TensorRT for RTX 1.7 compiles Elu with its alpha as a second input, and refuses that itself"}
 
@@ -154,29 +155,7 @@ def check_rewrites(bundle: Bundle, model: str, target: str, device: str) -> None
 
 
 def check_kit(bundle: Bundle, graph) -> None:
-    """The kit's files are all there, scripts are sound, digests are the graph's, and the profile is the batches'."""
-    kit = bundle.path / "device"
-    assert {*SCRIPTS, "settings.sh", "graph.sha256", "README.md"} <= {path.name for path in kit.iterdir()}
-    for script in (*SCRIPTS, "settings.sh"):
-        subprocess.run(["bash", "-n", kit / script], check=True)
-    lines = [line.split("  ") for line in (kit / "graph.sha256").read_text().splitlines()]
-    assert [file.path for file in graph.files] == [path for _, path in lines][: len(graph.files)]
-    for digest, path in lines:
-        assert hashlib.sha256((bundle.path / path).read_bytes()).hexdigest() == digest
-    said = settings_of(kit / "settings.sh")
-    assert said["KIT_GRAPH"] == [graph.path]
-    assert said["KIT_PRECISION"] == [graph.precision]
-    assert (said["KIT_BATCHES"], said["KIT_TUNED_BATCH"], said["KIT_FROZEN_BATCH"]) == (["1", "4", "8"], ["4"], [""])
+    """The kit is complete, and its profile is the one that the runtime will build."""
+    assert kit_problems(bundle.path, graph, BATCHES) == ()
     options = {entry.name: dict(entry.options).get(TENSORRT_BATCHES) for entry in bundle.manifest.artifacts}
-    assert set(options.values()) == {"4,1,8"}, "the profile is not the one that the runtime will build"
-    assert [one.partition(":@batch")[0] for one in said["KIT_INPUTS"]] == [spec.name for spec in graph.inputs]
-
-
-def settings_of(path) -> dict[str, list[str]]:
-    """Return what settings.sh sets, as bash reads it."""
-    found = {}
-    for line in path.read_text().splitlines():
-        name, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            found[name] = shlex.split(value.removeprefix("(").removesuffix(")"))
-    return found
+    assert set(options.values()) == {"4,1,8"}

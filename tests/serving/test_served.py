@@ -25,7 +25,7 @@ from tsexport.serving.refusals import Refusal
 from tsexport.serving.served import Choice, load_models, warm_up
 from tsexport.serving.server import bind, listen, url_of
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 @pytest.fixture

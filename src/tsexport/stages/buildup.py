@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
 from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
 from tsexport.stages.context import Context, portable
 from tsexport.stages.holding import keep_held
 from tsexport.stages.preparing import quantile_levels
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Array, Artifact, Session, rows_at_once
 
 if TYPE_CHECKING:
-    from tsexport.stages.compressing import Tried
     from tsexport.stages.measuring import Placed
 
 QUANTILE_BATCH = 32
@@ -88,8 +88,8 @@ def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtim
             raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on an artifact does so in its own words; the artifact is out with them.
-            words = portable((str(failure).splitlines() or [""])[0], context.cache)
-            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words[:200]}")
+            words = portable(reason_of(failure), context.cache)
+            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words}")
         return BuildUp(rollout, quantiles)
 
     found = context.cache.stage("buildup", inputs, BuildUp, produce).result

@@ -3,6 +3,7 @@ open."""
 
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class Context:
     """One build.  `source`, `calibration` and `evaluation` are opened when they are first asked for, and kept.
 
-    `turns` are those of the machine; without, nobody is waited for.
+    `turns` are those of the machine; without, nobody is waited for.  `prune` gives the pruned source, where that was
+    asked for.
     """
 
     options: BuildOptions
@@ -42,6 +44,7 @@ class Context:
     cache: Cache
     threads: int
     turns: Turns = field(default_factory=Turns)
+    prune: "Callable[[Context], OpenedSource] | None" = None
 
     @cached_property
     def declared_inputs(self) -> tuple[TensorSpec, ...]:
@@ -129,11 +132,7 @@ class Context:
     @cached_property
     def source(self) -> "OpenedSource":
         """The source model that every artifact is held against: pruned where that was asked for."""
-        if self.options.prune is None:
-            return self.unpruned
-        from tsexport.stages.pruning import pruned_source
-
-        return pruned_source(self)
+        return self.unpruned if self.prune is None else self.prune(self)
 
     @cached_property
     def remembered_source(self) -> "RememberedSource":

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tsexport.cache import restore_artifact, store_artifact
-from tsexport.errors import TsexportError
+from tsexport.errors import TsexportError, reason_of
 from tsexport.quantize.recipe import Recipe
 from tsexport.runtimes.registry import TORCH_CUDA
 from tsexport.stages.buildup import check_buildup
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import AccuracyResult, BuildResult, Tried, accuracy_of
+from tsexport.stages.compressing import accuracy_of
 from tsexport.stages.context import Context, portable
 from tsexport.stages.exporting import Exports
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import AccuracyResult, BuildResult, Tried
 from tsexport.types import Artifact
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def _build(context: Context, samples: Samples, recipe: Recipe, traced: Artifact)
                 runtimes=recipe.runtimes,
             )
         except (TsexportError, RuntimeError) as error:  # torch lacks some kernels in fp16 or bf16
-            words = error.message if isinstance(error, TsexportError) else (str(error).splitlines() or [""])[0]
-            return BuildResult(None, portable(words[:200], context.cache))
+            return BuildResult(None, portable(reason_of(error), context.cache))
         told = f"cast to {recipe.precision}, with inputs and outputs in fp32"
         provenance = (f"{told}; {narrowing.reason}" if narrowing.reason else told, *artifact.provenance)
         return BuildResult(store_artifact(replace(artifact, provenance=provenance), folder))

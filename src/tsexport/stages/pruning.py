@@ -303,7 +303,7 @@ def unpruned_onnx(context: Context) -> Artifact | None:
     from tsexport.stages.samples import take_samples
 
     options = replace(context.options, prune=None, max_prune_degradation=None, rollout=None, formats=("onnx",))
-    whole = replace(context, options=options)
+    whole = replace(context, options=options, prune=None)
     samples, _ = take_samples(whole)
     return export_format(whole, samples, "onnx", None).artifact
 

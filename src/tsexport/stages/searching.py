@@ -16,19 +16,20 @@ from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import Tried, build_recipe, try_recipe
+from tsexport.stages.compressing import build_recipe, try_recipe
 from tsexport.stages.context import Context
 from tsexport.stages.covering import with_coverage
 from tsexport.stages.exporting import Exports
 from tsexport.stages.fallbacks import FoundLayers, LayerError, Order
 from tsexport.stages.fitting import require_one_accepted
+from tsexport.stages.planned import Plan
 from tsexport.stages.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import AccuracyBudget, Artifact
 from tsexport.wording import count_text
 
 if TYPE_CHECKING:
-    from tsexport.pipeline import Plan
     from tsexport.quantize.sensitivity import Probe
 
 CANDIDATES, SEARCH = "INT8 candidates", "layers in floating point"
@@ -45,7 +46,7 @@ SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
 
 
-def search(context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress) -> tuple[Tried, ...]:
+def search(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
     """Return every candidate on each of its runtimes, judged; fallbacks stand behind the recipe they come from.
 
     Where a selection.json is repeated, the selected recipe alone is built, with the layers that it names.
@@ -60,9 +61,7 @@ def search(context: Context, samples: Samples, exports: Exports, plan: "Plan", p
         return with_coverage(context, samples, tried)
 
 
-def _repeat(
-    context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress
-) -> tuple[Tried, ...]:
+def _repeat(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
     selection = context.selection
     assert selection is not None
     if not plan.recipes:
@@ -81,7 +80,7 @@ def _repeat(
 
 
 def _build_all(
-    context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress
+    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
 ) -> tuple[Tried, ...]:
     tried: list[Tried] = []
     with progress.step(CANDIDATES) as step:
@@ -96,7 +95,7 @@ def _build_all(
 
 
 def _try(
-    context: Context, samples: Samples, exports: Exports, recipe: Recipe, plan: "Plan", runtimes: tuple[str, ...] = ()
+    context: Context, samples: Samples, exports: Exports, recipe: Recipe, plan: Plan, runtimes: tuple[str, ...] = ()
 ) -> tuple[tuple[Tried, ...], bool]:
     """Build a recipe and judge it on `runtimes`, () for all of its own; the second value says whether it was built."""
     artifact, reason, reused = build_recipe(context, samples, exports, recipe)
@@ -115,7 +114,7 @@ class FloatSearch:
     context: Context
     samples: Samples
     exports: Exports
-    plan: "Plan"
+    plan: Plan
     step: Step
     started: float = field(default_factory=lambda: time.monotonic())
 
