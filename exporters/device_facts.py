@@ -200,6 +200,21 @@ def _unknown_dimensions(node: ir.Node) -> bool:
     return shape is None or None in shape
 
 
+def _axes_of_pad(node: ir.Node) -> bool:
+    axes, rank = input_of(node, 3), _rank(node)
+    if axes is None:
+        return False
+    found = constant_of(axes)
+    if found is None or rank is None:
+        return True
+    return [int(one) % rank for one in found] != list(range(rank - found.size, rank))
+
+
+def _negative_pads(node: ir.Node) -> bool:
+    pads = constant_of(input_of(node, 1))
+    return pads is not None and bool(np.any(pads < 0))
+
+
 def _pads_of_8_0(node: ir.Node) -> bool:
     pads, value = constant_of(input_of(node, 1)), constant_of(input_of(node, 2))
     half = 0 if pads is None else pads.size // 2
@@ -259,6 +274,9 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "computed axes": _computed(1),
     "computed axes of Slice": _computed(3),
     "computed axes of Pad": _computed(3),
+    "axes as an input": lambda node: input_of(node, 1) is not None,
+    "axes of Pad": _axes_of_pad,
+    "negative pads": _negative_pads,
     "computed split": _computed(1),
     "computed depth": _computed(1),
     "computed frame step or window": _computed(1, 2),
