@@ -200,10 +200,35 @@ def _unknown_dimensions(node: ir.Node) -> bool:
     return shape is None or None in shape
 
 
+def _uneven_split(node: ir.Node) -> bool:
+    shape, parts = shape_of(input_of(node, 0)), len(node.outputs)
+    if shape is None or input_of(node, 1) is not None or "split" in node.attributes:
+        return False
+    axis = _int(node, "axis", 0)
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
+    return size is not None and size % parts != 0
+
+
+def _axes_of_pad(node: ir.Node) -> bool:
+    axes, rank = input_of(node, 3), _rank(node)
+    if axes is None:
+        return False
+    found = constant_of(axes)
+    if found is None or not rank:
+        return True
+    return [int(one) % rank for one in found.reshape(-1)] != list(range(rank - found.size, rank))
+
+
+def _negative_pads(node: ir.Node) -> bool:
+    pads = constant_of(input_of(node, 1))
+    return pads is not None and bool(np.any(pads < 0))
+
+
 def _pads_of_8_0(node: ir.Node) -> bool:
     pads, value = constant_of(input_of(node, 1)), constant_of(input_of(node, 2))
-    half = 0 if pads is None else pads.size // 2
-    padded = 0 if pads is None else int(np.count_nonzero((pads[:half] != 0) | (pads[half : 2 * half] != 0)))
+    sides = np.zeros(0) if pads is None else pads.reshape(-1)
+    half = sides.size // 2
+    padded = int(np.count_nonzero((sides[:half] != 0) | (sides[half : 2 * half] != 0)))
     return padded > 2 or (value is not None and bool(np.any(value != 0)))
 
 
@@ -259,7 +284,14 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "computed axes": _computed(1),
     "computed axes of Slice": _computed(3),
     "computed axes of Pad": _computed(3),
+    "axes as an input": lambda node: input_of(node, 1) is not None,
+    "axes of Pad": _axes_of_pad,
+    "negative pads": _negative_pads,
     "computed split": _computed(1),
+    "uneven split": _uneven_split,
+    "attribute noop_with_empty_axes=1": lambda node: (
+        _int(node, "noop_with_empty_axes", 0) == 1 and input_of(node, 1) is None
+    ),
     "computed depth": _computed(1),
     "computed frame step or window": _computed(1, 2),
     "different activations of directions": _unlike_directions,

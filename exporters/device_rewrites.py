@@ -22,6 +22,7 @@ from tsexport.exporters.device_table import version_key
 from tsexport.exporters.layer_norm import write_layer_norm_out
 from tsexport.exporters.rewrites.device_indexing import one_hot, scatter_elements, scatter_nd, triangle
 from tsexport.exporters.rewrites.device_logic import (
+    cut,
     hard_swish,
     is_infinite,
     is_nan,
@@ -73,6 +74,7 @@ DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
     NodeRewrite("triangle-as-mask", ("Trilu",), triangle),
     NodeRewrite("topk-of-negatives", ("TopK",), smallest),
     NodeRewrite("part-of-shape-as-slice", ("Shape",), part_of_shape),
+    NodeRewrite("negative-pad-as-slice", ("Pad",), cut),
     NodeRewrite("remainder-by-division", ("Mod",), remainder),
     NodeRewrite("is-infinite-as-comparison", ("IsInf",), is_infinite),
     NodeRewrite("is-nan-as-comparison", ("IsNaN",), is_nan),

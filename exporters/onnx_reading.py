@@ -6,7 +6,11 @@ IR version 3 list every weight among the inputs, and the parser takes the initia
 Limits: types that contradict each other are left to the reader, who may be asked about an illegal one.
 """
 
+import contextlib
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,11 @@ _ERROR = re.compile(r"\(op_type:(\w+)(?:, node name: ([^\n]*?))?\): \[(\w+)\] (?
 _WITH_BODIES = frozenset({"If", "Loop", "Scan"})
 _DECLARED = "existing shape"
 """Errors with these words contradict a shape that the file declares, which no runtime computes with."""
+
+
+_TRIAL = (
+    "import sys, pathlib, tsexport.exporters.onnx_reading as reading; reading.try_to_read(pathlib.Path(sys.argv[1]))"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,26 @@ def read_onnx(path: Path) -> ReadModel:
         return ReadModel(ir.from_proto(model), misfits)
     except Exception as error:  # whatever ONNX and its IR raise on what does not fit together
         raise UsageError(f"{path.name} is damaged, or no valid ONNX: {_line(error)}", next_step=_AGAIN) from error
+
+
+def require_readable(path: Path) -> None:
+    """Read a file in a process of its own: ONNX's checks are native code, and some files end it.
+
+    Raises:
+        UsageError: that process was ended by a signal, as by an access to memory that is not there.
+    """
+    ran = subprocess.run([sys.executable, "-P", "-c", _TRIAL, str(path.resolve())], capture_output=True, check=False)
+    if ran.returncode < 0:
+        name = signal.Signals(-ran.returncode).name
+        raise UsageError(
+            f"{path.name} is damaged, or no valid ONNX: ONNX's own checks end with {name} on it", next_step=_AGAIN
+        )
+
+
+def try_to_read(path: Path) -> None:
+    """Read a file, and keep to oneself what is wrong with it."""
+    with contextlib.suppress(TsexportError):
+        read_onnx(path)
 
 
 def _name_default_domain(model: onnx.ModelProto) -> None:

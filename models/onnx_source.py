@@ -100,14 +100,18 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     """
     folder = path.resolve().parent
     found = set()
-    for location in _locations(model.graph):
-        target = (folder / location).resolve()
+    for location in _locations(model.graph.node, model.graph.initializer, *model.functions):
+        try:
+            target = (folder / location).resolve()
+            is_there = target.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            target, is_there = folder / "?", False
         if PurePosixPath(location).is_absolute() or not target.is_relative_to(folder):
             raise UsageError(
                 f"{path} keeps weights in {location!r}, outside its own folder, which is not read",
                 next_step="Put the model and its data into one folder.",
             )
-        if not target.is_file():
+        if not is_there:
             raise UsageError(
                 f"{path} keeps weights in {location!r}, which is missing", next_step="Copy that file beside the model."
             )
@@ -115,14 +119,15 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def _locations(graph: Any) -> Iterator[str]:
-    tensors = list(graph.initializer)
-    for node in graph.node:
+def _locations(nodes: Any, initializers: Any, *functions: Any) -> Iterator[str]:
+    """Yield where the tensors of a graph, its bodies and local functions lie, as far as that is in other files."""
+    tensors = list(initializers)
+    for node in (*nodes, *(node for function in functions for node in function.node)):
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.initializer:
-                    yield from _locations(inner)
+                    yield from _locations(inner.node, inner.initializer)
     for tensor in tensors:
         yield from (entry.value for entry in tensor.external_data if entry.key == "location")
 

@@ -234,6 +234,10 @@ def test_a_slice_of_a_gpu_is_not_that_gpu(measured, add_tool):
     with pytest.raises(DataError, match="the results are of a MIG slice of NVIDIA A100-SXM4-40GB"):
         tsexport.attach(root, results)
     rewrite(results, "mig=Enabled", "mig=Disabled")
+    rewrite(results, "NVIDIA A100-SXM4-40GB\n", "NVIDIA A100-SXM4-40GB MIG 1g.5gb\n")
+    with pytest.raises(DataError, match=r"the results are of a MIG slice of NVIDIA A100-SXM4-40GB MIG 1g\.5gb"):
+        tsexport.attach(root, results)
+    rewrite(results, " MIG 1g.5gb\n", "\n")
     assert row_of(tsexport.attach(root, results).record, "a100").status == "met"
 
 

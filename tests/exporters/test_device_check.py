@@ -3,7 +3,7 @@
 import onnx
 import onnx.parser
 import pytest
-from device_cases import CONSTANTS, OK, OPERATORS, PAIRED, VERSIONS, Case
+from device_cases import CONSTANTS, FLAT, OK, OPERATORS, PAIRED, REFUSED, ROWS, VERSIONS, Case
 
 from tsexport.exporters.device_check import check_onnx
 from tsexport.exporters.device_facts import CHECKS
@@ -32,6 +32,22 @@ CASES = (
         "y = NonMaxSuppression(b, c, k, h)",
         "refused ok ok ok ok",
     ),
+    Case(
+        "means along an axis that is an input",
+        ROWS,
+        "y = ReduceMean(x, axes)",
+        "wrong wrong wrong ok ok",
+        {"9.3": "wrong", "10.0": "ok"},
+        opset=18,
+    ),
+    Case("means along an axis that is an attribute", ROWS, "y = ReduceMean<axes=[2]>(x)", OK),
+    Case("sums along a constant axis", ROWS, "y = ReduceSum(x, axes)", OK, opset=13),
+    Case("padded along one axis", ROWS, 'y = Pad(x, span, "", axis0)', "wrong wrong wrong ok ok", opset=18),
+    Case("padded along the last axis", ROWS, 'y = Pad(x, span, "", axes)', OK, opset=18),
+    Case("padded by less than nothing", "(float[8] x) => (float y)", "y = Pad(x, cut)", REFUSED),
+    Case("a mean over no axes", ROWS, "y = ReduceMean<noop_with_empty_axes=1>(x)", "wrong wrong wrong ok ok", opset=18),
+    Case("three parts of 8", FLAT, "y, a, b = Split<axis=1, num_outputs=3>(x)", "wrong wrong wrong ok ok", opset=18),
+    Case("four parts of 8", FLAT, "y, a, b, c = Split<axis=1, num_outputs=4>(x)", OK, opset=18),
     # --- Q/DQ
     Case("a pair", PAIRED, "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", OK),
     Case(

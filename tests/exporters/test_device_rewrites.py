@@ -261,6 +261,14 @@ ROWS = [
         kind="int64",
         constants=(("most", np.array(5)),),
     ),
+    Row("negative-pad-as-slice", "8.2", "", "y = Pad(x, p)", constants=(("p", np.array([0, -1, 0, 0, 0, -2])),)),
+    Row(
+        "negative-pad-as-slice",
+        "11.0",
+        "",
+        "y = Pad(x, p, v)",
+        constants=(("p", np.array([0, -1, 2, 0, 1, -2])), ("v", np.array(0.5, np.float32))),
+    ),
     # the rows' numbers, counted from the symbolic batch
     Row(
         "range-in-int32",

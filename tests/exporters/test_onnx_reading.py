@@ -1,14 +1,18 @@
 """Files that anyone may have made, as `check` reads them: damage says where, the odd is read as TensorRT does."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tsexport.checking import check_file
 from tsexport.errors import TsexportError, UsageError
+from tsexport.exporters import onnx_reading
 from tsexport.exporters.device_check import check_onnx
-from tsexport.exporters.onnx_reading import Misfit, read_onnx
+from tsexport.exporters.onnx_reading import Misfit, read_onnx, require_readable
 
 ROWS = "(float[batch, 8] x) => (float[batch, 8] y)"
 CHANNELS = "q = QuantizeLinear<axis=1>(x, w, z)  y = DequantizeLinear<axis=1>(q, w, z)"
@@ -98,6 +102,30 @@ def test_what_an_error_was_raised_from_is_told(tmp_path):
     model.graph.initializer.append(TensorProto(name="w", data_type=99, dims=[1], raw_data=b"1234"))
     with pytest.raises(UsageError, match=r"m\.onnx is damaged, or no valid ONNX: .*99"):
         read_onnx(saved(model, tmp_path))
+
+
+ENDS = {
+    "a matrix like no matrix": ("y = EyeLike<dtype = 2>(i)", "() => (uint8[n, m] y) <float i = {1}>", 21),
+    "more parts than said": ("y, z, u = Split<num_outputs = 1>(x)", "(int64[1, 0, n, 8] x) => (int64[n] y)", 19),
+}
+
+
+@pytest.mark.parametrize(("body", "signature", "opset"), ENDS.values(), ids=ENDS)
+def test_what_may_end_onnxs_own_checks_ends_no_check(body, signature, opset, tmp_path):
+    path = saved(parsed(body, signature, opset=opset), tmp_path)
+    with contextlib.suppress(UsageError):  # where ONNX has not been mended
+        assert not check_file(path, "a100-fp32").accepted
+
+
+def test_a_process_that_is_ended_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnx_reading, "_TRIAL", "import os; os.abort()")
+    with pytest.raises(UsageError, match="ONNX's own checks end with SIGABRT on it"):
+        require_readable(saved(parsed("y = Relu(x)"), tmp_path))
+
+
+def test_a_file_in_a_process_of_its_own(tmp_path):
+    require_readable(saved(parsed("y = Relu(x)"), tmp_path))
+    require_readable(tmp_path / "not there.onnx")  # which is for the reader to say
 
 
 # --- what is odd -----------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def _record(manifest: Manifest, read: DeviceResults) -> DeviceRecord:
     run = read.run
     entry = _graph(manifest, run)
     device = _device(manifest.target, run, read.sums_sha256[:_ID_CHARACTERS])
-    if run.mig == "Enabled":
+    if run.mig == "Enabled" or "MIG" in run.cuda_device.split():  # a slice bears it in its name
         raise DataError(
             f"the results are of a MIG slice of {device.name}: a budget of a device is judged by all of it alone",
             next_step="measure on a GPU that is not cut into slices",

@@ -3,9 +3,9 @@
 `device/` holds scripts for bash and trtexec alone, their settings and a README; the graph lies in `artifacts/`, so the
 two folders side by side are complete.  The scripts are the same for every bundle (`templates/*.sh`); what differs
 stands in `settings.sh`.  They know the flags of each trtexec, read from NVIDIA's sources
-(https://github.com/NVIDIA/TensorRT, samples/common/sampleOptions.cpp of the branches release/8.2 to release/11.0):
-`--workspace` and `--buildOnly` at first, `--memPoolSize` from 8.4, `--skipInference` from 8.6, `--stronglyTyped` from
-9.0, no flags for precisions from 11.
+(https://github.com/NVIDIA/TensorRT, samples/common/sampleOptions.cpp of the branches release/8.0 to release/11.1):
+`--workspace` and `--buildOnly` at first, `--exportLayerInfo` from 8.2, `--memPoolSize` from 8.4, `--skipInference`
+from 8.6, `--stronglyTyped` from 9.0, no flags for precisions from 11.
 
 A kit takes the versions from the target's own on, which the graph was checked and rewritten for, to the last that the
 device may have.  `tsexport.device.attaching` brings the results back.
@@ -74,7 +74,8 @@ def write_kit(root: Path, manifest: Manifest, batches: Sequence[int], cache: str
 def fp32_layers(path: Path) -> tuple[str, ...]:
     """Return the named nodes of an fp16 graph that compute in fp32, casts left out, in the graph's order.
 
-    Names that trtexec's lists cannot hold (with a comma, a colon or a star) are left out.
+    Names that trtexec's lists cannot hold (with a comma, a quotation mark or a star) are left out; it splits at the
+    last colon.
     """
     import onnx
     import onnx.shape_inference
@@ -87,7 +88,7 @@ def fp32_layers(path: Path) -> tuple[str, ...]:
             node.name
             for node in graph.node
             if node.name
-            and not set(node.name) & set(",:*")
+            and not set(node.name) & set(",'*")
             and node.op_type not in ("Cast", "Constant")
             and node.output
             and types.get(node.output[0]) == _FLOAT
