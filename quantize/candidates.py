@@ -78,8 +78,9 @@ def build_candidate(
         tables.append(calibrate(model, dataset, tensors, observer))
         return tables[-1]
 
+    # Outside: where our own module cannot be imported, that is a bug or a changed installation, and no recipe's fault.
+    build: Callable[[Order, Path], Artifact] = import_module(TOOLS[recipe.tool]).build
     try:
-        build: Callable[[Order, Path], Artifact] = import_module(TOOLS[recipe.tool]).build
         artifact = build(Order(recipe, source, sources, spec, calibration, keep), folder)
         if tables:
             tables_beside(artifact.path).write_text(tables_text(tables), encoding="utf-8")

@@ -49,9 +49,8 @@ from tsexport.exporters.tracing import mha_fastpath
 from tsexport.extras import require
 from tsexport.quantize.integer_weights import store_integer_weights
 from tsexport.quantize.onnx_candidate import write_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 from tsexport.types import BATCH, Artifact, Feeds, ModelSpec

@@ -6,17 +6,16 @@ model with a dynamic batch serve the rest.
 """
 
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from tsexport.errors import FeedError, UsageError, did_you_mean, reason_of
-from tsexport.types import Array, Artifact, Feeds, TensorSpec
+from tsexport.types import Array, Artifact, Closing, Feeds, TensorSpec
 
 SPECIALISED_BATCHES = 4
 """How many distinct batch sizes get a model of their own; those that come later share a dynamic one."""
@@ -128,7 +127,7 @@ def _check_array(spec: TensorSpec, array: object) -> None:
             )
 
 
-class ArtifactSession(ABC):
+class ArtifactSession(Closing):
     """A loaded artifact: checks feeds, names outputs, and turns the runtime's failures into a UsageError.
 
     Implements `tsexport.types.Session`.  Returned arrays belong to the caller: no later run writes into them.
@@ -183,14 +182,6 @@ class ArtifactSession(ABC):
         """Free the loaded model; a later `run` is an error.  Closing twice is not."""
         self._closed = True
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @abstractmethod
     def _infer_for(self, batch: int | None) -> Infer:

@@ -18,7 +18,7 @@ from tsexport.bench.records import MachineRecord
 from tsexport.bundles.bundle import Bundle
 from tsexport.bundles.loading import cores_here
 from tsexport.bundles.staging import check_destination, check_folder, remove_leftovers
-from tsexport.cache import default_root
+from tsexport.cache import Cache, default_root
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.extras import require
 from tsexport.models.sources import identify
@@ -126,16 +126,14 @@ def plan_build(options: BuildOptions) -> Plan:
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
-    turns = Turns(default_root())
     context = Context(
         options=options,
         target=target,
         cpu=cpu,
         identity=identity,
         plan=plan,
-        cache=CacheInTurns(default_root(), turns=turns),
+        cache=Cache(default_root()),
         threads=threads,
-        turns=turns,
         prune=pruned_source if options.prune is not None else None,
     )
     _ = (
@@ -195,16 +193,18 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
-    plan = _telling(plan, say)
-    with surroundings_explained(), plan.context.cache.in_use(), plan.context.turns.working():
-        return _run(plan, quiet, say)
+    root = plan.context.cache.root
+    turns = Turns(root, say)
+    cache = CacheInTurns(root, say, turns=turns)
+    with surroundings_explained(), cache.in_use(), turns.working():
+        return _run(replace(plan, context=replace(plan.context, cache=cache, turns=turns)), quiet, say)
 
 
 def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
-    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
-    context.turns.waited = progress.leave_out
+    around = partial(_turn, plan)
+    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=around, clock=context.turns.clock)
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -214,7 +214,7 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     samples = _samples(context, progress, say)
     require_feedback(context, samples)
     exports = _fit(context, samples, _export(context, samples, progress), progress)
-    fp32, parity, refused = _check(context, samples, exports, plan, progress)
+    fp32, parity, refused = _check(context, samples, exports, plan.runtimes, progress)
     pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
     tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
@@ -290,12 +290,6 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     return bundle
 
 
-def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
-    """Return a plan whose cache and turns say when they wait for another build."""
-    plan.context.turns.say = say
-    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
-
-
 def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
     """Return the turn that a step runs in, where it is not the whole build's."""
     measures = step in MEASURING
@@ -340,7 +334,7 @@ def _fit(context: Context, samples: Samples, exports: Exports, progress: Progres
 
 
 def _check(
-    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
+    context: Context, samples: Samples, exports: Exports, runtimes: tuple[str, ...], progress: Progress
 ) -> tuple[tuple[Placed, ...], tuple[Parity, ...], tuple[str, ...]]:
     placed: list[Placed] = []
     parity: list[Parity] = []
@@ -349,7 +343,7 @@ def _check(
         step.reused = True
         for artifact in exports.artifacts:
             for runtime in artifact.runtimes:
-                if runtime not in plan.runtimes:
+                if runtime not in runtimes:
                     continue
                 step.say(f"{artifact.name} on {runtime}")
                 result, reused = check_on_runtime(context, samples, artifact, runtime)

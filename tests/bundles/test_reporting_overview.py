@@ -47,7 +47,7 @@ def test_a_row_says_what_was_selected_and_what_it_gained(views, full_folder):
     entry = next(one for one in record.races[0].entries if one.artifact == "int8-onnx")
     row = overview_of(views).rows[0]
     assert row.artifact.name == "int8-onnx"
-    assert (row.status, row.statuses) == ("met", (("1 met", "met"),))
+    assert (row.status, row.statuses) == ("pass", (("1 pass", "pass"),))
     assert row.obtained == "measured"
     assert row.speedup.order == entry.speedup.value
     assert row.speedup.text == f"{entry.speedup.value:.2f}x"

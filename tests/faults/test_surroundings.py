@@ -95,7 +95,7 @@ def test_a_full_disk_is_told_by_its_error_or_by_itself(temporary, monkeypatch):
     assert caught.value.next_step == "free some space, and do it again"
     with pytest.raises(UsageError, match="a file cannot be written: the disk quota is used up"):
         explain(OSError(122, "Disk quota exceeded"))
-    monkeypatch.setattr(surroundings, "is_full", lambda folder: True)
+    monkeypatch.setattr(surroundings, "_is_full", lambda folder: True)
     with pytest.raises(UsageError, match=f"the folder for temporary files {temporary} has no space left"):
         explain(RuntimeError("failed writing file"))
     with pytest.raises(UsageError, match="as it was") as caught:

@@ -208,14 +208,17 @@ def interrupted_while_away(root):
         raise KeyboardInterrupt
 
 
-def test_the_time_that_was_waited_is_told(take, tmp_path):
-    waited = []
+def test_the_clock_stands_still_while_a_turn_is_waited_for(take, tmp_path):
     working = take("working", "working")
     working.wait_for("in")
     # The other one goes once this one has said that it waits, which it does after a second.
-    with Turns(tmp_path, say=lambda line: working.go(), waited=waited.append).measuring("a race"):
+    turns = Turns(tmp_path, say=lambda line: working.go())
+    began, clock = time.perf_counter(), turns.clock()
+    with turns.measuring("a race"):
         pass
-    assert waited[0] >= TOLD_AFTER_SECONDS
+    passed, counted = time.perf_counter() - began, turns.clock() - clock
+    assert passed - counted >= TOLD_AFTER_SECONDS
+    assert counted >= 0
 
 
 def test_without_a_root_there_are_no_turns():

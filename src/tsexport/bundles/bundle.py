@@ -6,8 +6,7 @@ import stat
 import tempfile
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tsexport.bundles.archives import SUFFIXES, is_archive, unpack
 from tsexport.bundles.entries import bundle_artifact
@@ -22,7 +21,7 @@ from tsexport.bundles.manifest import (
 from tsexport.bundles.signatures import check_signature
 from tsexport.codec import read_plain
 from tsexport.errors import BundleError, UsageError
-from tsexport.types import Artifact
+from tsexport.types import Artifact, Closing
 
 if TYPE_CHECKING:
     from tsexport.bundles.verification import VerificationReport
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_JSON_BYTES = 256 * 2**20
 
 
-class Bundle:
+class Bundle(Closing):
     """A bundle that was opened.
 
     An archive is unpacked into a temporary folder, which is removed by `close()`, at the end of a `with` block, when
@@ -91,14 +90,6 @@ class Bundle:
         """Let the temporary folder live as long as `user` does (a session that may still open files in it)."""
         if self._remove and (kept := self._remove.detach()):
             weakref.finalize(user, kept[1], *kept[2])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.source)!r})"

@@ -32,7 +32,7 @@ from tsexport.reports.use_cases import UseCaseTable, device_answers, machine_ans
 from tsexport.types import Accuracy
 from tsexport.wording import count_text, size_text
 
-JUDGED = ("met", "missed", "inconclusive", "refuted")
+JUDGED = ("pass", "miss", "inconclusive", "refuted")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def accuracy_of(
     Where an answer depends on the rest of the batch, several batch sizes are tried and the worst counts.  Where the
     target is not this machine, what is not fp32 is simulated exactly: the runtime's own kernels may answer otherwise.
     """
-    simulated = not context.target.here and artifact.precision != "fp32"
+    simulated = context.simulates(artifact)
     inputs = {
         "artifact": artifact.sha256,
         "name": artifact.name,  # the record holds it: two recipes may give the same bytes
@@ -87,16 +87,13 @@ def accuracy_of(
     def produce(folder: Path) -> AccuracyResult:
         from tsexport.calibration.metrics import OutputError
         from tsexport.quantize.evaluation import ANY_BATCH, EVALUATION_BATCHES, evaluate
-        from tsexport.runtimes.registry import load
-        from tsexport.runtimes.simulation import simulate
 
-        opened = simulate if simulated else load
         evaluation = samples.evaluation_set(context.options.metric)
         golden_inputs, golden_outputs = samples.golden
         error = OutputError()
         batches = EVALUATION_BATCHES if batch_dependent else ANY_BATCH
         try:
-            with opened(artifact, runtime, threads=context.threads) as session:
+            with context.session(artifact, runtime) as session:
                 accuracy = evaluate(session, evaluation, artifact=artifact.name, runtime=runtime, batches=batches)
                 for row in range(len(next(iter(golden_inputs.values())))):
                     feeds = {name: array[row : row + 1] for name, array in golden_inputs.items()}
@@ -130,13 +127,14 @@ def try_recipe(
     why: str,
     budget: AccuracyBudget,
     here: Sequence[str],
+    wanted: Sequence[str],
 ) -> tuple[Tried, ...]:
-    """Judge the accuracy of a built recipe on each of its runtimes that is here, unless the target refuses it."""
+    """Judge the accuracy of a built recipe on each wanted runtime that is here, unless the target refuses it."""
     from tsexport.quantize.evaluation import budget_miss
 
     tried = []
     refusal = refusal_by_device(context, artifact) if artifact is not None else ""
-    for runtime in recipe.runtimes:
+    for runtime in wanted:
         if artifact is None:
             tried.append(Tried(recipe, runtime, None, None, 0.0, "failed", why))
         elif refusal:

@@ -20,7 +20,7 @@ from tsexport.stages.data import DataPlan, Opened, open_calibration, open_evalua
 from tsexport.stages.preparing import prepared_source
 from tsexport.targets import CpuFeatures, Target
 from tsexport.turns import Turns
-from tsexport.types import TensorSpec
+from tsexport.types import Artifact, Session, TensorSpec
 
 if TYPE_CHECKING:
     from tsexport.calibration.table import CalibrationTable
@@ -165,6 +165,22 @@ class Context:
     def evaluation(self) -> Opened | None:
         """The evaluation windows, checked."""
         return open_evaluation(self.plan, self.identity, self.unpruned.spec.inputs, self.calibration)
+
+    def simulates(self, artifact: Artifact) -> bool:
+        """Return whether an artifact is simulated: what is not fp32, where the target is not this machine."""
+        return not self.target.here and artifact.precision != "fp32"
+
+    def session(self, artifact: Artifact, runtime: str) -> Session:
+        """Return a session that answers as the target does.
+
+        Raises:
+            UsageError: the runtime refuses the file.
+        """
+        from tsexport.runtimes.registry import load
+        from tsexport.runtimes.simulation import simulate
+
+        opened = simulate if self.simulates(artifact) else load
+        return opened(artifact, runtime, threads=self.threads)
 
 
 def portable(text: str, cache: Cache) -> str:

@@ -7,15 +7,14 @@ this CPU; one that misses the accuracy budget is listed as rejected and not ship
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tsexport.cache import restore_artifact, store_artifact
 from tsexport.errors import TsexportError, reason_of
 from tsexport.quantize.recipe import Recipe
 from tsexport.runtimes.registry import TORCH_CUDA
-from tsexport.stages.buildup import check_buildup
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import accuracy_of
+from tsexport.stages.compressing import try_recipe
 from tsexport.stages.context import Context, portable
 from tsexport.stages.exporting import Exports
 from tsexport.stages.samples import Samples
@@ -51,21 +50,13 @@ def script_recipe(context: Context) -> Recipe | None:
 
 def try_scripts(context: Context, samples: Samples, exports: Exports) -> tuple[Tried, ...]:
     """Return the target's TorchScript, built and judged, or why there is none; () where it is not to have one."""
-    from tsexport.quantize.evaluation import budget_miss
-
     recipe, traced = script_recipe(context), exports.of("torchscript")
     if recipe is None or traced is None:
         return ()
     artifact, reason = _build(context, samples, recipe, traced)
-    if artifact is None:
-        return (Tried(recipe, TORCH_CUDA, None, None, 0.0, "failed", reason),)
-    judged, _ = accuracy_of(context, samples, artifact, TORCH_CUDA)
-    if judged.accuracy is None:
-        return (Tried(recipe, TORCH_CUDA, artifact, None, 0.0, "failed", judged.reason),)
-    budget = accuracy_budget(context, samples)
-    miss = budget_miss(judged.accuracy, budget) or check_buildup(context, samples, artifact, TORCH_CUDA).miss
-    out: Literal["", "rejected"] = "rejected" if miss else ""
-    return (Tried(recipe, TORCH_CUDA, artifact, judged.accuracy, judged.golden_error, out, miss or SHIPPED),)
+    budget, runtimes = accuracy_budget(context, samples), recipe.runtimes
+    (tried,) = try_recipe(context, samples, recipe, artifact, reason, budget, runtimes, runtimes)
+    return (tried if tried.out else replace(tried, reason=SHIPPED),)
 
 
 def shipped_scripts(tried: tuple[Tried, ...]) -> tuple[Tried, ...]:

@@ -97,7 +97,7 @@ def preparation_of(known: Known, spec: ModelSpec) -> Preparation:
         scaling=series.scaling,
         short_windows=series.short_windows,
         beside=beside,
-        sorts_quantiles=_has_ordered_quantiles(spec),
+        sorts_quantiles=bool(ordered_quantiles(spec)),
     )
     scales_back = series.scaling != "none" and spec.task != "classification"
     if scales_back:
@@ -156,10 +156,11 @@ def _made_of_windows(spec: ModelSpec, tensor: TensorSpec) -> BesideWindows | Non
     return None
 
 
-def _has_ordered_quantiles(spec: ModelSpec) -> bool:
+def ordered_quantiles(spec: ModelSpec) -> tuple[float, ...]:
+    """Return the levels of a quantile head whose first output has one value for each, in ascending order, else ()."""
     levels = quantile_levels(spec)
-    ascending = all(low < high for low, high in pairwise(levels))
-    return len(levels) > 1 and ascending and spec.outputs[0].shape[-1] == len(levels)
+    ascending = len(levels) > 1 and all(low < high for low, high in pairwise(levels))
+    return levels if ascending and spec.outputs[0].shape[-1] == len(levels) else ()
 
 
 def quantile_levels(spec: ModelSpec) -> tuple[float, ...]:

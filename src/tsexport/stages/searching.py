@@ -74,7 +74,7 @@ def _repeat(context: Context, samples: Samples, exports: Exports, plan: Plan, pr
         recipe = recipe_to_repeat(selection, plan.recipes)
         if recipe is None:
             return ()
-        found, reused = _try(context, samples, exports, recipe, plan, (selection.runtime,))
+        found, reused = _try(context, samples, exports, recipe, plan.runtimes, (selection.runtime,))
         step.reused &= reused
         return with_coverage(context, samples, found)
 
@@ -87,7 +87,7 @@ def _build_all(
         step.reused = True
         for index, recipe in enumerate(plan.recipes):
             step.say(recipe.name, index / len(plan.recipes))
-            found, reused = _try(context, samples, exports, recipe, plan)
+            found, reused = _try(context, samples, exports, recipe, plan.runtimes, recipe.runtimes)
             step.reused &= reused
             tried += found
     require_one_accepted(context, tried)
@@ -95,13 +95,17 @@ def _build_all(
 
 
 def _try(
-    context: Context, samples: Samples, exports: Exports, recipe: Recipe, plan: Plan, runtimes: tuple[str, ...] = ()
+    context: Context,
+    samples: Samples,
+    exports: Exports,
+    recipe: Recipe,
+    here: tuple[str, ...],
+    wanted: tuple[str, ...],
 ) -> tuple[tuple[Tried, ...], bool]:
-    """Build a recipe and judge it on `runtimes`, () for all of its own; the second value says whether it was built."""
+    """Build a recipe and judge it on the wanted runtimes; the second value says whether it was built already."""
     artifact, reason, reused = build_recipe(context, samples, exports, recipe)
-    judged = replace(recipe, runtimes=runtimes or recipe.runtimes)
-    found = try_recipe(context, samples, judged, artifact, reason, accuracy_budget(context, samples), plan.runtimes)
-    return tuple(replace(one, recipe=recipe) for one in found), reused
+    budget = accuracy_budget(context, samples)
+    return try_recipe(context, samples, recipe, artifact, reason, budget, here, wanted), reused
 
 
 @dataclass
@@ -260,11 +264,11 @@ class FloatSearch:
 
     def _judge(self, plain: Tried, recipe: Recipe) -> Tried:
         artifact, reason, _ = build_recipe(self.context, self.samples, self.exports, recipe)
-        here = replace(recipe, runtimes=(plain.runtime,))
 
         def judged(samples: Samples, budget: AccuracyBudget) -> Tried:
-            (one,) = try_recipe(self.context, samples, here, artifact, reason, budget, self.plan.runtimes)
-            return replace(one, recipe=recipe)
+            here, wanted = self.plan.runtimes, (plain.runtime,)
+            (one,) = try_recipe(self.context, samples, recipe, artifact, reason, budget, here, wanted)
+            return one
 
         if artifact is not None and len(next(iter(self.samples.feeds.values()))) > 2 * SCREEN_WINDOWS:
             one = judged(_first_windows(self.samples), _times(self.budget, SCREEN_FACTOR))
