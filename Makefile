@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test test-slow test-random check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve schemas
+.PHONY: demo test test-slow test-random check lint types bench bench-models bench-int8 bench-pruning bench-projection bench-serve bench-compare bench-estimate bench-faults schemas
 
 $(BIN)/tsexport: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -29,7 +29,7 @@ test-random: $(BIN)/tsexport
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -m "hypothesis and not slow" $(PYTEST_ARGS)
 
 bench: $(BIN)/tsexport
-	$(BIN)/python bench/suites/against_defaults.py
+	$(BIN)/python bench/suites/against_defaults.py $(BENCH_ARGS)
 
 # Every registered model; a run that was interrupted goes on with BENCH_ARGS=--resume.
 bench-models: $(BIN)/tsexport
@@ -49,6 +49,18 @@ bench-int8: $(BIN)/tsexport
 # The server under load; needs wrk.
 bench-serve: $(BIN)/tsexport
 	$(BIN)/python bench/suites/serve_load.py $(BENCH_ARGS)
+
+# How often `compare` is right; goes on with BENCH_ARGS=--resume.
+bench-compare: $(BIN)/tsexport
+	$(BIN)/python bench/suites/compare_calibration.py $(BENCH_ARGS)
+
+# How far `estimate` is from measured peaks; what is measured is kept, and not measured again.
+bench-estimate: $(BIN)/tsexport
+	$(BIN)/python bench/suites/estimate_accuracy.py --folder bench/results/estimate.partial $(BENCH_ARGS)
+
+# Builds and other commands killed at random points; goes on with BENCH_ARGS=--resume.
+bench-faults: $(BIN)/tsexport
+	$(BIN)/python bench/suites/faults.py $(BENCH_ARGS)
 
 # The JSON schemas of bundle-format.md, from the records.
 schemas: $(BIN)/tsexport

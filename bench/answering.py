@@ -14,15 +14,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from tsexport.bench.affinity import bind
 from tsexport.bench.memory_wire import Progress
 from tsexport.bench.messages import Protocol
 from tsexport.bench.wire import Failed
 from tsexport.errors import DataError, InconclusiveError
-from tsexport.types import Artifact
+from tsexport.types import Artifact, Closing
 
 _STDERR_TAIL_LINES = 12
 _GOODBYE_SECONDS = 2.0
@@ -35,7 +34,7 @@ def label_of(artifact: Artifact, runtime: str) -> str:
     return f"{artifact.name} on {runtime}"
 
 
-class AnsweringProcess:
+class AnsweringProcess(Closing):
     """One fresh process that answers requests.  Idle, it blocks on a read of its stdin and uses no CPU.
 
     Use it as a context manager: leaving it ends the process.
@@ -122,14 +121,6 @@ class AnsweringProcess:
             self._process.wait()
         if not self._stderr.closed:
             self._stderr.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_lines(self) -> None:
         assert self._process.stdout is not None

@@ -3,8 +3,6 @@
 Ratios are candidate / base of median latencies: above 1 the candidate is slower.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -119,11 +117,6 @@ class ComparisonResult:
 def percent_text(ratio: float) -> str:
     """Return a ratio as a change: "+3.2 %" for 1.032."""
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Return the geometric mean of positive numbers, at least one."""
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def result_to_text(result: ComparisonResult) -> str:

@@ -18,7 +18,7 @@ from tsexport.bench.process import write_feeds
 from tsexport.bench.profile_records import ProfileRecord, by_operator, longest
 from tsexport.bench.profilers import PROFILERS, Profiled
 from tsexport.codec import encode, from_plain, parse_json
-from tsexport.errors import DataError
+from tsexport.errors import DataError, reason_of
 from tsexport.types import Artifact, Feeds
 
 TIMEOUT_SECONDS = 120.0
@@ -117,8 +117,9 @@ def answer(request: ProfileRequest) -> ProfileAnswer:
             profiled = PROFILERS[request.runtime](request.artifact, request.threads, feeds, Path(folder))
     except Exception as error:
         # Whatever a runtime raises: it is the reason why there is no profile, and no build ends for it.
-        line = (str(error).strip().splitlines() or [""])[0]
-        return ProfileAnswer(None, f"{request.runtime} could not be profiled: {type(error).__name__}: {line}")
+        return ProfileAnswer(
+            None, f"{request.runtime} could not be profiled: {type(error).__name__}: {reason_of(error)}"
+        )
     return ProfileAnswer(profiled, "")
 
 

@@ -14,7 +14,10 @@ _MB = 10**6
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One published row and what became of it.  `obtained` is "measured" or "not measured"."""
+    """One published row and what became of it.
+
+    `obtained` is "measured" or "not measured"; `status` is the verdict's as it is shown (see `status_word`).
+    """
 
     model: str
     component: str
@@ -201,6 +204,11 @@ def expected_text(budget: Budget) -> str:
     return "" if span is None else f"{span[0]:g}-{span[1]:g}{unit}"
 
 
+def status_word(status: str) -> str:
+    """Return a verdict's status as it is shown: pass, miss, refuted, inconclusive, not measured, not possible."""
+    return {"met": "pass", "missed": "miss"}.get(status, status)
+
+
 def _verdict_row(verdict: Verdict) -> VerdictRow:
     budget = verdict.budget
     return VerdictRow(
@@ -213,7 +221,7 @@ def _verdict_row(verdict: Verdict) -> VerdictRow:
         published=expected_text(budget),
         value=_value_text(verdict),
         obtained="not measured" if verdict.artifact is None else "measured",
-        status=verdict.status,
+        status=status_word(verdict.status),
         artifact=verdict.artifact or "",
         runtime=verdict.runtime or "",
         threads="" if verdict.threads is None else str(verdict.threads),

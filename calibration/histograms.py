@@ -46,10 +46,6 @@ class Counts:
         return np.asarray(np.clip(middles, self.minimum, self.maximum))
 
     @property
-    def upper_edges(self) -> Array:
-        return np.asarray((self.first + 1 + np.arange(len(self.counts))) * self.width)
-
-    @property
     def magnitudes(self) -> "Magnitudes":
         """The histogram of |x| from 0 on, at most `BINS` bins: where the range lies far from 0 they are wider.
 

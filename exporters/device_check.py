@@ -15,14 +15,13 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_ir as ir
 
-from tsexport.errors import TsexportError, UsageError
 from tsexport.exporters.device_facts import CHECKS
 from tsexport.exporters.device_table import Table, tensorrt_table, version_key
-from tsexport.exporters.onnx_external import external_tensors, open_model
+from tsexport.exporters.onnx_reading import Misfit, read_onnx
 from tsexport.exporters.qdq_pairs import name_of, type_of
+from tsexport.exporters.qdq_regions import constant_of, shape_of
 from tsexport.exporters.qdq_rules import check_graph_rules
 from tsexport.types import Precision
 
@@ -106,10 +105,15 @@ class _Judge:
         if types is None:
             yield "unsupported", "error", f"TensorRT {self.version} has no {operator}", self._rewrite(operator)
             return
-        yield from self._of_types(node, types)
-        for value in node.outputs:
-            if value.shape is not None and len(value.shape) > _LARGEST_RANK:
-                yield "node", "error", f"{value.name!r} has {len(value.shape)} dimensions, TensorRT at most 8", ""
+        unknown = self._unknown_type(node)
+        if unknown is not None:
+            yield unknown
+        else:
+            yield from self._of_types(node, types)
+        for value in (*_given(node), *node.outputs):
+            shape = shape_of(value)
+            if shape is not None and len(shape) > _LARGEST_RANK:
+                yield "node", "error", f"{value.name!r} has {len(shape)} dimensions, TensorRT at most 8", ""
         for fact in self.table.facts_on(operator, self.version):
             if not CHECKS[fact.check](node):
                 continue
@@ -120,8 +124,26 @@ class _Judge:
             wrong = "accepted and computed wrongly: " if fact.verdict == "computed wrongly" else ""
             yield kind, level, wrong + fact.reason, fact.rewrite
 
+    @property
+    def _lacks_bf16(self) -> bool:
+        return version_key(self.version) < _BF16_FROM
+
+    def _no_bf16(self) -> tuple[Kind, Level, str, str]:
+        return "bf16", "error", f"TensorRT {self.version} has no bf16, which begins with 9.0", "use fp16 or fp32"
+
     def _rewrite(self, operator: str) -> str:
         return self.table.rewrites.get(operator, "")
+
+    def _unknown_type(self, node: ir.Node) -> tuple[Kind, Level, str, str] | None:
+        """Return what is wrong with an input of the graph or a constant of a type that TensorRT does not have."""
+        for value in (*_given(node), *(node.outputs if node.op_type == "Constant" else ())):
+            kind = type_of(value)
+            if kind == ir.DataType.BFLOAT16 and self._lacks_bf16:
+                return self._no_bf16()
+            if kind is not None and kind != ir.DataType.UNDEFINED and not self.table.has_type(kind.name, self.version):
+                reason = f"{value.name!r} is of {kind.name}, a type that TensorRT {self.version} does not have"
+                return "type", "error", reason, "store it as FLOAT or INT32"
+        return None
 
     def _of_types(self, node: ir.Node, types: tuple[str, ...]) -> Iterator[tuple[Kind, Level, str, str]]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "If", "Loop", "Scan"):
@@ -131,8 +153,8 @@ class _Judge:
             if kind is None or not types:
                 continue
             given = _NAMES.get(kind.name, kind.name)
-            if given == "BF16" and version_key(self.version) < _BF16_FROM:
-                yield "bf16", "error", f"TensorRT {self.version} has no bf16, which begins with 9.0", "use fp16 or fp32"
+            if given == "BF16" and self._lacks_bf16:
+                yield self._no_bf16()
                 return
             if given == "INT64" and self.narrows:
                 given = "INT32"
@@ -140,6 +162,11 @@ class _Judge:
                 reason = f"{node.op_type} of {given}: TensorRT {self.version} takes {', '.join(types)}"
                 yield "type", "error", reason, _cast_hint(given, types)
                 return
+
+
+def _given(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of a node that no node makes: inputs of the graph and initializers."""
+    return [value for value in node.inputs if value is not None and value.producer() is None]
 
 
 def _cast_hint(given: str, types: tuple[str, ...]) -> str:
@@ -158,9 +185,9 @@ def _data(node: ir.Node) -> list[ir.Value]:
         return list(node.outputs[:1])
     variables = [one.type_str for one in schema.inputs]
     made = schema.outputs[0].type_str
-    wanted = made if made in variables else variables[0]
     allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
-    if "tensor(float)" not in allowed.get(wanted, ["tensor(float)"]):
+    wanted = made if made in variables and made in allowed else variables[0]
+    if "tensor(float)" not in allowed.get(wanted, [wanted]):
         return list(node.outputs[:1])
     places = ((value, variables[min(index, len(variables) - 1)]) for index, value in enumerate(node.inputs))
     return [value for value, variable in places if value is not None and variable == wanted]
@@ -190,60 +217,6 @@ def _bf16(node: ir.Node) -> Iterator[tuple[Kind, Level, str, str]]:
             version = schema.since_version
             yield "bf16", "error", f"{node.op_type} of opset {version} takes no bf16", "cast to fp32, and back"
             return
-
-
-def read_onnx(path: Path) -> ir.Model:
-    """Return the model of an ONNX file, local functions inlined, with the shapes and types that can be inferred.
-
-    Raises:
-        UsageError: there is no such file, or it is damaged or no ONNX model.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path} is no file", next_step="Give an .onnx file.")
-    again = "Export or copy it again."
-    try:
-        model = open_model(path)
-    except TsexportError:
-        raise
-    except Exception as error:  # protobuf's own errors, which share no base, and those of the file system
-        raise UsageError(f"{path.name} cannot be read as ONNX: {_line(error)}", next_step=again) from error
-    if not model.graph.node or not model.opset_import:
-        raise UsageError(f"{path.name} holds no ONNX graph with nodes and operator sets", next_step=again)
-    try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        model = _inferred(model)
-        _check(model)
-        found: ir.Model = ir.from_proto(model)
-    except Exception as error:  # whatever ONNX and its IR raise on what does not fit together
-        raise UsageError(f"{path.name} is damaged, or no valid ONNX: {_line(error)}", next_step=again) from error
-    return found
-
-
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with inferred shapes; as it is where they contradict each other, since types may be what is asked
-    about."""
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
-        return model
-
-
-def _check(model: onnx.ModelProto) -> None:
-    """Run ONNX's checker, without types: an illegal one is what may be asked about."""
-    if external_tensors(model):
-        return  # it would look for them beside this process
-    outputs = list(model.graph.output)
-    known = [one for one in outputs if one.type.tensor_type.HasField("shape")]
-    del model.graph.output[:]  # the checker asks for shapes of outputs, which files in use do not always have
-    model.graph.output.extend(known)
-    onnx.checker.check_model(model)
-    del model.graph.output[:]
-    model.graph.output.extend(outputs)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -281,7 +254,8 @@ def check_onnx(
     Raises:
         UsageError: no file, or a damaged one.
     """
-    model = read_onnx(path)
+    read = read_onnx(path)
+    model = read.model
     table = tensorrt_table()
     version = table.closest(tensorrt)
     judge = _Judge(table, version)
@@ -289,7 +263,9 @@ def check_onnx(
     nodes = list(_nodes(model))
     for node in nodes:
         _judge_node(node, judge, found)
-    for finding in (*_of_file(model, table, version, precision, nodes), *_of_integers(model, judge)):
+    for misfit in read.misfits:
+        found.add(_of_misfit(misfit))
+    for finding in (*_of_file(model, table, version, precision, nodes), *_of_narrowed(model, judge, nodes)):
         found.add(finding)
     for finding in _of_pairs(model, nodes, compute_capability):
         found.add(finding)
@@ -308,6 +284,11 @@ def _judge_node(node: ir.Node, judge: _Judge, found: _Collected) -> None:
     for kind, level, reason, rewrite in (*_bf16(node), *judge.findings(node)):
         first = _first_version(node, judge) if level == "error" and kind != "bf16" else ""
         found.add(DeviceFinding(name_of(node), node.op_type, kind, level, reason, first, rewrite))
+
+
+def _of_misfit(misfit: Misfit) -> DeviceFinding:
+    reason = f"the shapes contradict each other: {misfit.reason}"
+    return DeviceFinding(misfit.node or f"some {misfit.operator}", misfit.operator, "node", "error", reason)
 
 
 def _first_version(node: ir.Node, judge: _Judge) -> str:
@@ -329,33 +310,53 @@ def _of_file(
             f"reads an operator whose meaning has changed as it was"
         )
         yield DeviceFinding("", "", "hazard", "warning", reason, rewrite=f"export with opset {min(allowed, 17)}")
+    if opset < table.least_opset(version):
+        reason = f"the file has opset {opset}, TensorRT {version} documents {table.least_opset(version)} as the oldest"
+        yield DeviceFinding("", "", "hazard", "warning", reason, rewrite="convert it to opset 17")
     if precision == "int8" and not any(node.op_type == "QuantizeLinear" for node in nodes):
         reason = "the graph has no Q/DQ pairs: for an int8 target TensorRT computes it in floating point"
         yield DeviceFinding("", "", "Q/DQ", "warning", reason, rewrite="build the model for this target")
 
 
-def _of_integers(model: ir.Model, judge: _Judge) -> Iterator[DeviceFinding]:
-    """Yield what becomes of INT64 where it is narrowed."""
-    if not judge.narrows:
-        return
+def _of_narrowed(model: ir.Model, judge: _Judge, nodes: list[ir.Node]) -> Iterator[DeviceFinding]:
+    """Yield what becomes of FP64, which is narrowed always, and of INT64 where it is."""
     for value in model.graph.inputs:
-        if value.dtype == ir.DataType.INT64:
+        if value.dtype == ir.DataType.DOUBLE:
+            reason = f"the input {value.name!r} of DOUBLE becomes FLOAT"
+            yield DeviceFinding("", "", "hazard", "warning", reason, rewrite="feed FLOAT")
+        if value.dtype == ir.DataType.INT64 and judge.narrows:
             reason = f"the input {value.name!r} of INT64 becomes INT32 before TensorRT 9"
             yield DeviceFinding("", "", "hazard", "warning", reason, "9.3", "feed INT32")
-    limit = 2**31
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.INT64:
-            continue
-        if np.any(np.abs(tensor.numpy().astype(np.float64)) > limit) and not _is_limit(tensor.numpy()):
-            reason = f"the constant {name!r} of INT64 has values beyond INT32, to which it is narrowed"
+    if not judge.narrows:
+        return
+    for value in _constants(model, nodes):
+        array = constant_of(value) if type_of(value) == ir.DataType.INT64 else None
+        if array is not None and _is_beyond(array).any() and not _is_limit(array):
+            reason = f"the constant {value.name!r} of INT64 has values beyond INT32, to which it is narrowed"
             yield DeviceFinding("", "", "hazard", "warning", reason, "9.3", "store values that INT32 holds")
 
 
-def _is_limit(array: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> bool:
+def _constants(model: ir.Model, nodes: list[ir.Node]) -> Iterator[ir.Value]:
+    """Yield the initializers of a graph and of its bodies, and what Constant nodes give."""
+    graphs = dict.fromkeys([model.graph, *(node.graph for node in nodes)])
+    for graph in graphs:
+        if isinstance(graph, ir.Graph):
+            yield from graph.initializers.values()
+    for node in nodes:
+        if node.op_type == "Constant":
+            yield node.outputs[0]
+
+
+_Whole = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+def _is_beyond(array: _Whole) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    return (array > 2**31 - 1) | (array < -(2**31))
+
+
+def _is_limit(array: _Whole) -> bool:
     """Return whether what is beyond INT32 only stands for "to the end", as exporters write the ends of slices."""
-    beyond = array[np.abs(array.astype(np.float64)) > 2**31]
-    return bool(np.all(np.abs(beyond.astype(np.float64)) >= 2.0**62))
+    return bool(np.all(np.abs(array[_is_beyond(array)].astype(np.float64)) >= 2.0**62))
 
 
 def _of_pairs(model: ir.Model, nodes: list[ir.Node], compute_capability: str | None) -> Iterator[DeviceFinding]:

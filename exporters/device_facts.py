@@ -8,14 +8,22 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from tsexport.exporters.qdq_pairs import axis_of, from_pair, is_per_channel, type_of
+from tsexport.exporters.qdq_pairs import axis_of, from_pair, is_per_channel, type_of, unlike_lengths
 from tsexport.exporters.qdq_regions import constant_of, input_of, is_constant, shape_of
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _LARGEST_K = 3840
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
-_CASTS = frozenset({"FLOAT", "FLOAT16", "INT8", "INT32", "INT64", "BOOL", "DOUBLE"})
+_CASTS = frozenset(
+    {
+        ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64,
+        ir.DataType.BOOL, ir.DataType.DOUBLE,
+    }
+)  # fmt: skip
+_LATER_CASTS = _CASTS | {
+    ir.DataType.UINT8, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT4, ir.DataType.FLOAT4E2M1,
+}  # fmt: skip
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:
@@ -87,21 +95,12 @@ def _other_scale_type(node: ir.Node) -> bool:
     return type_of(input_of(node, 1)) not in (ir.DataType.FLOAT, None)
 
 
-def _unlike_lengths(node: ir.Node) -> bool:
-    scale, zero, data = (shape_of(input_of(node, index)) for index in (1, 2, 0))
-    if scale is None:
-        return False
-    if zero is not None and scale != zero:
-        return True
-    axis = axis_of(node)
-    if len(scale) != 1 or data is None or axis is None:
-        return False
-    return not -len(data) <= axis < len(data) or data[axis] not in (None, scale[0])
+def _half_bounds(node: ir.Node) -> bool:
+    return ir.DataType.FLOAT16 in (type_of(input_of(node, 1)), type_of(input_of(node, 2)))
 
 
-def _quantized_bias(node: ir.Node) -> bool:
-    bias = input_of(node, 2)
-    return bias is not None and from_pair(input_of(node, 1)) and not is_constant(bias)
+def _no_axes(node: ir.Node) -> bool:
+    return input_of(node, 1) is None and "axes" not in node.attributes and _unknown_dimensions(node)
 
 
 def _unquantized_weight(node: ir.Node) -> bool:
@@ -174,8 +173,8 @@ def _large_k(node: ir.Node) -> bool:
     return _int(node, "sorted", 1) == 0 or (chosen is not None and bool(np.any(chosen >= _LARGEST_K)))
 
 
-def _cast_outside(allowed: frozenset[str]) -> Callable[[ir.Node], bool]:
-    return lambda node: ir.DataType(_int(node, "to", 1)).name not in allowed
+def _cast_outside(allowed: frozenset[ir.DataType]) -> Callable[[ir.Node], bool]:
+    return lambda node: _int(node, "to", 1) not in allowed
 
 
 def _unlike_directions(node: ir.Node) -> bool:
@@ -201,9 +200,35 @@ def _unknown_dimensions(node: ir.Node) -> bool:
     return shape is None or None in shape
 
 
+def _uneven_split(node: ir.Node) -> bool:
+    shape, parts = shape_of(input_of(node, 0)), len(node.outputs)
+    if shape is None or input_of(node, 1) is not None or "split" in node.attributes:
+        return False
+    axis = _int(node, "axis", 0)
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
+    return size is not None and size % parts != 0
+
+
+def _axes_of_pad(node: ir.Node) -> bool:
+    axes, rank = input_of(node, 3), _rank(node)
+    if axes is None:
+        return False
+    found = constant_of(axes)
+    if found is None or not rank:
+        return True
+    return [int(one) % rank for one in found.reshape(-1)] != list(range(rank - found.size, rank))
+
+
+def _negative_pads(node: ir.Node) -> bool:
+    pads = constant_of(input_of(node, 1))
+    return pads is not None and bool(np.any(pads < 0))
+
+
 def _pads_of_8_0(node: ir.Node) -> bool:
     pads, value = constant_of(input_of(node, 1)), constant_of(input_of(node, 2))
-    padded = 0 if pads is None else int(np.count_nonzero(pads.reshape(2, -1).any(axis=0)))
+    sides = np.zeros(0) if pads is None else pads.reshape(-1)
+    half = sides.size // 2
+    padded = int(np.count_nonzero((sides[:half] != 0) | (sides[half : 2 * half] != 0)))
     return padded > 2 or (value is not None and bool(np.any(value != 0)))
 
 
@@ -223,12 +248,11 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "zero point not 0": _offset,
     "scale not above 0": _bad_scale,
     "scale not fp32": _other_scale_type,
-    "lengths of a pair": _unlike_lengths,
+    "lengths of a pair": lambda node: bool(unlike_lengths(node)),
     "data of INT32": _is_of(ir.DataType.INT32),
     "data of INT32 or INT64": _is_of(*_INTEGERS),
     "data not fp32": lambda node: type_of(input_of(node, 0)) not in (ir.DataType.FLOAT, None),
     "data of BOOL": lambda node: _bool_choices(node) if node.op_type == "Where" else _is_of(ir.DataType.BOOL)(node),
-    "bias of a quantized convolution": _quantized_bias,
     "computed bias": _computed(2),
     "computed weight": _unquantized_weight,
     "one spatial dimension": lambda node: _rank(node) == 3,
@@ -251,11 +275,23 @@ CHECKS: Mapping[str, Callable[[ir.Node], bool]] = {
     "computed K": _computed(1),
     "K of 3840 or more": _large_k,
     "target of Cast": _cast_outside(_CASTS),
-    "target of Cast with UINT8": _cast_outside(_CASTS | {"UINT8"}),
+    "target of Cast with UINT8": _cast_outside(_CASTS | {ir.DataType.UINT8}),
+    "target of Cast with bf16": _cast_outside(_LATER_CASTS),
     "computed min or max": _computed(1, 2),
+    "bounds in fp16": _half_bounds,
+    "no axes": _no_axes,
+    "computed thresholds": _computed(2, 3, 4),
     "computed axes": _computed(1),
     "computed axes of Slice": _computed(3),
+    "computed axes of Pad": _computed(3),
+    "axes as an input": lambda node: input_of(node, 1) is not None,
+    "axes of Pad": _axes_of_pad,
+    "negative pads": _negative_pads,
     "computed split": _computed(1),
+    "uneven split": _uneven_split,
+    "attribute noop_with_empty_axes=1": lambda node: (
+        _int(node, "noop_with_empty_axes", 0) == 1 and input_of(node, 1) is None
+    ),
     "computed depth": _computed(1),
     "computed frame step or window": _computed(1, 2),
     "different activations of directions": _unlike_directions,

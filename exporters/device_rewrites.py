@@ -18,9 +18,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from tsexport.exporters.device_check import refused_by
+from tsexport.exporters.device_table import version_key
 from tsexport.exporters.layer_norm import write_layer_norm_out
 from tsexport.exporters.rewrites.device_indexing import one_hot, scatter_elements, scatter_nd, triangle
 from tsexport.exporters.rewrites.device_logic import (
+    cut,
     hard_swish,
     is_infinite,
     is_nan,
@@ -33,7 +35,7 @@ from tsexport.exporters.rewrites.device_products import dft, einsum, with_height
 from tsexport.exporters.rewrites.device_types import (
     booleans_compared,
     booleans_moved,
-    clip_of_integers,
+    clip_as_bounds,
     counts,
     range_of_integers,
 )
@@ -51,11 +53,13 @@ class NodeRewrite:
 
     operators: whose nodes it replaces.
     replace: how.
+    before: the version before which it replaces those of fp32 too, which would be computed wrongly once cast to fp16.
     """
 
     name: str
     operators: tuple[str, ...]
     replace: Replace
+    before: str = ""
 
 
 _MOVERS = ("Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements")
@@ -70,13 +74,14 @@ DEVICE_REWRITES: tuple[NodeRewrite, ...] = (
     NodeRewrite("triangle-as-mask", ("Trilu",), triangle),
     NodeRewrite("topk-of-negatives", ("TopK",), smallest),
     NodeRewrite("part-of-shape-as-slice", ("Shape",), part_of_shape),
+    NodeRewrite("negative-pad-as-slice", ("Pad",), cut),
     NodeRewrite("remainder-by-division", ("Mod",), remainder),
     NodeRewrite("is-infinite-as-comparison", ("IsInf",), is_infinite),
     NodeRewrite("is-nan-as-comparison", ("IsNaN",), is_nan),
     NodeRewrite("hard-swish-as-product", ("HardSwish",), hard_swish),
     NodeRewrite("where-as-logic", ("Where",), where_of_booleans),
     NodeRewrite("counts-in-fp32", ("ReduceSum", "CumSum"), counts),
-    NodeRewrite("clip-of-integers", ("Clip",), clip_of_integers),
+    NodeRewrite("clip-as-max-and-min", ("Clip",), clip_as_bounds, before="8.5"),
     NodeRewrite("range-in-int32", ("Range",), range_of_integers),
     NodeRewrite("equal-of-integers", ("Equal",), booleans_compared),
     NodeRewrite("booleans-as-integers", _MOVERS, booleans_moved),
@@ -93,13 +98,15 @@ class ForVersion:
         self.name = row.name
         self._row = row
         self._refuses = refused_by(tensorrt)
+        self._always = bool(row.before) and version_key(tensorrt) < version_key(row.before)
 
     def requires(self, model: ir.Model) -> bool:
         return any(node.op_type in self._row.operators for node in model.graph)
 
     def call(self, model: ir.Model, probes: Sequence[Feeds]) -> int:
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-        nodes = [node for node in model.graph if node.op_type in self._row.operators and self._refuses(node)]
+        known = [node for node in model.graph if node.op_type in self._row.operators]
+        nodes = [node for node in known if self._always or self._refuses(node)]
         changes = sum(self._row.replace(Parts(model.graph, node)) for node in nodes)
         if changes:
             common.RemoveUnusedNodesPass()(model)

@@ -43,12 +43,18 @@ class Fact:
 
 @dataclass(frozen=True)
 class Table:
-    """`versions` are ascending; `operators` gives (first version, types or None where it is not supported) of each."""
+    """`versions` are ascending; `operators` gives (first version, types or None where it is not supported) of each.
+
+    `types` gives the first version that has tensors of one of ONNX's types; those that are not there have none.
+    `min_opset` gives the least opset from a version on.
+    """
 
     versions: tuple[str, ...]
     inferred: tuple[str, ...]
     facts_read_to: str
     max_opset: dict[str, int]
+    min_opset: dict[str, int]
+    types: dict[str, str]
     operators: dict[str, tuple[tuple[str, tuple[str, ...] | None], ...]]
     facts: tuple[Fact, ...]
     rewrites: dict[str, str]
@@ -70,6 +76,14 @@ class Table:
                 found = types
         return found
 
+    def has_type(self, kind: str, version: str) -> bool:
+        """Return whether a version has tensors of an ONNX type such as "INT16"."""
+        return kind in self.types and version_key(self.types[kind]) <= version_key(version)
+
+    def least_opset(self, version: str) -> int:
+        """Return the oldest opset that a version documents."""
+        return max(opset for first, opset in self.min_opset.items() if version_key(first) <= version_key(version))
+
     def facts_on(self, operator: str, version: str) -> tuple[Fact, ...]:
         return tuple(fact for fact in self.facts if operator in fact.operators and fact.holds_in(version))
 
@@ -88,6 +102,8 @@ def tensorrt_table() -> Table:
         inferred=tuple(plain["inferred"]),
         facts_read_to=plain["facts_read_to"],
         max_opset=plain["max_opset"],
+        min_opset=plain["min_opset"],
+        types=plain["types"],
         operators={name: tuple(_row(row) for row in rows) for name, rows in plain["operators"].items()},
         facts=tuple(Fact(**{**fact, "operators": tuple(fact["operators"])}) for fact in plain["facts"]),
         rewrites=plain["rewrites"],

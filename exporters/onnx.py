@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from tsexport.errors import ExportError
+from tsexport.errors import ExportError, reason_of
 from tsexport.exporters.capture import captured_stdout
 from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.exporters.onnx_cleanup import remove_identities, state_output_shapes, strip_traces
@@ -23,7 +23,6 @@ from tsexport.exporters.tracing import (
     evaluating,
     example_tensors,
     first_departing_layer,
-    first_line,
     mha_fastpath,
     prove_equal,
     require_repeatable,
@@ -154,5 +153,5 @@ def _export_from_trace(
                 dynamic_axes=dynamic,
             )
         except Exception as error:  # RuntimeError, torch.onnx.errors and whatever symbolic functions raise
-            raise ExportError(first_line(error)) from error
+            raise ExportError(reason_of(error)) from error
     return open_model(path), tracer_caveats(caught)

@@ -16,10 +16,9 @@ import onnx
 import torch
 from torch import nn
 
-from tsexport.errors import ExportError
+from tsexport.errors import ExportError, reason_of
 from tsexport.exporters.onnx_external import is_large
 from tsexport.exporters.onnx_lowering import lower_to_opset17
-from tsexport.exporters.tracing import first_line
 from tsexport.types import BATCH, ModelSpec
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -52,7 +51,7 @@ def export_with_dynamo(
                 verbose=False,
             )
         except Exception as error:  # torch.export raises dozens of types from its internals
-            raise ExportError(f"torch.export: {first_line(error.__cause__ or error)}") from error
+            raise ExportError(f"torch.export: {reason_of(error.__cause__ or error)}") from error
     assert program is not None
     model = program.model_proto
     if is_large(model):

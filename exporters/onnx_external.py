@@ -8,12 +8,14 @@ from its file where it is needed and 2 GB are never copied; `finish_onnx` writes
 Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import TensorProto, numpy_helper
 
@@ -33,7 +35,8 @@ def open_model(path: Path) -> onnx.ModelProto:
     """Return the model of a file; weights in other files stay there, under absolute locations.
 
     Raises:
-        ExportError: it refers to a file that does not lie beside it.
+        ExportError: it refers to a file that does not lie beside it, or a tensor has more or fewer bytes than its shape
+            and type say.
     """
     model = onnx.load(path, load_external_data=False)
     folder = path.resolve().parent
@@ -46,12 +49,46 @@ def open_model(path: Path) -> onnx.ModelProto:
                 next_step="Put the model and its data into one folder, and save it again.",
             )
         _set_location(tensor, str(place))
+    for tensor in _every_tensor(model):
+        _check_size(path, tensor)
     return model
+
+
+def _check_size(path: Path, tensor: TensorProto) -> None:
+    """Raise ExportError where a tensor's bytes, in this file or in another, are not as many as it needs."""
+    external = tensor.data_location == TensorProto.EXTERNAL
+    if not external and not tensor.HasField("raw_data"):
+        return
+    try:
+        needed = -(-ir.DataType(tensor.data_type).bitwidth * math.prod(tensor.dims) // 8)
+    except (TypeError, ValueError):
+        return  # no type of fixed size: reading the model says so
+    if external:
+        held, where = _held_bytes(tensor), f"in {Path(_reference(tensor)['location']).name!r}"
+    else:
+        held, where = len(tensor.raw_data), "in the file"
+    if held != needed:
+        raise ExportError(
+            f"{path.name} is damaged: the tensor {tensor.name!r} of shape {list(tensor.dims)} needs {needed} bytes, "
+            f"and {held} are {where}",
+            next_step="Export or copy it again.",
+        )
+
+
+def _held_bytes(tensor: TensorProto) -> int:
+    """Return how many of a tensor's bytes lie in its other file, 0 where its place is no place there."""
+    reference = _reference(tensor)
+    size = Path(reference["location"]).stat().st_size
+    offset, length = reference.get("offset", "0"), reference.get("length")
+    if not offset.isdecimal() or not (length is None or length.isdecimal()):
+        return 0
+    left = max(0, size - int(offset))
+    return left if length is None else min(int(length), left)
 
 
 def external_tensors(model: onnx.ModelProto) -> tuple[TensorProto, ...]:
     """Return the tensors whose values lie in another file."""
-    return tuple(tensor for tensor in _tensors(model.graph) if tensor.data_location == TensorProto.EXTERNAL)
+    return tuple(tensor for tensor in _every_tensor(model) if tensor.data_location == TensorProto.EXTERNAL)
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -66,7 +103,7 @@ def externalize(model: onnx.ModelProto, path: Path) -> None:
     places: list[tuple[TensorProto, int, int]] = []
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for tensor in _tensors(model.graph):
+            for tensor in _every_tensor(model):
                 if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() < INLINE_BYTES:
                     continue
                 offset = file.seek(-file.tell() % _ALIGNMENT_BYTES, os.SEEK_CUR)
@@ -116,9 +153,20 @@ def create_session(model: onnx.ModelProto | bytes, options: onnxruntime.SessionO
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def _every_tensor(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Yield the tensors of a graph and of local functions."""
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t

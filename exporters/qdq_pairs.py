@@ -86,8 +86,26 @@ def axis_of(node: ir.Node) -> int | None:
 
 
 def is_per_channel(node: ir.Node) -> bool:
+    """Return whether a pair has several scales; TensorRT takes one for the whole tensor, in no or in one dimension."""
     shape = shape_of(input_of(node, 1))
-    return shape is not None and len(shape) > 0
+    return shape is not None and any(size != 1 for size in shape)
+
+
+def unlike_lengths(node: ir.Node) -> str:
+    """Return how scales, zero points and the axis of a pair differ in length, "" where they do not."""
+    scale, zero, data = (shape_of(input_of(node, index)) for index in (1, 2, 0))
+    if scale is None:
+        return ""
+    if zero is not None and scale != zero and (is_per_channel(node) or any(size != 1 for size in zero)):
+        return f"has scales of shape {list(scale)} and zero points of shape {list(zero)}"
+    axis = axis_of(node)
+    if not is_per_channel(node) or len(scale) != 1 or data is None or axis is None:
+        return ""
+    if not -len(data) <= axis < len(data):
+        return f"has axis {axis} for data of {len(data)} dimensions"
+    if data[axis] not in (None, scale[0]):
+        return f"has {scale[0]} scales for the {data[axis]} indices of axis {axis}"
+    return ""
 
 
 def check_domain(checked: Checked) -> Iterator[Finding]:
@@ -156,17 +174,9 @@ def check_scale_positive(checked: Checked) -> Iterator[Finding]:
 
 def check_lengths(checked: Checked) -> Iterator[Finding]:
     for node in checked.both:
-        scale, zero = shape_of(input_of(node, 1)), shape_of(input_of(node, 2))
-        if scale is not None and zero is not None and scale != zero:
-            yield node, f"has scales of shape {list(scale)} and zero points of shape {list(zero)}"
-            continue
-        data, axis = shape_of(input_of(node, 0)), axis_of(node)
-        if scale is None or len(scale) != 1 or data is None or axis is None:
-            continue
-        if not -len(data) <= axis < len(data):
-            yield node, f"has axis {axis} for data of {len(data)} dimensions"
-        elif data[axis] is not None and data[axis] != scale[0]:
-            yield node, f"has {scale[0]} scales for the {data[axis]} indices of axis {axis}"
+        found = unlike_lengths(node)
+        if found:
+            yield node, found
 
 
 def check_axis_written(checked: Checked) -> Iterator[Finding]:

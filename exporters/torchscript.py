@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tsexport.errors import ExportError
+from tsexport.errors import ExportError, reason_of
 from tsexport.exporters.artifacts import describe, write_atomically
 from tsexport.exporters.formats import EXPORT_FORMATS
 from tsexport.exporters.torchscript_archive import archive_bytes, fresh_compilation_unit
@@ -20,7 +20,6 @@ from tsexport.exporters.tracing import (
     evaluating,
     example_tensors,
     first_departing_layer,
-    first_line,
     mha_fastpath,
     prove_equal,
     require_repeatable,
@@ -90,7 +89,7 @@ def _trace(module: nn.Module, spec: ModelSpec, tensors: tuple[torch.Tensor, ...]
             data = archive_bytes(traced)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ExportError(
-                f"{spec.name!r} cannot be traced to TorchScript: {first_line(error)}",
+                f"{spec.name!r} cannot be traced to TorchScript: {reason_of(error)}",
                 next_step="forward may take and return tensors and tuples of tensors only.",
             ) from error
     return data, tracer_caveats(caught)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from tsexport.errors import ExportError, FeedError, ParityError
+from tsexport.errors import ExportError, FeedError, ParityError, reason_of
 from tsexport.runtimes.comparison import TOLERANCES, compare_outputs
 from tsexport.types import Array, Comparison, Feeds, Format, ModelSpec, Tolerance, random_feeds
 
@@ -193,7 +193,7 @@ def prove_equal(
                 answers.append(run(proof.feeds))
             except Exception as error:  # runtimes raise types of their own; whatever it is, the program cannot be used
                 raise ExportError(
-                    f"{what} of {spec.name!r} fails at batch {proof.batch}: {first_line(error)}{_because(hints)}",
+                    f"{what} of {spec.name!r} fails at batch {proof.batch}: {reason_of(error)}{_because(hints)}",
                     next_step=_ADVICE,
                 ) from error
             missed = _differences(expected, answers[-1], tolerance)
@@ -247,11 +247,3 @@ def tracer_caveats(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]
         f"{name}:{line} turns a tensor into a Python value, and the trace keeps the value it had for the example input"
         for name, line in places
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the line of an error's text that says why, without an invitation to file an issue."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # TorchScript's interpreter prints its own traceback first
-    line = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
-    return line.split(" Please feel free")[0].split("  [Caused by")[0].strip()[:300]

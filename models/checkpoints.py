@@ -1,7 +1,9 @@
 """Trained weights from `.pth`, `.pt` and `.safetensors` files: read without running code, unwrapped, loaded strictly.
 
 torch files are read with `weights_only=True`: a pickle that names any other function or class is refused, and the error
-says which.  Training frameworks wrap state dicts; what is recognised is named in `Checkpoint.wrapping`:
+says which.  torch's own words are never shown, since they advise to load the file with its code.
+
+Training frameworks wrap state dicts; what is recognised is named in `Checkpoint.wrapping`:
 
 - keys: `state_dict`, `model_state_dict`, `model` (one inside the other, too); what lies beside them is ignored
 - prefixes of all names: `module.` (DataParallel), `model.` (Lightning), `_orig_mod.` (torch.compile)
@@ -26,6 +28,11 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_SAVE_WEIGHTS = (
+    "Save the weights alone, with torch.save(model.state_dict(), ...) or safetensors.torch.save_file, "
+    "and pass that file."
+)
+_REFUSED_NAME = re.compile(r"GLOBAL ([\w.]+)")
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,11 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"there is no checkpoint {path}")
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path.name} does not end as a checkpoint does; allowed are {', '.join(SUFFIXES)}")
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     if not start:
         raise CheckpointError(f"the checkpoint {path} is empty", next_step="Download or save it again.")
     if start == _LFS_POINTER:
@@ -121,28 +131,29 @@ def _read_torch(path: Path) -> object:
             # A note that pickles of another protocol may not load; whether this one does is seen at once.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(*_explain_pickle(path, str(error))) from error
-    except Exception as error:  # what torch raises for a damaged archive depends on where the damage is
-        raise CheckpointError(
-            f"{path} is damaged or not a torch checkpoint: {_first_line(error)}",
-            next_step="Download or save it again.",
-        ) from error
+    except Exception as error:  # what torch raises for a damaged file depends on where the damage is
+        name = refused_name(error)
+        raise _damaged(path) if name is None else _holds_code(path, name) from None
 
 
-def _explain_pickle(path: Path, message: str) -> tuple[str]:
-    found = re.search(r"GLOBAL ([\w.]+)|(?:class|function|type) ([\w.]+\.[\w.]+)", message)
-    if found:
-        name = found.group(1) or found.group(2)
-        return (
-            f"{path} holds code, which is not run: its pickle asks for {name}. "
-            "Save the weights alone with torch.save(model.state_dict(), ...) and pass that file.",
-        )
-    return (f"{path} is damaged or not a torch checkpoint: {_first_line(message)}",)
+def refused_name(error: Exception) -> str | None:
+    """Return the function or class that torch refused to load; None where a file failed for another reason."""
+    found = _REFUSED_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return found.group(1) if found else None
 
 
-def _first_line(error: object) -> str:
-    return (str(error) or repr(error)).splitlines()[0][:200]
+def _holds_code(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds code, which is not run: its pickle asks for {name}; allowed are tensors and plain values",
+        next_step=_SAVE_WEIGHTS,
+    )
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged or not a torch checkpoint; allowed is what torch.save writes of a state dict",
+        next_step="Download or save it again; weights in a .safetensors file are taken too.",
+    )
 
 
 def _unwrap_keys(content: object) -> tuple[object, tuple[str, ...]]:
@@ -158,17 +169,16 @@ def _unwrap_keys(content: object) -> tuple[object, tuple[str, ...]]:
 def _require_tensors(path: Path, content: object) -> dict[str, "Tensor"]:
     import torch
 
-    advice = "Save the weights alone with torch.save(model.state_dict(), ...) and pass that file."
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors", next_step=advice)
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors", next_step=_SAVE_WEIGHTS)
     if not content:
-        raise CheckpointError(f"{path} holds no tensors at all", next_step=advice)
+        raise CheckpointError(f"{path} holds no tensors at all", next_step=_SAVE_WEIGHTS)
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
                 f"{path} holds {name!r}, a {type(value).__name__}, where named tensors are expected; "
                 f"recognised wrappings are {', '.join(WRAPPER_KEYS)}",
-                next_step=advice,
+                next_step=_SAVE_WEIGHTS,
             )
         if value.is_quantized or value.layout != torch.strided:
             raise CheckpointError(f"{name} in {path} is a quantized or sparse tensor; weights must be plain tensors")

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import pickle
 import site
 import sys
 import sysconfig
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tsexport.errors import UsageError, did_you_mean
+from tsexport.models.checkpoints import refused_name
 from tsexport.types import BATCH, Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def call_factory(module_name: str, factory_name: str, settings: Mapping[str, obj
             made = factory(**settings)
         except Exception as error:  # a user's code may raise anything
             raise UsageError(
-                f"{label} failed: {type(error).__name__}: {error} ({_where(error)})",
+                f"{label} failed: {_words(error)} ({_where(error)})",
                 next_step="Settings are passed to it as keyword arguments.",
-            ) from error
+            ) from _cause(error)
     if not isinstance(made, nn.Module):
         raise UsageError(f"{label} returned a {type(made).__name__}; a torch.nn.Module is expected")
     return made.cpu().eval().requires_grad_(False)
@@ -98,7 +100,20 @@ def import_factory_module(name: str) -> ModuleType:
             ) from error
         raise UsageError(f"importing {name} failed: {error}", next_step="Install what it imports.") from error
     except Exception as error:  # a user's code may raise anything
-        raise UsageError(f"importing {name} failed: {type(error).__name__}: {error} ({_where(error)})") from error
+        raise UsageError(f"importing {name} failed: {_words(error)} ({_where(error)})") from _cause(error)
+
+
+def _words(error: Exception) -> str:
+    """Return what an error of a user's code says; of a file that torch refuses what it holds, not torch's advice."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"{type(error).__name__}: {error}"
+    name = refused_name(error)
+    held = "a damaged pickle" if name is None else f"code, which is not run: its pickle asks for {name}"
+    return f"it loads a file that holds {held}; pass weights with --checkpoint"
+
+
+def _cause(error: Exception) -> Exception | None:
+    return None if isinstance(error, pickle.UnpicklingError) else error
 
 
 def declared_inputs(module: "nn.Module") -> tuple[TensorSpec, ...]:

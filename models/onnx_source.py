@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexport.errors import MissingDependencyError, UsageError
+from tsexport.errors import MissingDependencyError, UsageError, reason_of
 from tsexport.models.flat import PROBE_BATCHES, PROBE_SEED, output_spec
 from tsexport.types import BATCH, Array, Feeds, TensorSpec, file_sha256, random_feeds
 
@@ -44,7 +44,7 @@ def open_onnx(path: Path, given: tuple[TensorSpec, ...] = ()) -> OnnxSource:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UsageError(
-            f"{path} is not valid ONNX: {str(error).strip().splitlines()[0]}", next_step="Export the model again."
+            f"{path} is not valid ONNX: {reason_of(error)}", next_step="Export the model again."
         ) from error
     # Files of before IR version 4 list initializers among the inputs.
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -100,14 +100,18 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     """
     folder = path.resolve().parent
     found = set()
-    for location in _locations(model.graph):
-        target = (folder / location).resolve()
+    for location in _locations(model.graph.node, model.graph.initializer, *model.functions):
+        try:
+            target = (folder / location).resolve()
+            is_there = target.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            target, is_there = folder / "?", False
         if PurePosixPath(location).is_absolute() or not target.is_relative_to(folder):
             raise UsageError(
                 f"{path} keeps weights in {location!r}, outside its own folder, which is not read",
                 next_step="Put the model and its data into one folder.",
             )
-        if not target.is_file():
+        if not is_there:
             raise UsageError(
                 f"{path} keeps weights in {location!r}, which is missing", next_step="Copy that file beside the model."
             )
@@ -115,14 +119,15 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def _locations(graph: Any) -> Iterator[str]:
-    tensors = list(graph.initializer)
-    for node in graph.node:
+def _locations(nodes: Any, initializers: Any, *functions: Any) -> Iterator[str]:
+    """Yield where the tensors of a graph, its bodies and local functions lie, as far as that is in other files."""
+    tensors = list(initializers)
+    for node in (*nodes, *(node for function in functions for node in function.node)):
         for attribute in node.attribute:
             tensors += [attribute.t, *attribute.tensors]
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.initializer:
-                    yield from _locations(inner)
+                    yield from _locations(inner.node, inner.initializer)
     for tensor in tensors:
         yield from (entry.value for entry in tensor.external_data if entry.key == "location")
 
@@ -170,7 +175,7 @@ def _session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base
         raise UsageError(
-            f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}",
+            f"ONNX Runtime cannot load {path}: {reason_of(error)}",
             next_step="Export or copy it again, with the file that holds its weights where there is one.",
         ) from error
 
@@ -187,7 +192,7 @@ def _outputs(path: Path, session: Any, inputs: tuple[TensorSpec, ...]) -> tuple[
     except Exception as error:  # onnxruntime's exceptions share no base
         raise UsageError(
             f"{path} does not run on {', '.join(map(str, inputs))} with batches of {PROBE_BATCHES[0]} and "
-            f"{PROBE_BATCHES[1]}: {str(error).splitlines()[0]}",
+            f"{PROBE_BATCHES[1]}: {reason_of(error)}",
             next_step="Its batch size may be fixed inside: export it with a dynamic batch.",
         ) from error
     return tuple(output_spec(n, small[n].dtype.name, small[n].shape, large[n].shape) for n in small)

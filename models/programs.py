@@ -7,14 +7,14 @@ must be plain arithmetic, and compiled libraries and the older layout are refuse
 
 import io
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
+from tsexport.models.checkpoints import refused_name
 from tsexport.types import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def load_torchscript(path: Path) -> "nn.Module":
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=DeprecationWarning)
         try:
             module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # torch raises many kinds on damaged programs
             raise UsageError(
-                f"{path} is not a TorchScript program this torch can load: {str(error).splitlines()[0]}",
+                f"{path} is not a TorchScript program this torch can load: {reason_of(error)}",
                 next_step="Save it again with torch.jit.save.",
             ) from error
     return module.eval()
@@ -61,7 +61,7 @@ def load_pt2(path: Path) -> tuple["nn.Module", tuple[TensorSpec, ...]]:
         program = torch.export.load(path)
     except Exception as error:  # torch raises many kinds on damaged programs
         raise UsageError(
-            f"{path} is not a torch.export program this torch can load: {(str(error) or repr(error)).splitlines()[0]}",
+            f"{path} is not a torch.export program this torch can load: {reason_of(error)}",
             next_step="Save it again with torch.export.save.",
         ) from error
     fed = set(program.graph_signature.user_inputs)
@@ -123,11 +123,14 @@ def _require_plain_pickle(path: Path, name: str, content: bytes) -> None:
 
     try:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # without its cause: torch advises to load the file with its code
+        code = refused_name(error)
         raise UsageError(
-            f"{path} holds code in {name}, which is not run: {str(error).splitlines()[0][:200]}",
+            f"{path} holds a damaged {name}"
+            if code is None
+            else f"{path} holds code in {name}, which is not run: its pickle asks for {code}",
             next_step="Export the model again with tensors only as example inputs and constants.",
-        ) from error
+        ) from None
 
 
 def _require_arithmetic(path: Path, node: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.calibration.table_files import tables_text
-from tsexport.errors import CalibrationTableError, MissingDependencyError, TsexportError
+from tsexport.errors import CalibrationTableError, MissingDependencyError, TsexportError, reason_of
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.sources import Calibrate, Fp32Sources, Order
 from tsexport.types import Artifact, ModelSpec
@@ -30,8 +30,6 @@ TOOLS = {
     "openvino-dynamic": "tsexport.quantize.openvino_dynamic",
 }
 """Where each tool's `build` is; imported when a recipe of it is built."""
-
-_PREAMBLES = ("Exception from", "Check '")
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,9 @@ def build_candidate(
         tables.append(calibrate(model, dataset, tensors, observer))
         return tables[-1]
 
+    # Outside: where our own module cannot be imported, that is a bug or a changed installation, and no recipe's fault.
+    build: Callable[[Order, Path], Artifact] = import_module(TOOLS[recipe.tool]).build
     try:
-        build: Callable[[Order, Path], Artifact] = import_module(TOOLS[recipe.tool]).build
         artifact = build(Order(recipe, source, sources, spec, calibration, keep), folder)
         if tables:
             tables_beside(artifact.path).write_text(tables_text(tables), encoding="utf-8")
@@ -94,10 +93,4 @@ def build_candidate(
             return Built(recipe, None, f"{error.message}; {error.next_step}")
         if isinstance(error, TsexportError):
             return Built(recipe, None, error.message)
-        return Built(recipe, None, f"{recipe.tool} could not build it: {_telling_line(error)[:200]}")
-
-
-def _telling_line(error: Exception) -> str:
-    """Return the first line of an error that says why, leaving out where in OpenVINO's source it was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith(_PREAMBLES)), type(error).__name__)
+        return Built(recipe, None, f"{recipe.tool} could not build it: {reason_of(error)}")

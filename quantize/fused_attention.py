@@ -29,9 +29,9 @@ from onnx_ir.passes import common
 from tsexport.exporters.rewrites.cleaning import add_initializer, constant
 from tsexport.exporters.rewrites.linears import only_user
 from tsexport.quantize.onnx_candidate import write_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
+from tsexport.quantize.onnxruntime_quantizer import quantize_onnx
 from tsexport.quantize.recipe import MICROSOFT_DOMAIN
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.types import Array, Artifact
 
 _HEADS_FIRST = (0, 2, 1, 3)  # [batch, steps, heads, width] -> [batch, heads, steps, width]

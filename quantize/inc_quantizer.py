@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 from tsexport.calibration.datasets import Dataset, calibration_batch
-from tsexport.errors import ExportError, UnsupportedError
+from tsexport.errors import ExportError, UnsupportedError, reason_of
 from tsexport.exporters.conversion import probes
 from tsexport.exporters.onnx_dynamo import export_with_dynamo
 from tsexport.exporters.rewrites.cleaning import DropNoOps, FoldConstants
@@ -49,9 +49,8 @@ from tsexport.exporters.tracing import mha_fastpath
 from tsexport.extras import require
 from tsexport.quantize.integer_weights import store_integer_weights
 from tsexport.quantize.onnx_candidate import write_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 from tsexport.types import BATCH, Artifact, Feeds, ModelSpec
@@ -101,8 +100,7 @@ def _captured(module: nn.Module, spec: ModelSpec, feeds: Feeds) -> Any:
     try:
         program = torch.export.export(module, _tensors(spec, feeds), dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises dozens of types from its internals
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"torch.export cannot capture the module with a dynamic batch: {reason[:160]}") from error
+        raise ExportError(f"torch.export cannot capture the module with a dynamic batch: {reason_of(error)}") from error
     captured: Any = program.module()
     captured._exported, captured.dynamic_shapes = True, shapes  # what INC's export leaves for its other parts
     return captured

@@ -15,13 +15,11 @@ where it enters or leaves a chain of them.  `blocked` adds these copies as steps
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import onnx
 
 from tsexport.bench.memory_forms import ModelGraphs
 from tsexport.bench.memory_plan import Kind, MemoryGraph, Size, Step, Weights
-from tsexport.exporters.onnx_external import open_model
 from tsexport.quantize.fusing import POINTWISE, PRODUCTS, VIEWS, Wiring
 from tsexport.quantize.kernels import inferred_at
 
@@ -31,16 +29,10 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _BLOCKED = frozenset({"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _STAYS_BLOCKED = frozenset({"Relu", "Sigmoid", "Tanh", "Clip", "BatchNormalization", "Add", "HardSigmoid", "Concat"})
-_BLOCK_CHANNELS = 8
 _FLOAT_BYTES = 4
 
 Shapes = dict[str, tuple[int, tuple[int, ...]]]
 """For every tensor whose shape is known, its element type's bytes and its shape."""
-
-
-def read_memory_graph(path: Path) -> MemoryGraph:
-    """Return the graph of an ONNX file; see `memory_graph`."""
-    return memory_graph(open_model(path))
 
 
 def memory_graph(model: onnx.ModelProto) -> MemoryGraph:

@@ -40,9 +40,8 @@ from tsexport.exporters.qdq_regions import (
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.npz import write_arrays
 from tsexport.quantize.onnx_candidate import write_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.types import Artifact
 
 PIP_COMMAND = (

@@ -48,9 +48,8 @@ from tsexport.errors import ConfigurationError, did_you_mean
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.openvino import OPTIONS, write_ir
 from tsexport.exporters.preprocessing import BEFORE, BEHIND
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.types import Array, Artifact
 
 LEFT_IN_FLOAT = (

@@ -45,7 +45,7 @@ from tsexport.calibration.datasets import Dataset
 from tsexport.calibration.table import CalibrationTable, Observer, calibrate
 from tsexport.quantize.onnx_candidate import write_candidate
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Calibrate, Order
+from tsexport.quantize.sources import Calibrate, NothingQuantizedError, Order
 from tsexport.types import Artifact
 
 DYNAMIC_OPERATORS = ["MatMul", "LSTM"]
@@ -60,10 +60,6 @@ QUANTIZED_NODES = frozenset(
         "DequantizeLinear",
     }
 )
-
-
-class NothingQuantizedError(Exception):
-    """The recipe found no node that it could quantize."""
 
 
 @contextmanager

@@ -36,8 +36,7 @@ from tsexport.errors import UnsupportedError
 from tsexport.exporters.artifacts import describe
 from tsexport.exporters.openvino import write_ir
 from tsexport.quantize.nncf_quantizer import fold_constants, quiet
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
-from tsexport.quantize.sources import Order
+from tsexport.quantize.sources import NothingQuantizedError, Order
 from tsexport.runtimes.registry import load
 from tsexport.types import Artifact, Feeds
 

@@ -30,6 +30,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from tsexport.errors import reason_of
 from tsexport.quantize.layer_order import order_of
 from tsexport.quantize.pruning_allocation import Offer, allocate, offer_of
 from tsexport.quantize.pruning_costs import flops_of_layers
@@ -354,7 +355,7 @@ def _take_channels(pruned: Pruned, graph: Any, removal: Removal) -> tuple[Remova
     try:
         found.prune()
     except Exception as error:  # whatever it raises about a layer that it cannot cut
-        raise NotProven(f"torch-pruning cannot cut it: {_first_line(error)}") from error
+        raise NotProven(f"torch-pruning cannot cut it: {reason_of(error)}") from error
     for name, channels in cut.items():
         pruned.lose(name, widths[name], channels)
     coupled = tuple(sorted(name for name in group.outputs if name != removal.layer))
@@ -381,14 +382,10 @@ def _prove(work: _Work, inputs: Inputs) -> None:
     try:
         actual = outputs_of(work.pruned.module, inputs)
     except Exception as error:  # of any operation of the model
-        raise NotProven(f"the model does not run without some of them: {_first_line(error)}") from error
+        raise NotProven(f"the model does not run without some of them: {reason_of(error)}") from error
     for one, other in zip(wanted, actual, strict=True):
         if one.shape != other.shape:
             raise NotProven(f"an output would be {list(other.shape)} in place of {list(one.shape)}")
         apart = (other.double() - one.double()).square().mean().sqrt()
         if not apart <= PROOF_TOLERANCE * one.double().square().mean().sqrt():
             raise NotProven("without them the model answers otherwise than with them silenced: the graph is wrong here")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -18,6 +18,10 @@ from tsexport.bench.statistics import Ratio
 from tsexport.types import Accuracy, Artifact
 
 Objective = Literal["latency", "size"]
+UNDECIDED_FROM = 1.03
+"""A candidate that is ahead by less than this is not raced again: nobody would ship INT8 for it."""
+MOST_FINALISTS = 3
+NOT_MEASURED = "latency not measured"
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,6 @@ def select_fp32(result: RaceResult, threads: int) -> Choice:
         "the fastest fp32 artifact of all runtimes, measured side by side",
         f"{fastest.summary.median_ms:.3f} ms median at batch {result.batch}",
     )
-
-
-UNDECIDED_FROM = 1.03
-"""A candidate that is ahead by less than this is not raced again: nobody would ship INT8 for it."""
-
-
-MOST_FINALISTS = 3
 
 
 def finalists(result: RaceResult, baseline: tuple[str, str]) -> tuple[str, ...]:
@@ -122,9 +119,6 @@ def select(
         f"no candidate within the accuracy budget was {lost}: fp32 is selected",
         f"the nearest, {nearest.name}, had {_figures(nearest, result.baseline)}",
     )
-
-
-NOT_MEASURED = "latency not measured"
 
 
 def select_unmeasured(

@@ -88,10 +88,6 @@ class Probe:
             error.update(_run(session, feeds), expected)
         return error.worst[1]
 
-    def _activation(self, layer: str) -> str:
-        name: str = self._model.graph.node[self._nodes[layer]].input[0]
-        return name
-
     def _measure_ranges(self) -> dict[str, tuple[float, float]]:
         """Return (lowest, highest) over the windows of every activation that enters a layer."""
         graph = self._model.graph

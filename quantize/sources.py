@@ -1,4 +1,4 @@
-"""What candidates are made from."""
+"""What candidates are made from, and what a tool raises that can make none."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Calibrate = Callable[[Path, Dataset, Sequence[str], Observer], CalibrationTable]
 """Takes ranges, as `calibration.table.calibrate` does; a build's own keeps them and re-uses those that it was given."""
+
+
+class NothingQuantizedError(Exception):
+    """The recipe found no node that it could quantize."""
 
 
 @dataclass(frozen=True)

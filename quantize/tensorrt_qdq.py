@@ -42,9 +42,8 @@ from tsexport.exporters.qdq_regions import (
 )
 from tsexport.exporters.qdq_rules import require_rules
 from tsexport.quantize.onnx_candidate import write_candidate
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
 from tsexport.quantize.recipe import Recipe
-from tsexport.quantize.sources import Calibrate, Order
+from tsexport.quantize.sources import Calibrate, NothingQuantizedError, Order
 from tsexport.types import Array, Artifact
 
 STEPS = 127

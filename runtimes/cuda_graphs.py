@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from tsexport.errors import reason_of
+
 WARMUP_RUNS = 3
 
 Answer = tuple[Tensor, ...]
@@ -98,7 +100,7 @@ class DeviceCall:
             with torch.cuda.graph(graph):
                 self._outputs = self._run()
         except RuntimeError as error:
-            self.refusal = _first_line(error)
+            self.refusal = reason_of(error)
             torch.cuda.synchronize()
             self._outputs = self._run()  # raises where the failure is the module's own
             return
@@ -115,8 +117,3 @@ def _side_stream() -> torch.cuda.Stream:
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

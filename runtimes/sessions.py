@@ -6,17 +6,16 @@ model with a dynamic batch serve the rest.
 """
 
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from tsexport.errors import FeedError, UsageError, did_you_mean
-from tsexport.types import Array, Artifact, Feeds, TensorSpec
+from tsexport.errors import FeedError, UsageError, did_you_mean, reason_of
+from tsexport.types import Array, Artifact, Closing, Feeds, TensorSpec
 
 SPECIALISED_BATCHES = 4
 """How many distinct batch sizes get a model of their own; those that come later share a dynamic one."""
@@ -27,8 +26,6 @@ Infer = Callable[[Mapping[str, Array]], Sequence[Array]]
 """Takes contiguous arrays under the artifact's input names, answers in the order of the artifact's outputs."""
 
 _ARRAY = np.ndarray
-# Lines that runtimes print before the reason itself.
-_PREAMBLES = ("Exception from", "Check '", "FrontEnd API failed", "The following operation failed")
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> tuple[dict[str, Array], int | None]:
@@ -130,7 +127,7 @@ def _check_array(spec: TensorSpec, array: object) -> None:
             )
 
 
-class ArtifactSession(ABC):
+class ArtifactSession(Closing):
     """A loaded artifact: checks feeds, names outputs, and turns the runtime's failures into a UsageError.
 
     Implements `tsexport.types.Session`.  Returned arrays belong to the caller: no later run writes into them.
@@ -186,14 +183,6 @@ class ArtifactSession(ABC):
         self._closed = True
         self._release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @abstractmethod
     def _infer_for(self, batch: int | None) -> Infer:
         """Return what runs a batch of this size."""
@@ -204,8 +193,7 @@ class ArtifactSession(ABC):
 
     def reason(self, error: Exception) -> str:
         """Return the line of a runtime's failure that says why."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if not line.startswith(_PREAMBLES)), type(error).__name__)
+        return reason_of(error)
 
     def cannot_load(self, error: Exception) -> UsageError:
         """Return the error for a file that the runtime refuses."""

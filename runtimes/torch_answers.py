@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
 from tsexport.runtimes.sessions import ArtifactSession
 from tsexport.types import Artifact
 
@@ -31,9 +31,12 @@ def read_torchscript(artifact: Artifact, device: str) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         # torch calls its own format deprecated at every load; it is one of the formats that users ask for.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            io.BytesIO(content), map_location=device
-        )
+        try:
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(content), map_location=device
+            )
+        except Exception as error:  # torch raises many kinds on damaged programs
+            raise RuntimeError(reason_of(error)) from error
     return module.eval()
 
 
@@ -60,9 +63,3 @@ class TorchAnswers(ArtifactSession):
             expected = ", ".join(map(str, self.outputs))
             raise UsageError(f"{origin} returns {len(answer)} tensors; expected {expected}")
         return tuple(answer)
-
-    def reason(self, error: Exception) -> str:
-        """Return the line that says why: the last one where the interpreter prints its own traceback first."""
-        if "Traceback of TorchScript" in str(error):
-            return str(error).strip().splitlines()[-1]
-        return super().reason(error)

@@ -20,6 +20,17 @@ MAY_IMPORT = {
     "bench": BASE | {"runtimes"},
     "quantize": BASE | {"calibration", "exporters", "runtimes", "bench"},
 }
+# The same for the folders of the front door: what each knows of the others, and of what calls them.
+FRONT_DOOR = {
+    "bundles": set(),
+    "reports": {"bundles"},
+    "measurements": {"bundles", "reports"},
+    "device": {"bundles", "measurements"},
+    "serving": {"bundles"},
+    "stages": {"bundles", "device", "reports"},
+    "plans": {"bundles", "device", "pipeline", "stages"},
+}
+CALLERS = {"pipeline", "api", "cli"}
 # Scripts beside a room that are not in the wheel: benchmarks against other tools, and the training of the reference
 # checkpoints.  They may import anything.
 SCRIPTS = {"bench/suites", "models/training"}
@@ -54,6 +65,19 @@ def test_imports_point_down(layer):
     for path in modules_of(layer):
         for line, part in parts_imported(ast.parse(path.read_text())):
             assert part in MAY_IMPORT[layer] | {layer}, f"{path.name}:{line} imports tsexport.{part}"
+
+
+@pytest.mark.parametrize("folder", FRONT_DOOR)
+def test_the_front_doors_folders_know_those_below_them(folder):
+    for path in sorted((ROOT / "src/tsexport" / folder).glob("*.py")):
+        for line, part in parts_imported(ast.parse(path.read_text())):
+            known = FRONT_DOOR[folder] | {folder}
+            assert part in known or part not in FRONT_DOOR.keys() | CALLERS, f"{path}:{line} imports tsexport.{part}"
+
+
+def test_every_folder_of_the_front_door_has_its_row():
+    folders = {path.parent.name for path in (ROOT / "src/tsexport").glob("*/__init__.py")}
+    assert folders == FRONT_DOOR.keys() | {"cli"}
 
 
 @pytest.mark.parametrize("module", sorted(BASE))

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,35 @@ def test_a_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again
     assert write_whole(tmp_path / "a.json", "text").read_text() == "text"
     assert len(lost) == 1
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_was_taken_for_a_leftover_before_it_was_opened_is_made_again(tmp_path, monkeypatch):
+    """Another process looks between the making and the opening."""
+    open_it, lost = os.open, []
+
+    def lose(path, *arguments):
+        if not lost:
+            lost.append(Path(path))
+            Path(path).rmdir()
+        return open_it(path, *arguments)
+
+    monkeypatch.setattr(os, "open", lose)
+    with locks.locked_folder(lambda part: tmp_path / part) as folder:
+        assert lost[0] != folder
+        assert locks.is_held(folder)
+        assert names(tmp_path) == [folder.name]
+
+
+def test_a_leftover_is_locked_while_it_is_removed(tmp_path):
+    """Who has just made it, and waits for its lock, finds it gone then, and never has it taken away later."""
+    for name in (".a.12-0123abcd.left", ".b.12-0123abcd.left"):
+        (tmp_path / name).mkdir()
+    found = []
+    for path, match in locks.leftovers(tmp_path, re.compile(r"\.(\w)\..+\.left")):
+        assert locks.is_held(path)
+        found.append(match[1])
+    assert found == ["a", "b"]
+    assert not any(locks.is_held(path) for path in tmp_path.iterdir())
 
 
 def test_large_texts_are_written_whole(tmp_path):

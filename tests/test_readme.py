@@ -151,6 +151,19 @@ def test_make_knows_what_the_readme_asks_of_it():
     assert "pytest" in done.stdout
 
 
+def test_make_runs_every_benchmark_with_the_arguments_it_is_given():
+    targets = re.findall(r"^(bench[a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"bench-compare", "bench-estimate", "bench-faults"} <= set(targets)
+    done = run_make("--dry-run", *targets, "BENCH_ARGS=--resume --minutes 1")
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if "bench/suites/" in line]
+    assert len(commands) == len(targets)
+    for command in commands:
+        (script,) = re.findall(r"bench/suites/\w+\.py", command)
+        assert (ROOT / script).is_file()
+        assert command.endswith(" --resume --minutes 1")
+
+
 def test_make_takes_another_index():
     done = run_make("--dry-run", "--always-make", "demo", "PIP_ARGS=--extra-index-url https://example.org/cpu")
     assert re.search(r"pip install .*--extra-index-url https://example.org/cpu", done.stdout)

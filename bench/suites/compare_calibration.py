@@ -8,7 +8,8 @@
 The wait is calibrated: a fixed number of nanoseconds, that share of the median that the base had in the run before.
 What it really was, held against the base's median in the same run, stands in the table.
 
-How to run, on a quiet machine, from a checkout where tsexport is installed with its extra `build`:
+How to run, on a quiet machine, from a checkout where tsexport is installed with its extra `build`, or as
+`make bench-compare`:
 
     python bench/suites/compare_calibration.py --minutes 60
     python bench/suites/compare_calibration.py --resume --minutes 60      # goes on where it was stopped

@@ -13,9 +13,10 @@ from pathlib import Path
 import tsexport
 from tsexport.bench.suites.device_bundle_records import Answer, BuiltBundle, Case, Kit, Options, Refusal
 from tsexport.bundles.bundle import Bundle
+from tsexport.bundles.engines import graph_of
 from tsexport.bundles.manifest import ArtifactEntry, Manifest
 from tsexport.codec import encode, write_whole
-from tsexport.device.kit import DEVICE, SCRIPTS, graph_of
+from tsexport.device.kit import DEVICE, SCRIPTS
 from tsexport.errors import TsexportError
 from tsexport.quantize.evaluation import budget_miss
 from tsexport.targets import parse_target

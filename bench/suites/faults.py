@@ -6,7 +6,8 @@ folder, so that packing and publishing are hit often).  After each: what stands 
 new, whole; no cache entry that stands is damaged; no process is left; the same command, called again, succeeds and
 leaves nothing behind.
 
-How to run, from a checkout where tsexport is installed with its extras `build` and `sign`:
+How to run, from a checkout where tsexport is installed with its extras `build` and `sign`, or as
+`make bench-faults`:
 
     nice python bench/suites/faults.py --kills 100 --others 50 [--minutes 60]
     nice python bench/suites/faults.py --resume

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from tsexport.bench.suites.gpu_cases import CASES, Way
@@ -61,8 +60,9 @@ class GpuProcess:
         """Run what is left of a job in one process, until it is done or the process has ended."""
         worker = self._started()
         assert worker.stdin is not None
-        worker.stdin.write(to_line(Job(job.case, tuple(left), job.device, job.seconds, job.only_prepare)))
-        worker.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has just died of the job before: there is no line then
+            worker.stdin.write(to_line(Job(job.case, tuple(left), job.device, job.seconds, job.only_prepare)))
+            worker.stdin.flush()
         while left:
             line = self._next_line(min(deadline, time.monotonic() + self._stuck_seconds))
             if not line:
@@ -117,9 +117,7 @@ class GpuProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close()
         self._folder.cleanup()
 

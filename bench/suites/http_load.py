@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import psutil
 
 from tsexport.bench.statistics import P99_SAMPLES, Summary, samples_needed, summarize
 from tsexport.errors import InconclusiveError, UsageError
-from tsexport.types import Array
+from tsexport.types import Array, Closing
 
 JSON, BINARY = "application/json", "application/octet-stream"
 _REPORTED = "wrk-result "
@@ -109,7 +108,7 @@ def calls_of(model: str, feeds: Mapping[str, Array]) -> tuple[Call, Call, Call]:
     )
 
 
-class ServerProcess:
+class ServerProcess(Closing):
     """`tsexport serve` on a free port, with its own defaults; its log goes to a file.  A context manager."""
 
     def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
@@ -228,12 +227,8 @@ class ServerProcess:
         result: Mapping[str, Any] = json.loads(lines[0].removeprefix(_REPORTED))
         return result
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the server: politely first."""
         self._process.terminate()
         try:
             self._process.wait(20)

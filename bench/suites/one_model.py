@@ -24,10 +24,11 @@ from tsexport.bench.suites.rows import ModelResult, TriedCandidate
 from tsexport.bundles.bundle import Bundle
 from tsexport.errors import UsageError
 from tsexport.models.sources import SourceIdentity
-from tsexport.pipeline import Plan, run_build
+from tsexport.pipeline import run_build
 from tsexport.progress import Progress, Step
 from tsexport.quantize.evaluation import EvaluationSet
 from tsexport.stages.data import model_config
+from tsexport.stages.planned import Plan
 from tsexport.stages.samples import Samples, take_samples
 from tsexport.types import Candidate, ModelSpec
 

@@ -21,10 +21,9 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from tsexport.types import Array, Artifact, Feeds, Format, RuntimeStatus, TensorSpec
+from tsexport.types import Array, Artifact, Closing, Feeds, Format, RuntimeStatus, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +61,7 @@ class EagerSource:
         return module.eval()
 
 
-class PlainSession:
+class PlainSession(Closing):
     """Implements `tsexport.types.Session`, without its checks; `_call` takes the arrays by the inputs' names."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
@@ -81,14 +80,6 @@ class PlainSession:
 
     def close(self) -> None:
         """Nothing to do: the process ends with its session."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _TorchSession(PlainSession):

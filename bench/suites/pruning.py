@@ -29,12 +29,12 @@ from tsexport.bench.race import RaceResult
 from tsexport.bench.statistics import Ratio
 from tsexport.bench.suites.goals import Status, status_of
 from tsexport.bench.suites.report import load_text, machine_text, percent, publish, ratio_text, results_path, table
+from tsexport.bundles.measured import read_measurements
 from tsexport.errors import TsexportError
 from tsexport.models.settings import parse_settings
 from tsexport.options import BuildOptions
 from tsexport.pipeline import build_bundle
 from tsexport.quantize.pruning_records import PruningRecord
-from tsexport.reports.writing import read_measurements
 
 SCHEMA_VERSION = 1
 MODELS = ("unet", "inception-time")

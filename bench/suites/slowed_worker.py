@@ -6,15 +6,13 @@ after each call, busy, so that the call takes as much longer.  Nothing of it is 
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 from tsexport.bench import worker
 from tsexport.runtimes import registry
-from tsexport.types import Array, Artifact, Feeds, Session, TensorSpec
+from tsexport.types import Array, Artifact, Closing, Feeds, Session, TensorSpec
 
 
-class SlowedSession:
+class SlowedSession(Closing):
     """A session that answers `delay_ns` later."""
 
     def __init__(self, session: Session, delay_ns: int) -> None:
@@ -38,14 +36,6 @@ class SlowedSession:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def main() -> None:

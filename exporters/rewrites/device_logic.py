@@ -7,12 +7,13 @@ Mod(a, b) of integers         the remainder of truncated division; for the sign 
 HardSwish(x)                  x * HardSigmoid(x; 1/6, 1/2)
 TopK, smallest first          of the negated values, negated
 Shape from start to end       the whole shape, sliced
+Pad by less than nothing      what is left of a Slice, padded by the rest
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from tsexport.exporters.rewrites.parts import Parts, type_of
+from tsexport.exporters.rewrites.parts import Parts, array_of, type_of
 
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
@@ -94,3 +95,20 @@ def part_of_shape(parts: Parts) -> bool:
     whole = parts.add("Shape", "whole", [parts.given(0)])
     bounds = [parts.whole("start", start), parts.whole("end", end), parts.whole("axis", 0)]
     return parts.replace(parts.add("Slice", "part", [whole, *bounds]))
+
+
+def cut(parts: Parts) -> bool:
+    """Write Pad with constants below 0 as Slice, and what is above 0 as Pad behind it."""
+    pads = array_of(parts.given(1))
+    constant = parts.node.attributes.get_string("mode", "constant") == "constant"
+    if pads is None or pads.size % 2 or parts.given(3) is not None or not (constant or (pads <= 0).all()):
+        return False
+    before, behind = pads.reshape(2, -1)
+    far = np.iinfo(np.int32).max
+    starts, ends = np.maximum(-before, 0), np.where(behind < 0, behind, far)
+    bounds = [parts.whole("starts", *map(int, starts)), parts.whole("ends", *map(int, ends))]
+    left = parts.add("Slice", "left", [parts.given(0), *bounds])
+    if (pads <= 0).all():
+        return parts.replace(left)
+    more = parts.whole("pads", *map(int, np.maximum(pads, 0)))
+    return parts.replace(parts.add("Pad", "padded", [left, more, *list(parts.node.inputs)[2:3]]))

@@ -6,7 +6,7 @@
     Conv over 1-D        the same with a height of 1
 
 Limits: the length of a DFT must be known.  Einsum is of two terms without a repeated letter and of as many known
-dimensions as Reshape needs, and what is summed over stands in both; a height of 1 is for weights that are constant.
+dimensions as Reshape needs, and what is summed over stands in both; a height of 1 is for constant weights and biases.
 
 Source of the operators' definitions: https://onnx.ai/onnx/operators/
 """
@@ -164,9 +164,9 @@ def _as_matrices(parts: Parts, index: int, order: Sequence[int], form: Sequence[
 
 def with_height(parts: Parts) -> bool:
     """Write Conv or ConvTranspose over one dimension as one over two, the first of size 1."""
-    node, weight = parts.node, array_of(parts.given(1))
-    if weight is None or weight.ndim != 3:
-        return False
+    node, weight, bias = parts.node, array_of(parts.given(1)), parts.given(2)
+    if weight is None or weight.ndim != 3 or (bias is not None and array_of(bias) is None):
+        return False  # no height helps against what is computed
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     for name, first in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("output_padding", 0)):
         if name in attributes:

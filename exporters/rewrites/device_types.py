@@ -3,7 +3,7 @@
     Gather, GatherND, GatherElements of booleans, and what scatters them    of INT32, between casts
     Equal of booleans                                                       of INT32
     Sums of counts: ReduceSum and CumSum of booleans cast to integers       of FP32, between casts
-    Clip of integers                                                        Min(Max(x, least), most)
+    Clip of integers, and of FP32 that will be FP16                         Min(Max(x, least), most)
     Range of INT64 whose limits are computed, as from the batch             of INT32, between casts
 
 A boolean is 0 or 1 in any type.  FP32 counts exactly up to 2^24, so integers of any other source are left alone.
@@ -55,10 +55,10 @@ def counts(parts: Parts) -> bool:
     return parts.replace(_cast(parts, "integers", made, kind))
 
 
-def clip_of_integers(parts: Parts) -> bool:
-    """Write Clip of integers with Max and Min."""
+def clip_as_bounds(parts: Parts) -> bool:
+    """Write Clip of integers or FP32 with Max and Min."""
     x, least, most = (parts.given(index) for index in range(3))
-    if type_of(x) not in _INTEGERS or x is None or (least is None and most is None):
+    if type_of(x) not in (*_INTEGERS, ir.DataType.FLOAT) or x is None or (least is None and most is None):
         return False
     made = parts.add("Max", "from_least", [x, least]) if least is not None else x
     return parts.replace(parts.add("Min", "to_most", [made, most]) if most is not None else made)

@@ -126,7 +126,12 @@ def build(
 
 
 def load(
-    bundle: StrPath | Bundle, precision: str | None = None, runtime: str | None = None, threads: int | None = None
+    bundle: StrPath | Bundle,
+    precision: str | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
+    *,
+    key: StrPath | None = None,
 ) -> Session:
     """Load an artifact of a bundle, ready to run.
 
@@ -135,15 +140,17 @@ def load(
         precision: "fp32", "int8", ...: the fastest artifact of that precision, instead of the selected one.
         runtime: the fastest artifact on that runtime; with `precision`, the fastest that is both.
         threads: of one session; by default as many as it was measured with, at most the cores here.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by; any bundle is loaded without.
 
     Raises:
-        BundleError: the bundle is damaged.
-        MissingDependencyError: the runtime is not installed; names the pip command and what else could run.
-        UsageError: the bundle has no such artifact, or `threads` is below 1.
+        BundleError: the bundle is damaged, or not signed by that key.
+        MissingDependencyError: the runtime is not installed, or cryptography where a key is given; names the pip
+            command and what else could run.
+        UsageError: the bundle has no such artifact, `threads` is below 1, or the key cannot be used.
     """
     from tsexport.bundles.loading import load_session
 
-    return load_session(bundle, precision=precision, runtime=runtime, threads=threads)
+    return load_session(bundle, precision=precision, runtime=runtime, threads=threads, key=key)
 
 
 def verify(bundle: StrPath | Bundle, *, key: StrPath | None = None) -> VerificationReport:

@@ -40,9 +40,9 @@ import platformdirs
 
 from tsexport import __version__, codec
 from tsexport.cache_leftovers import aside_of, lock_of, remove, remove_leftovers
-from tsexport.errors import TsexportError, UsageError
+from tsexport.errors import UsageError
 from tsexport.locks import holding
-from tsexport.surroundings import FULL, is_full, only_temporary_is_full
+from tsexport.surroundings import writing_explained
 from tsexport.targets import host_cpu
 from tsexport.types import Artifact, Format, Precision, TensorSpec, file_sha256
 
@@ -250,23 +250,14 @@ class Cache:
         finally:
             remove(folder)  # nothing is there any more where it was published
 
-    @contextlib.contextmanager
-    def _explained(self, folder: Path | None = None) -> Iterator[None]:
+    def _explained(self, folder: Path | None = None) -> contextlib.AbstractContextManager[None]:
         """Turn a cache that cannot be written into a UsageError: everything, or what happens in `folder`."""
-        try:
-            yield
-        except TsexportError:
-            raise
-        except OSError as error:
+
+        def reason(error: OSError) -> str | None:
             concerns_us = folder is None or str(error.filename or "").startswith(str(folder))
-            if (error.errno not in FULL and not concerns_us) or only_temporary_is_full(self.root):
-                raise
-            raise self._unwritten(error.strerror or str(error)) from error
-        except Exception as error:
-            # torch, onnx and openvino report a failed write in their own words, without an errno.
-            if is_full(self.root):
-                raise self._unwritten(os.strerror(errno.ENOSPC)) from error
-            raise
+            return error.strerror or str(error) if concerns_us else None
+
+        return writing_explained(self.root, self._unwritten, reason)
 
     def _unwritten(self, reason: str) -> UsageError:
         return UsageError(

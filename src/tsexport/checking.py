@@ -32,7 +32,9 @@ def check_file(path: Path, target: str, device: str | None = None) -> "DeviceRep
         )
     require("build", "tsexport check")
     from tsexport.exporters.device_check import check_onnx
+    from tsexport.exporters.onnx_reading import require_readable
 
+    require_readable(path)
     return check_onnx(
         path,
         tensorrt=chosen.tensorrt,

@@ -23,9 +23,15 @@ The command line turns only this tree into text; anything else is a bug and keep
 A message says what was given and what is allowed; `next_step` says what to do now.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST_REASON = 300
+_PREAMBLES = ("Exception from", "Check '", "FrontEnd API failed", "The following operation failed")
+"""How lines begin in which OpenVINO says where in its source an error was raised."""
+_AFTERWORDS = re.compile(r" Please feel free|  \[Caused by|\. This is an internal miniz error|, please report a bug")
+"""Where torch and ONNX go on to invite to file an issue, or to guess."""
 _LONGEST_GUESSED = 200
 """Characters of a word for which a close one is looked for: what comes over a network may have millions."""
 
@@ -129,3 +135,15 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest allowed word, or ""."""
     close = get_close_matches(given, list(allowed), n=1, cutoff=0.6) if len(given) <= _LONGEST_GUESSED else []
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the line of a library's error that says why, at most 300 characters; the error's type where none does.
+
+    OpenVINO says first where in its source that was, and TorchScript's interpreter prints a traceback of its own.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Traceback of TorchScript" in str(error):
+        lines = lines[-1:]
+    line = next((line for line in lines if not line.startswith(_PREAMBLES)), type(error).__name__)
+    return _AFTERWORDS.split(line)[0].strip()[:_LONGEST_REASON]

@@ -120,11 +120,22 @@ def locked_folder(name_of: Callable[[str], Path]) -> Iterator[Path]:
 
 
 def leftovers(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Yield what lies in a folder under such hidden names and no process holds, with the match; links never."""
+    """Yield what lies in a folder under such hidden names and no process holds, with the match; links never.
+
+    Each is locked until the next one is asked for: whoever has just made it, and was about to lock it, waits for its
+    removal and makes another.
+    """
     for path in sorted(folder.glob(".*")):
         match = names.fullmatch(path.name)
-        if match is not None and not is_held(path):
+        if match is None:
+            continue
+        descriptor = _lock_free(path)
+        if descriptor is None:
+            continue
+        try:
             yield path, match
+        finally:
+            os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> None:
@@ -138,17 +149,25 @@ def remove_folder(folder: Path) -> None:
 
 def is_held(path: Path) -> bool:
     """Return whether a process holds the lock of a file or folder itself; true where that cannot be told."""
+    descriptor = _lock_free(path)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def _lock_free(path: Path) -> int | None:
+    """Lock a file or folder itself, and return its descriptor; None where a process holds it, or that is not known."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return True
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return True
-    finally:
         os.close(descriptor)
-    return False
+        return None
+    return descriptor
 
 
 def _unique() -> str:
@@ -159,15 +178,21 @@ def _open_new(path: Path) -> tuple[int, Path]:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), path
 
 
-def _make_new(path: Path) -> tuple[int, Path]:
+def _make_new(path: Path) -> tuple[int, Path] | None:
     path.mkdir(mode=0o700)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY), path
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY), path
+    except FileNotFoundError:  # somebody took it for a leftover
+        return None
 
 
-def _locked(make: Callable[[], tuple[int, Path]]) -> tuple[int, Path]:
+def _locked(make: Callable[[], tuple[int, Path] | None]) -> tuple[int, Path]:
     """Make and lock; again where somebody took it for a leftover before it was locked."""
     while True:
-        descriptor, path = make()
+        made = make()
+        if made is None:
+            continue
+        descriptor, path = made
         with contextlib.suppress(OSError):  # a file system without locks: then nobody removes it either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if is_at(descriptor, path):

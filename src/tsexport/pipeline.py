@@ -8,9 +8,8 @@ target is not this machine, candidates are judged by exact simulation, and nothi
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from tsexport.bench.affinity import choose_cpus
 from tsexport.bench.fingerprint import fingerprint
@@ -19,18 +18,17 @@ from tsexport.bench.records import MachineRecord
 from tsexport.bundles.bundle import Bundle
 from tsexport.bundles.loading import cores_here
 from tsexport.bundles.staging import check_destination, check_folder, remove_leftovers
-from tsexport.cache import default_root
+from tsexport.cache import Cache, default_root
 from tsexport.errors import MissingDependencyError, ParityError, UsageError, did_you_mean
 from tsexport.extras import require
 from tsexport.models.sources import identify
 from tsexport.options import DEFAULT_SECONDS, BuildOptions
 from tsexport.progress import Progress
-from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.recipes import recipes_for
 from tsexport.runtimes.registry import bundle_statuses
 from tsexport.stages.buildup import buildups_of, hold_buildup, require_feedback
 from tsexport.stages.choosing import accuracy_budget, choose, choose_unmeasured, hold_budget, placed_by_key, repeat
-from tsexport.stages.compressing import AccuracyResult, Tried, accuracy_of
+from tsexport.stages.compressing import accuracy_of
 from tsexport.stages.context import Context
 from tsexport.stages.data import plan_data
 from tsexport.stages.exporting import Exported, Exports, check_on_runtime, export_format, formats_to_export, gather
@@ -45,11 +43,13 @@ from tsexport.stages.measuring import (
     worth_every_batch,
 )
 from tsexport.stages.packing import Packed, pack
+from tsexport.stages.planned import Plan
 from tsexport.stages.profiling import PROFILE, profile_here
 from tsexport.stages.projecting import project_selected, with_outlook
-from tsexport.stages.pruning import compare_with_unpruned, prune_stage, require_prunable
+from tsexport.stages.pruning import compare_with_unpruned, prune_stage, pruned_source, require_prunable
 from tsexport.stages.samples import Samples, take_samples
 from tsexport.stages.searching import CANDIDATES, SEARCH, search
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.surroundings import surroundings_explained
 from tsexport.targets import Target, caveats_of, formats_of, host_cpu, parse_target
 from tsexport.turns import CacheInTurns, Turns
@@ -86,19 +86,6 @@ CAVEAT = "caveat: "
 """How a step of an artifact's provenance begins that a reader of the bundle must know."""
 MEASURING = RACES | {"measure batch sizes", PROFILE}
 """What is alone on the machine while it runs, as far as tsexport goes; see `tsexport.turns`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build is going to do, decided without importing torch: what --dry-run shows."""
-
-    context: Context
-    name: str
-    destination: Path
-    recipes: tuple[Recipe, ...]
-    runtimes: tuple[str, ...]
-    missing: tuple[str, ...]
-    steps: tuple[tuple[str, float], ...]
 
 
 def bundle_name(model: str, target: str, device: str, component: str | None = None, prune: float | None = None) -> str:
@@ -139,8 +126,16 @@ def plan_build(options: BuildOptions) -> Plan:
     if options.runtime is not None:
         _require_runtime(options.runtime, statuses)
     recipes = recipes_for(target, cpu)
-    turns = Turns(default_root())
-    context = Context(options, target, cpu, identity, plan, CacheInTurns(default_root(), turns=turns), threads, turns)
+    context = Context(
+        options=options,
+        target=target,
+        cpu=cpu,
+        identity=identity,
+        plan=plan,
+        cache=Cache(default_root()),
+        threads=threads,
+        prune=pruned_source if options.prune is not None else None,
+    )
     _ = (
         context.selection,
         context.calibration_tables,
@@ -198,16 +193,18 @@ def run_build(plan: Plan, *, quiet: bool = False, say: Callable[[str], None] = l
     Raises:
         TsexportError: with the exit code of what went wrong; no new bundle is left then.
     """
-    plan = _telling(plan, say)
-    with surroundings_explained(), plan.context.cache.in_use(), plan.context.turns.working():
-        return _run(plan, quiet, say)
+    root = plan.context.cache.root
+    turns = Turns(root, say)
+    cache = CacheInTurns(root, say, turns=turns)
+    with surroundings_explained(), cache.in_use(), turns.working():
+        return _run(replace(plan, context=replace(plan.context, cache=cache, turns=turns)), quiet, say)
 
 
 def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     context = plan.context
     memory = context.cache.root / "times" / f"{plan.name}.json"
-    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=partial(_turn, plan))
-    context.turns.waited = progress.leave_out
+    around = partial(_turn, plan)
+    progress = Progress(plan.steps, memory=memory, quiet=quiet, around=around, clock=context.turns.clock)
     if plan.destination.parent.is_dir():
         with contextlib.suppress(OSError):  # packing says what is wrong with the folder
             remove_leftovers(plan.destination.parent)
@@ -217,7 +214,7 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     samples = _samples(context, progress, say)
     require_feedback(context, samples)
     exports = _fit(context, samples, _export(context, samples, progress), progress)
-    fp32, parity, refused = _check(context, samples, exports, plan, progress)
+    fp32, parity, refused = _check(context, samples, exports, plan.runtimes, progress)
     pruning, pruning_races = compare_with_unpruned(context, samples, exports, progress, say)
     tried = search(context, samples, exports, plan, progress)
     with progress.step("accuracy") as step:
@@ -293,12 +290,6 @@ def _run(plan: Plan, quiet: bool, say: Callable[[str], None]) -> Bundle:
     return bundle
 
 
-def _telling(plan: Plan, say: Callable[[str], None]) -> Plan:
-    """Return a plan whose cache and turns say when they wait for another build."""
-    plan.context.turns.say = say
-    return replace(plan, context=replace(plan.context, cache=replace(plan.context.cache, say=say)))
-
-
 def _turn(plan: Plan, step: str) -> contextlib.AbstractContextManager[None]:
     """Return the turn that a step runs in, where it is not the whole build's."""
     measures = step in MEASURING
@@ -343,7 +334,7 @@ def _fit(context: Context, samples: Samples, exports: Exports, progress: Progres
 
 
 def _check(
-    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
+    context: Context, samples: Samples, exports: Exports, runtimes: tuple[str, ...], progress: Progress
 ) -> tuple[tuple[Placed, ...], tuple[Parity, ...], tuple[str, ...]]:
     placed: list[Placed] = []
     parity: list[Parity] = []
@@ -352,7 +343,7 @@ def _check(
         step.reused = True
         for artifact in exports.artifacts:
             for runtime in artifact.runtimes:
-                if runtime not in plan.runtimes:
+                if runtime not in runtimes:
                     continue
                 step.say(f"{artifact.name} on {runtime}")
                 result, reused = check_on_runtime(context, samples, artifact, runtime)

@@ -38,6 +38,7 @@ class Progress:
     """Steps of a build in order.  `expected_s` are their expected seconds by name; quiet shows nothing.
 
     `around` gives what every step of that name runs in; entering and leaving it does not count as the step's time.
+    `clock` gives seconds; one that leaves waiting out leaves it out of the steps.
     """
 
     steps: Sequence[tuple[str, float]]
@@ -45,6 +46,7 @@ class Progress:
     quiet: bool = False
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
+    clock: Callable[[], float] = time.perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
     reused: set[str] = field(default_factory=set)
 
@@ -62,11 +64,11 @@ class Progress:
         """Run one step: its time is kept, and shown when it ends."""
         current = Step(name, self)
         with self.around(name):
-            self._running = (name, time.perf_counter())
+            self._running = (name, self.clock())
             self._show(current, "", None)
             try:
                 yield current
-                spent = time.perf_counter() - self._running[1]
+                spent = self.clock() - self._running[1]
             except BaseException:
                 self._clear()  # the error has the line to itself
                 raise
@@ -76,12 +78,6 @@ class Progress:
         if current.reused:
             self.reused.add(name)
         self._end(current, spent)
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count seconds of the running step that were spent on waiting for others."""
-        if self._running is not None:
-            name, started = self._running
-            self._running = (name, started + seconds)
 
     def remember(self) -> None:
         """Keep the times of steps that were really done, for the next estimate."""
@@ -96,7 +92,7 @@ class Progress:
         left = {name: expected for name, expected in self._expected.items() if name not in self.seconds}
         if self._running is not None and self._running[0] in left:
             name, started = self._running
-            left[name] = max(0.0, left[name] - (time.perf_counter() - started))
+            left[name] = max(0.0, left[name] - (self.clock() - started))
         return sum(left.values())
 
     def seconds_so_far(self) -> dict[str, float]:
@@ -104,11 +100,11 @@ class Progress:
         if self._running is None:
             return dict(self.seconds)
         name, started = self._running
-        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.perf_counter() - started}
+        return {**self.seconds, name: self.seconds.get(name, 0.0) + self.clock() - started}
 
     def _expect(self, step: Step, seconds: float) -> None:
         if self._running is not None and step.name in self._expected:
-            self._expected[step.name] = time.perf_counter() - self._running[1] + max(0.0, seconds)
+            self._expected[step.name] = self.clock() - self._running[1] + max(0.0, seconds)
 
     def _label(self, step: Step) -> str:
         names = list(self._expected)

@@ -11,18 +11,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tsexport.errors import TsexportError, UsageError
 from tsexport.locks import leftovers, locked_folder, remove_folder
 
-FULL: Mapping[int, str] = {
+_FULL: Mapping[int, str] = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too large",
 }
-FULL_BELOW_BYTES = 2**20
+_FULL_BELOW_BYTES = 2**20
 """A disk with less room than this counts as full where something failed."""
 _SET_TMPDIR = "free some space there, or set TMPDIR to a folder that can be written to"
 _AGAIN = "do it again; TMPDIR names another folder"
@@ -60,42 +60,77 @@ def _temporary_folder_is(folder: Path) -> Iterator[None]:
 
 def _remove_leftovers(parent: Path) -> None:
     for path, _ in leftovers(parent, _OURS):
-        if path.stat().st_uid == os.geteuid():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another command was faster
+            if path.stat().st_uid == os.geteuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def surroundings_explained(*no_faults: type[Exception]) -> Iterator[None]:
+def surroundings_explained(*no_faults: type[Exception]) -> contextlib.AbstractContextManager[None]:
     """Turn what fails for want of room, or of the temporary folder, into a UsageError.
 
     Args:
         no_faults: exceptions that say already what they are about, besides TsexportError.
     """
+    return _explained(_what_is_wrong, no_faults)
+
+
+def writing_explained(
+    place: Path, unwritten: Callable[[str], UsageError], reason: Callable[[OSError], str | None]
+) -> contextlib.AbstractContextManager[None]:
+    """Turn a failed write into a UsageError.
+
+    Args:
+        place: a folder on the disk that is written to.  Where only that of temporary files is full, it is not to blame.
+        unwritten: gives the error for a reason.
+        reason: what an error of the system says of what is written, besides a full disk; None where it is about
+            something else.
+    """
+
+    def explain(error: Exception) -> UsageError | None:
+        if not isinstance(error, OSError):
+            # torch, onnx and openvino report a failed write in their own words, without an errno.
+            return unwritten(_FULL[errno.ENOSPC]) if _is_full(place) else None
+        found = _fullness(error) or reason(error)
+        return None if found is None or _only_temporary_is_full(place) else unwritten(found)
+
+    return _explained(explain)
+
+
+@contextlib.contextmanager
+def _explained(
+    explain: Callable[[Exception], UsageError | None], no_faults: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Raise what `explain` makes of a failure in its place; where that is None, the failure itself."""
     said: tuple[type[Exception], ...] = (TsexportError, *no_faults)
     try:
         yield
     except said:
         raise
     except Exception as error:
-        explained = _explained(error)
+        explained = explain(error)
         if explained is None:
             raise
         raise explained from error
 
 
-def only_temporary_is_full(place: Path) -> bool:
+def _fullness(error: OSError) -> str | None:
+    """Return in words that a disk, a quota or a file is full; None where the error is another."""
+    return None if error.errno is None else _FULL.get(error.errno)
+
+
+def _only_temporary_is_full(place: Path) -> bool:
     """Return whether the temporary folder's disk is full and that of `place` is not: then `place` is not to blame."""
     with contextlib.suppress(OSError):
-        return is_full(Path(tempfile.gettempdir())) and not is_full(place)
+        return _is_full(Path(tempfile.gettempdir())) and not _is_full(place)
     return False
 
 
-def is_full(folder: Path) -> bool:
+def _is_full(folder: Path) -> bool:
     """Return whether a folder's disk has no room to speak of; false where the folder is not there."""
-    return folder.exists() and shutil.disk_usage(folder).free < FULL_BELOW_BYTES
+    return folder.exists() and shutil.disk_usage(folder).free < _FULL_BELOW_BYTES
 
 
-def _explained(error: Exception) -> UsageError | None:
+def _what_is_wrong(error: Exception) -> UsageError | None:
     """Return what is wrong around the command, and what to do; None where nothing is."""
     try:
         temporary = Path(tempfile.gettempdir())
@@ -103,11 +138,11 @@ def _explained(error: Exception) -> UsageError | None:
         return UsageError(f"there is no folder for temporary files: {none.strerror}", next_step=_SET_TMPDIR)
     if not temporary.is_dir():
         return UsageError(f"the folder for temporary files {temporary} was removed meanwhile", next_step=_AGAIN)
-    if is_full(temporary):
+    if _is_full(temporary):
         return UsageError(f"the folder for temporary files {temporary} has no space left", next_step=_SET_TMPDIR)
-    if isinstance(error, OSError) and error.errno is not None and error.errno in FULL:
+    if isinstance(error, OSError) and (reason := _fullness(error)):
         return UsageError(
-            f"{error.filename or 'a file'} cannot be written: {FULL[error.errno]}",
+            f"{error.filename or 'a file'} cannot be written: {reason}",
             next_step="free some space, and do it again",
         )
     return None

@@ -49,27 +49,30 @@ def machine_name() -> str:
         return platform.node() or "machine"
 
 
-@dataclass
 class Turns:
-    """The turns of one build, or of one command that measures; for one thread.
+    """The turns of one build, or of one command that measures; for one thread."""
 
-    Attributes:
-        root: the cache folder; None for no turns at all.
-        say: told once when there can be no turns, and when one is waited for longer than a second.
-        waited: given the seconds that were waited, after each wait.
-    """
+    def __init__(self, root: Path | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+        """Hold no turn yet.
 
-    root: Path | None = None
-    say: Callable[[str], None] = lambda line: None
-    waited: Callable[[float], None] = lambda seconds: None
-    _held: Held = field(default="", init=False)
-    _room: int | None = field(default=None, init=False)
-    _useless: bool = field(default=False, init=False)
+        Args:
+            root: the cache folder; None for no turns at all.
+            say: told once when there can be no turns, and when one is waited for longer than a second.
+        """
+        self._root, self._say = root, say
+        self._held: Held = ""
+        self._room: int | None = None
+        self._useless = False
+        self._waited_s = 0.0
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What a process inherits that is to keep this turn until it ends, even where this one dies before."""
         return () if self._room is None else (self._room,)
+
+    def clock(self) -> float:
+        """Return the seconds of `time.perf_counter` without those in which a turn was waited for."""
+        return time.perf_counter() - self._waited_s
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -97,7 +100,7 @@ class Turns:
     @contextmanager
     def _holding(self, wanted: Held, purpose: str) -> Iterator[None]:
         before = self._held
-        if wanted == before or self._useless or self.root is None:
+        if wanted == before or self._useless or self._root is None:
             yield
             return
         try:
@@ -121,8 +124,8 @@ class Turns:
         except OSError as error:
             self._leave()
             self._useless = True
-            self.say(
-                f"builds that run at the same time may disturb what is measured: {self.root} takes no locks "
+            self._say(
+                f"builds that run at the same time may disturb what is measured: {self._root} takes no locks "
                 f"({error.strerror})"
             )
 
@@ -142,7 +145,7 @@ class Turns:
         self._held = wanted
         # Whoever is in knows that nobody else measures: a note that is there is of a process that was killed.
         _write_note(self._room, f"process {os.getpid()} measures {purpose}" if exclusive else "")
-        self.waited(time.monotonic() - began)
+        self._waited_s += time.monotonic() - began
 
     def _wait_for(self, descriptor: int, how: int, began: float, purpose: str) -> None:
         """Take a lock: look for it now and then for a second, then say what is waited for and wait."""
@@ -154,7 +157,7 @@ class Turns:
                 if time.monotonic() - began >= TOLD_AFTER_SECONDS:
                     break
             time.sleep(_POLL_SECONDS)
-        self.say(f"waiting for a turn on this machine ({purpose}): {self._who()}")
+        self._say(f"waiting for a turn on this machine ({purpose}): {self._who()}")
         fcntl.flock(descriptor, how)
 
     def _who(self) -> str:
@@ -163,8 +166,8 @@ class Turns:
 
     @property
     def _folder(self) -> Path:
-        assert self.root is not None, "without a root nothing is held"
-        return self.root / "turns" / machine_name()
+        assert self._root is not None, "without a root nothing is held"
+        return self._root / "turns" / machine_name()
 
     def _leave(self) -> None:
         measured, self._held = self._held == "exclusive", ""

@@ -6,10 +6,10 @@ Comparison + Measurement -> Verdict -> Bundle.  All records are frozen; sequence
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -126,8 +126,21 @@ class RuntimeStatus:
     reason: str = ""
 
 
+class Closing(Protocol):
+    """What the end of a `with` block closes: a class that inherits from this needs a `close` only."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 @runtime_checkable
-class Session(Protocol):
+class Session(Closing, Protocol):
     """A loaded artifact.  Feeds are checked before inference; any batch from 1 on is accepted."""
 
     @property
@@ -137,14 +150,6 @@ class Session(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     def run(self, feeds: Feeds) -> dict[str, Array]: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @runtime_checkable

@@ -1,6 +1,5 @@
 """Pairs of real processes, in ONNX Runtime: who is timed when, when it ends, and what becomes of failures."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,6 @@ from tsexport.bench.compare_records import (
     ComparedSide,
     ComparisonResult,
     Slowdown,
-    geometric_mean,
     result_from_text,
     result_to_text,
 )
@@ -190,4 +188,3 @@ def test_a_result_is_written_and_read_back(monkeypatch, setting, short_chain, ma
 def test_ratios_as_text():
     assert str(Slowdown(1.032, 1.01, 1.05, 0.97)) == "+3.2 % [+1.0 %, +5.0 %]"
     assert str(Slowdown(0.9, 0.0, None, 0.0)) == "-10.0 % [-100.0 %, no bound]"
-    assert geometric_mean([1.0, 4.0]) == pytest.approx(math.sqrt(4.0))

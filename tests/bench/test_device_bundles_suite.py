@@ -23,9 +23,10 @@ from tsexport.bench.suites.device_bundle_row import COMMAND, kit_problems, rewri
 from tsexport.bench.suites.device_bundle_text import report_text, row_line
 from tsexport.bench.suites.device_bundles import all_cases, chosen_cases, main, read_report, rows_so_far, run_row
 from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.engines import graph_of
 from tsexport.bundles.manifest import RewriteRecord
 from tsexport.codec import encode
-from tsexport.device.kit import graph_of, write_kit
+from tsexport.device.kit import write_kit
 from tsexport.errors import BundleError, ConfigurationError, UsageError
 from tsexport.models.registry import list_entries
 from tsexport.targets import parse_target

@@ -1,3 +1,5 @@
+from typing import get_args
+
 from tsexport.bench.race import RaceEntry, RaceResult
 from tsexport.bench.rows import (
     budget_text,
@@ -5,17 +7,19 @@ from tsexport.bench.rows import (
     megabytes,
     milliseconds,
     race_rows,
+    status_word,
     verdict_rows,
 )
 from tsexport.bench.statistics import Ratio, summarize
 from tsexport.bench.verdicts import judge
+from tsexport.types import VerdictStatus
 
 
 def test_a_measured_row_and_one_that_is_not(budget, measurement, machine):
     verdicts = judge([budget(range_ms=(50.0, 80.0)), budget(device="a100")], [measurement(12.34)], machine=machine)
     measured, absent = verdict_rows(verdicts)
     assert (measured.budget, measured.published, measured.value) == ("p90 <= 100 ms", "50-80 ms", "12.3 ms")
-    assert (measured.obtained, measured.status, measured.threads) == ("measured", "met", "2")
+    assert (measured.obtained, measured.status, measured.threads) == ("measured", "pass", "2")
     assert (absent.obtained, absent.status, absent.value, absent.artifact) == (
         "not measured",
         "not measured",
@@ -73,3 +77,8 @@ def test_numbers_keep_three_digits():
         "n/a", "0.0123 ms", "1.5 ms", "99.9 ms", "1234 ms",
     ]  # fmt: skip
     assert megabytes(1_500_000) == "2 MB"
+
+
+def test_statuses_read_as_the_contract_names_them():
+    known = get_args(VerdictStatus)
+    assert [status_word(status) for status in known] == ["pass", "miss", *known[2:]]

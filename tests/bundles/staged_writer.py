@@ -15,7 +15,7 @@ from tsexport.bundles.checksums import seal
 
 def stop(point):
     print(f"at {point}", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def main(destination, point, *edit):

@@ -11,12 +11,13 @@ from tsexport.bench.scenario_records import FOLDER, SCENARIOS, read_scenario, wr
 from tsexport.bench.scenario_rows import SHORT, scenario_table
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import MEASUREMENTS
+from tsexport.bundles.measured import read_attached, read_measurements
 from tsexport.errors import BundleError
 from tsexport.reports.origins import origins_of
 from tsexport.reports.overview import overview_of
 from tsexport.reports.scenarios import read_scenarios, scenario_views
 from tsexport.reports.views import bundle_view
-from tsexport.reports.writing import read_attached, read_measurements, render_report
+from tsexport.reports.writing import render_report
 
 
 def view_of(folder):

@@ -9,11 +9,12 @@ from tsexport.bench.records import read_record, write_record
 from tsexport.bench.tables import ServiceLevelRow, load_tables
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import MEASUREMENTS
+from tsexport.bundles.measured import read_attached, read_measurements
 from tsexport.reports.origins import origins_of
 from tsexport.reports.overview import overview_of
 from tsexport.reports.use_cases import device_answers, machine_answers, use_case_table
 from tsexport.reports.views import bundle_view
-from tsexport.reports.writing import read_attached, read_measurements, render_report
+from tsexport.reports.writing import render_report
 
 LEVELS = load_tables().service_level
 

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 import tsexport
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import SIGNATURE, check_sums, seal, seal_measurements
-from tsexport.bundles.signing import check_signature, key_id, sign_bundle
+from tsexport.bundles.signatures import check_signature, key_id
+from tsexport.bundles.signing import sign_bundle
 from tsexport.bundles.verification import examine_bundle, verify_bundle
 from tsexport.errors import BundleError, MissingDependencyError, UsageError
 
@@ -95,6 +96,41 @@ def test_a_measurement_may_be_added_to_a_signed_bundle(signed, keys):
     seal_measurements(signed)
     assert check_sums(signed) > 0
     assert check_signature(signed, keys[1])
+
+
+# --- demanded where a bundle is opened -------------------------------------------------------------------------------
+
+
+def test_what_the_key_signed_is_loaded(signed, keys, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "b"), "zip", signed.parent, signed.name)
+    for bundle in (signed, archive, open_bundle(signed)):
+        with tsexport.load(bundle, key=keys[1]) as session:
+            assert session.inputs
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "open bundle"])
+def test_nothing_of_an_unsigned_bundle_is_read_where_a_key_is_demanded(bundle_folder, keys, tmp_path, form):
+    opened = open_bundle(bundle_folder)
+    (bundle_folder / "manifest.json").write_text("whoever reads it fails on it")
+    archive = shutil.make_archive(str(tmp_path / "b"), "zip", bundle_folder.parent, bundle_folder.name)
+    bundle = {"folder": bundle_folder, "archive": archive, "open bundle": opened}[form]
+    with pytest.raises(BundleError, match="the bundle tiny-cpu4-int8 is not signed, and a key was given"):
+        tsexport.load(bundle, key=keys[1])
+
+
+def test_what_another_key_signed_is_not_loaded(signed, other_keys):
+    with pytest.raises(BundleError, match="is no signature of its SHA256SUMS by the key"):
+        tsexport.load(signed, key=other_keys[1])
+    assert tsexport.load(signed).inputs  # without a key any is
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "selection.json", "its artifact"])
+def test_a_file_that_was_changed_under_a_signature_is_not_loaded(signed, keys, name):
+    bundle = open_bundle(signed)
+    path = bundle.artifact(bundle.selection.artifact).path if name == "its artifact" else signed / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(BundleError, match=f"{path.name} of the bundle .* is not the file that was written"):
+        tsexport.load(signed, key=keys[1])
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------

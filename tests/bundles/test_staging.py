@@ -255,7 +255,7 @@ def test_two_edits_at_once_see_each_other(destination):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=300)
     assert numbers == [1, 2, 3, 4, 5]
     assert content(destination) == "5"
     assert siblings(destination) == [destination.name]

@@ -178,16 +178,31 @@ def test_a_manifest_at_odds_with_the_files(bundle_folder, change, message):
         verify_bundle(bundle_folder)
 
 
-def test_a_served_file_that_is_no_artifacts(bundle_folder):
-    """Also where SHA256SUMS was written anew."""
-    folder = bundle_folder / "triton/tiny/1"
-    folder.mkdir(parents=True)
-    shutil.copyfile(bundle_folder / "artifacts/tiny-int8.onnx", folder / "model.onnx")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1/model.onnx",
+        "2/model.onnx",
+        "1/weights/model.onnx",
+        "model.py",
+        "tiny/config.pbtxt",
+        "1/config.pbtxt",
+        "1/README.md",
+    ],
+)
+def test_a_served_file_that_is_no_artifacts(bundle_folder, name):
+    """Also where SHA256SUMS was written anew; in a newer version, which Triton would serve, and beside the versions."""
+    folder = bundle_folder / "triton/tiny"
+    (folder / "1").mkdir(parents=True)
+    shutil.copyfile(bundle_folder / "artifacts/tiny-int8.onnx", folder / "1/model.onnx")
+    (folder / "config.pbtxt").write_text("")
+    (folder.parent / "README.md").write_text("")
     seal(bundle_folder)
     assert verify_bundle(bundle_folder).passed
-    (folder / "model.onnx").write_bytes(b"another model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"another model")
     seal(bundle_folder)
-    with pytest.raises(BundleError, match=r"triton/tiny/1/model\.onnx is none of the files of the artifacts"):
+    with pytest.raises(BundleError, match=f"triton/tiny/{name} is none of the files of the artifacts"):
         verify_bundle(bundle_folder)
 
 

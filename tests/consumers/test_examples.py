@@ -30,7 +30,7 @@ sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 LOCAL = [name for name in IMPORTS if name.startswith("use_with")]
 RUNS = [
     *((name, "fp32") for name in LOCAL),

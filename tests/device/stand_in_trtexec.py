@@ -2,9 +2,10 @@
 
 It checks that every flag is one that trtexec of its pretended version knows, and writes files of the form that this
 version writes.  The flags and the forms were read from NVIDIA's sources (https://github.com/NVIDIA/TensorRT,
-samples/common/sampleOptions.cpp and sampleReporting.cpp of the branches release/8.2, 8.4, 8.5, 8.6, 10.3 and 11.0).
-Its version, device and latency come from the environment: STAND_IN_VERSION, STAND_IN_DEVICE, STAND_IN_CAPABILITY,
-STAND_IN_MS; STAND_IN_FAIL names a flag that it fails at, and STAND_IN_BANNER is the first line without a version.
+samples/common/sampleOptions.cpp and sampleReporting.cpp of the branches release/8.0, 8.2, 8.4, 8.5, 8.6, 10.3 and
+11.0).  Its version, device and latency come from the environment: STAND_IN_VERSION, STAND_IN_DEVICE, STAND_IN_UUID,
+STAND_IN_CAPABILITY, STAND_IN_MS; STAND_IN_FAIL names a flag that it fails at, and STAND_IN_BANNER is the first line
+without a version.
 """
 
 import json
@@ -20,6 +21,8 @@ COMMON = {
 PRECISIONS = {"--fp16", "--int8", "--calib", "--precisionConstraints"}
 BY_LAYER = PRECISIONS | {"--layerPrecisions", "--layerOutputTypes"}
 FLAGS = {
+    (8, 0): COMMON - {"--profilingVerbosity", "--exportLayerInfo"}
+    | {"--fp16", "--int8", "--calib", "--workspace", "--buildOnly"},
     (8, 2): COMMON | PRECISIONS | {"--workspace", "--buildOnly"},
     (8, 4): COMMON | BY_LAYER | {"--memPoolSize", "--buildOnly"},
     (8, 5): COMMON | BY_LAYER | {"--memPoolSize", "--buildOnly"},
@@ -30,10 +33,13 @@ FLAGS = {
 RUNS, WARM_UPS = 120, 4
 
 
-def times_text(version, milliseconds, *, transfers, warm_up_ms):
-    """Return what --exportTimes writes: one object a line, and six digits as C++ prints a float."""
+def times_text(version, milliseconds, *, transfers, warm_up_ms, duration_s):
+    """Return what --exportTimes writes: one object a line, and six digits as C++ prints a float.
+
+    There are pauses between the runs, so that few of them last as long as was asked for.
+    """
     copy = 0.05 * milliseconds if transfers else 0.0
-    begins = [warm_up_ms + index * milliseconds for index in range(RUNS)]
+    begins = [warm_up_ms + index * max(milliseconds, 1000 * duration_s / RUNS) for index in range(RUNS)]
     if version < (8, 5):
         begins = [index * milliseconds for index in range(WARM_UPS)] + begins  # these keep the warm-up
     lines = []
@@ -72,6 +78,8 @@ def main(arguments):
         return 1
     print("[I] === Device Information ===")
     print(f"[I] Selected Device: {os.environ['STAND_IN_DEVICE']}")
+    if version >= (9, 0, 0):
+        print(f"[I] Selected Device UUID: {os.environ.get('STAND_IN_UUID', 'GPU-1')}")
     print(f"[I] Compute Capability: {os.environ['STAND_IN_CAPABILITY']}")
     if "--saveEngine" in given:
         assert Path(given["--onnx"]).is_file()
@@ -79,7 +87,8 @@ def main(arguments):
         if "--calib" in given:
             assert Path(given["--calib"]).read_text().startswith(f"TRT-{number}-EntropyCalibration2\n")
         Path(given["--saveEngine"]).write_text(f"a stand-in's engine\n{json.dumps(arguments)}\n")
-        Path(given["--exportLayerInfo"]).write_text('{"Layers": []}\n')
+        if "--exportLayerInfo" in given:
+            Path(given["--exportLayerInfo"]).write_text('{"Layers": []}\n')
         return 0
     assert Path(given["--loadEngine"]).is_file()
     if "--exportProfile" in given:
@@ -87,7 +96,11 @@ def main(arguments):
     if "--exportTimes" in given:
         transfers = major < 11 or "--includeDataTransfers" in given
         text = times_text(
-            version, float(os.environ["STAND_IN_MS"]), transfers=transfers, warm_up_ms=int(given["--warmUp"])
+            version,
+            float(os.environ["STAND_IN_MS"]),
+            transfers=transfers,
+            warm_up_ms=int(given["--warmUp"]),
+            duration_s=int(given["--duration"]),
         )
         Path(given["--exportTimes"]).write_text(text)
     return 0

@@ -24,7 +24,7 @@ RUN_TEXT = "".join(
         "engine_sha256": "b" * 64, "engine_bytes": 1000, "build_seconds": 0, "batches": "1 8",
         "cuda_device": "NVIDIA A100-SXM4-40GB", "compute_capability": "8.0", "board": "", "power_mode": "a=b",
         "driver": "550.1", "mig": "", "kernel": "6.1", "transfers": "included", "cuda_graph": "no", "spin_wait": "no",
-        "warm_up_ms": 1000, "duration_s": 10, "iterations": 10,
+        "warm_up_ms": 1000, "duration_s": 1, "iterations": 10,
     }.items()
 )  # fmt: skip
 RUN = parse_run(RUN_TEXT)
@@ -75,6 +75,15 @@ DAMAGE = {
     "zero": (lambda text: edit(text, "latencyMs", "0"), "run 2: latencyMs is 0 ms; times are positive"),
     "a word": (lambda text: edit(text, "latencyMs", '"7"'), "run 2: latencyMs is '7'; times are finite numbers"),
     "true": (lambda text: edit(text, "latencyMs", "true"), "run 2: latencyMs is True; times are finite numbers"),
+    "a number beyond floats": (
+        lambda text: edit(text, "startEnqMs", "9" * 400),
+        r"run 2: startEnqMs is 9{40}; times are finite numbers",
+    ),
+    "microseconds": (
+        lambda text: scaled(text, 1000, repeat=3),
+        "ends after 1.08885e.06 ms with run 36, and trtexec was asked for 2000 ms and 10 runs: these are no milli",
+    ),
+    "seconds": (lambda text: scaled(text, 0.001), "ends after 1.08885 ms with run 12, .* these are no milliseconds"),
     "a sum": (lambda text: edit(text, "latencyMs", "9.99"), "latencyMs is 9.99, and .* they do not add up"),
     "wrong key": (
         lambda text: text.replace('"latencyMs"', '"latency"', 1),
@@ -91,12 +100,25 @@ def edit(text, key, value):
     return "".join(lines)
 
 
+def scaled(text, factor, repeat=1):
+    """Return the text with its times, so often, in another unit."""
+    rows = [{key: value * factor for key, value in row.items()} for row in json.loads(text)]
+    return json.dumps(rows * repeat)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_times(damage):
     change, message = DAMAGE[damage]
     with pytest.raises(DataError, match=message) as raised:
         parse_times(change(recorded("10.3")), RUN, batch=1, what="times-b1.json")
     assert "run measure.sh again" in raised.value.next_step
+
+
+def test_a_name_that_no_file_system_holds(folder):
+    sums = folder / "SHA256SUMS"
+    sums.write_text(sums.read_text() + f"{'0' * 64}  {'n' * 300}\n")
+    with pytest.raises(DataError, match=r"n{80} cannot be read: File name too long"):
+        read_results(folder)
 
 
 def test_fewer_runs_than_asked_for():

@@ -3,7 +3,7 @@
 import onnx
 import onnx.parser
 import pytest
-from device_cases import CONSTANTS, OK, OPERATORS, PAIRED, VERSIONS, Case
+from device_cases import CONSTANTS, FLAT, OK, OPERATORS, PAIRED, REFUSED, ROWS, VERSIONS, Case
 
 from tsexport.exporters.device_check import check_onnx
 from tsexport.exporters.device_facts import CHECKS
@@ -11,6 +11,43 @@ from tsexport.exporters.device_table import tensorrt_table
 
 CASES = (
     *OPERATORS,
+    Case(
+        "Clip of fp16",
+        "(float16[8] x) => (float16[8] y)",
+        "y = Clip(x, s16, s16)",
+        "wrong ok ok ok ok",
+        {"8.0": "wrong", "8.4": "wrong"},
+    ),
+    Case("Clip of fp32", "(float[8] x) => (float[8] y)", 'y = Clip(x, "", five)', OK, {"8.4": "ok"}),
+    Case(
+        "Squeeze without axes",
+        "(float[batch, 1] x) => (float y)",
+        "y = Squeeze(x)",
+        "refused refused refused refused refused",
+    ),
+    Case("Squeeze of a known shape", "(float[8, 1] x) => (float y)", "y = Squeeze(x)", OK),
+    Case(
+        "boxes by a computed threshold",
+        "(float[1, 8, 4] b, float[1, 1, 8] c, float h) => (int64 y)",
+        "y = NonMaxSuppression(b, c, k, h)",
+        "refused ok ok ok ok",
+    ),
+    Case(
+        "means along an axis that is an input",
+        ROWS,
+        "y = ReduceMean(x, axes)",
+        "wrong wrong wrong ok ok",
+        {"9.3": "wrong", "10.0": "ok"},
+        opset=18,
+    ),
+    Case("means along an axis that is an attribute", ROWS, "y = ReduceMean<axes=[2]>(x)", OK),
+    Case("sums along a constant axis", ROWS, "y = ReduceSum(x, axes)", OK, opset=13),
+    Case("padded along one axis", ROWS, 'y = Pad(x, span, "", axis0)', "wrong wrong wrong ok ok", opset=18),
+    Case("padded along the last axis", ROWS, 'y = Pad(x, span, "", axes)', OK, opset=18),
+    Case("padded by less than nothing", "(float[8] x) => (float y)", "y = Pad(x, cut)", REFUSED),
+    Case("a mean over no axes", ROWS, "y = ReduceMean<noop_with_empty_axes=1>(x)", "wrong wrong wrong ok ok", opset=18),
+    Case("three parts of 8", FLAT, "y, a, b = Split<axis=1, num_outputs=3>(x)", "wrong wrong wrong ok ok", opset=18),
+    Case("four parts of 8", FLAT, "y, a, b, c = Split<axis=1, num_outputs=4>(x)", OK, opset=18),
     # --- Q/DQ
     Case("a pair", PAIRED, "q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = Relu(d)", OK),
     Case(
@@ -18,6 +55,19 @@ CASES = (
         PAIRED,
         "q = QuantizeLinear(x, s, u)  d = DequantizeLinear(q, s, u)  y = Relu(d)",
         "wrong refused refused refused refused",
+    ),
+    Case(
+        "one scale in one dimension",  # which TensorRT takes for the whole tensor
+        PAIRED,
+        "q = QuantizeLinear(x, s1, z)  d = DequantizeLinear(q, s1, z)  y = Relu(d)",
+        OK,
+    ),
+    Case(
+        "a zero point of INT16",
+        PAIRED,
+        "q = QuantizeLinear(x, s, z16)  d = DequantizeLinear(q, s, z16)  y = Relu(d)",
+        "type type type type type",
+        opset=21,
     ),
     Case(
         "no zero point",

@@ -238,7 +238,7 @@ ROWS = [
         constants=(("zero", np.array(0, np.float32)), ("axis", np.array(1))),
     ),
     Row(
-        "clip-of-integers",
+        "clip-as-max-and-min",
         "8.6",
         "",
         "m = Clip(x, least, most)  y = Cast<to = 1>(m)",
@@ -246,7 +246,7 @@ ROWS = [
         constants=(("least", np.array(-2)), ("most", np.array(5))),
     ),
     Row(
-        "clip-of-integers",
+        "clip-as-max-and-min",
         "8.6",
         "",
         "m = Clip(x, least)  y = Cast<to = 1>(m)",
@@ -254,12 +254,20 @@ ROWS = [
         constants=(("least", np.array(-2)),),
     ),
     Row(
-        "clip-of-integers",
+        "clip-as-max-and-min",
         "8.6",
         "",
         "m = Clip(x, , most)  y = Cast<to = 1>(m)",
         kind="int64",
         constants=(("most", np.array(5)),),
+    ),
+    Row("negative-pad-as-slice", "8.2", "", "y = Pad(x, p)", constants=(("p", np.array([0, -1, 0, 0, 0, -2])),)),
+    Row(
+        "negative-pad-as-slice",
+        "11.0",
+        "",
+        "y = Pad(x, p, v)",
+        constants=(("p", np.array([0, -1, 2, 0, 1, -2])), ("v", np.array(0.5, np.float32))),
     ),
     # the rows' numbers, counted from the symbolic batch
     Row(
@@ -323,6 +331,17 @@ def test_a_version_that_takes_the_node_gets_it_as_it_is(row):
     model = graph(row)
     rewritten, done = rewrite_for_device(model, feeds_of(row, (1, 2)), row.without, run_of(row))
     assert (rewritten, done) == (model, ())
+
+
+def test_a_clip_that_may_become_fp16_is_written_otherwise_before_8_5(tmp_path):
+    bounds = (("least", np.array(-0.5, np.float32)), ("most", np.array(0.5, np.float32)))
+    row = Row("clip-as-max-and-min", "8.4", "8.5", "y = Clip(x, least, most)", constants=bounds)
+    rewritten, (done,) = rewrite_for_device(graph(row), feeds_of(row), "8.4")
+    assert (done.name, done.kept) == (row.rewrite, True)
+    assert [node.op_type for node in rewritten.graph.node] == ["Max", "Min"]
+    (feeds,) = feeds_of(row, (3,))
+    np.testing.assert_array_equal(answer(rewritten, feeds)["y"], np.clip(feeds["x"], -0.5, 0.5))
+    assert rewrite_for_device(graph(row), feeds_of(row), "8.5")[1] == ()
 
 
 def test_every_rewrite_has_a_row():

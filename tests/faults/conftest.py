@@ -78,7 +78,7 @@ class Room(Place):
         """Run a command to its end."""
         with self.start(*more, before=before, arguments=arguments, **environment) as process:
             try:
-                stdout, stderr = process.communicate(timeout=300)
+                stdout, stderr = process.communicate(timeout=1800)
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)

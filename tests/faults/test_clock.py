@@ -50,7 +50,7 @@ def test_a_clock_that_jumps_while_two_builds_run(room, clock, jump):
                 break
         set_clock(jump)
         second = room.run("--name", "second", "--seed", "1", **environment)
-        _, stderr = first.communicate(timeout=300)
+        _, stderr = first.communicate(timeout=1800)
     assert first.returncode == 0, stderr
     assert second.code == 0, second.stderr
     assert room.hidden() == []

@@ -28,7 +28,7 @@ def test_an_output_folder_that_becomes_read_only_while_building(warm, without_ri
             if "] accuracy:" in line:
                 break
         protect(warm.output)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=900)
     assert process.returncode == 2, stderr
     assert f"could not be written to {warm.output}" in stderr
     assert "not permitted" in stderr

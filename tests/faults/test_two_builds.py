@@ -23,7 +23,7 @@ def outside_measurements(bundle):
 def test_two_builds_at_once_make_nothing_twice(room):
     made = room.root / "made.txt"
     running = [start(room, made, name) for name in ("one", "two")]
-    ended = [process.communicate(timeout=300) for process in running]
+    ended = [process.communicate(timeout=1800) for process in running]
     for process, (_, stderr) in zip(running, ended, strict=True):
         assert process.returncode == 0, stderr
     stages = made.read_text().splitlines()
@@ -41,7 +41,7 @@ def test_two_builds_of_one_bundle_at_once(warm, tmp_path):
     """One of them finds the other's bundle, or both have written it with --force: it is whole either way."""
     running = [start(warm, tmp_path / "made.txt", "one", "--force") for _ in range(2)]
     for process in running:
-        _, stderr = process.communicate(timeout=300)
+        _, stderr = process.communicate(timeout=1800)
         assert process.returncode == 0, stderr
     with open_bundle(warm.output / "one") as bundle:
         assert bundle.verify()

@@ -22,7 +22,7 @@ from tsexport.bench.suites.device_bundle_row import kit_problems
 from tsexport.bench.suites.device_bundles import read_report
 from tsexport.bench.suites.report import RESULTS
 from tsexport.bundles.bundle import Bundle
-from tsexport.device.kit import graph_of
+from tsexport.bundles.engines import graph_of
 from tsexport.errors import AccuracyError, UnsupportedError
 from tsexport.models.registry import list_entries
 from tsexport.models.sources import identify

@@ -1,7 +1,10 @@
 """Checkpoints: wrappings that are recognised, and everything that is refused."""
 
 import pickle
+import traceback
+import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,13 +85,46 @@ class Exploit:
     [({"state_dict": STATE, "hyper": Exploit()}, "exec"), (nn.Linear(2, 2), "torch.nn.modules.linear.Linear")],
 )
 def test_a_pickle_that_holds_code_is_refused_by_name(tmp_path, content, name):
-    with pytest.raises(CheckpointError, match=f"holds code, which is not run: its pickle asks for .*{name}"):
+    with pytest.raises(CheckpointError, match=f"holds code, which is not run: its pickle asks for .*{name}") as caught:
         read_checkpoint(save(tmp_path / "a.pth", content))
+    assert "safetensors.torch.save_file" in caught.value.next_step
+    assert not advises_unsafe_loading(caught.value)
+
+
+def advises_unsafe_loading(error):
+    """Whether what is printed of an error, with what it came from, is torch's advice to load a file with its code."""
+    return "weights_only" in "".join(traceback.format_exception(error))
 
 
 def test_a_bare_pickle_is_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Exploit()))
-    with pytest.raises(CheckpointError, match=r"holds code|damaged or not a torch checkpoint"):
+    with pytest.raises(CheckpointError, match="damaged or not a torch checkpoint") as caught:
+        read_checkpoint(tmp_path / "a.pth")
+    assert not advises_unsafe_loading(caught.value)
+
+
+def test_a_damaged_pickle_is_told_without_torchs_advice(tmp_path):
+    path = save(tmp_path / "a.pth", STATE)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_vX"))
+    with pytest.raises(CheckpointError, match=r"its pickle asks for torch\._utils._rebuild_tensor_vX"):
+        read_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, b"\x80\x02\xff" if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged or not a torch checkpoint; allowed is") as caught:
+        read_checkpoint(path)
+    assert caught.value.next_step.startswith("Download or save it again; weights in a .safetensors file")
+    assert not advises_unsafe_loading(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="reads a file of Linux that gives no bytes")
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.pth").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"the checkpoint .*a\.pth cannot be read: Input/output error"):
         read_checkpoint(tmp_path / "a.pth")
 
 
@@ -128,11 +164,13 @@ def test_a_changed_byte_is_read_or_refused_but_never_crashes(tmp_path, position,
     content = bytearray(save(tmp_path / "a.pth", STATE).read_bytes())
     content[position % len(content)] = value
     (tmp_path / "a.pth").write_bytes(content)
+    state, refusal = {}, None
     try:
         state = read_checkpoint(tmp_path / "a.pth").state
-    except CheckpointError:
-        return
+    except CheckpointError as error:
+        refusal = error
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    assert refusal is None or not advises_unsafe_loading(refusal)
 
 
 @pytest.mark.parametrize(

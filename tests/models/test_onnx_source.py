@@ -118,6 +118,34 @@ def test_missing_external_data_is_named(tmp_path):
         identify(str(tmp_path / "net.onnx"))
 
 
+@pytest.mark.parametrize("location", ["a\0b", "n" * 300], ids=["a null byte", "too long"])
+def test_external_data_by_a_name_that_no_file_has(tmp_path, location):
+    path = tmp_path / "net.onnx"
+    external(path, "net.data")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="which is missing"):
+        identify(str(path))
+
+
+def test_external_data_of_a_local_function_outside_the_folder_is_refused(tmp_path):
+    path = tmp_path / "net.onnx"
+    external(path, "net.data")
+    model = onnx.load(path, load_external_data=False)
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=tensor)
+    function = onnx.helper.make_function("own", "f", [], ["w"], [constant], [onnx.helper.make_opsetid("", 17)])
+    model.functions.append(function)
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "net.data").write_bytes(b"")
+    with pytest.raises(UsageError, match="outside its own folder"):
+        identify(str(path))
+
+
 def test_external_data_by_an_absolute_path_is_refused(tmp_path):
     values = external(tmp_path / "net.onnx", str(tmp_path / "net.data"))
     (tmp_path / "net.data").write_bytes(values.tobytes())

@@ -1,13 +1,20 @@
 """`.pt2` programs: what is read from them, and what is refused before torch opens them."""
 
+import random
+import re
+import traceback
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from tsexport.errors import UsageError
+from tsexport.models.programs import load_torchscript
 from tsexport.models.sources import identify, open_source
 from tsexport.types import TensorSpec, random_feeds
 
@@ -116,6 +123,51 @@ def test_unexpected_members_are_refused(tmp_path, extra, message):
         archive.writestr(f"{archive.namelist()[0].split('/')[0]}/{extra}", b"x")
     with pytest.raises(UsageError, match=message):
         open_path(path)
+
+
+def test_a_damaged_member_is_told_without_torchs_advice(tmp_path):
+    path = export(tmp_path / "net.pt2", nn.Linear(4, 3), torch.randn(2, 4))
+    rewrite(path, lambda name, content: content[: len(content) // 2] if "sample_inputs" in name else content)
+    with pytest.raises(UsageError, match=r"net.pt2 holds a damaged data/sample_inputs/model.pt") as caught:
+        open_path(path)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.fixture(scope="module")
+def damaged_program(tmp_path_factory):
+    """Give how to write a saved program with some bytes of one member changed, by a seed."""
+    path = tmp_path_factory.mktemp("programs") / "damaged.ts"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=DeprecationWarning)
+        torch.jit.save(torch.jit.trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(1, 3)), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+
+    def write(seed):
+        places = random.Random(seed)
+        chosen = places.choice([name for name, content in members.items() if content])
+        changed = bytearray(members[chosen])
+        for _ in range(3):
+            changed[places.randrange(len(changed))] = places.randrange(256)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (members | {chosen: bytes(changed)}).items():
+                archive.writestr(name, content)
+        return path
+
+    return write
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_torchscript_program_is_read_or_refused_on_one_line(damaged_program, seed):
+    path, refusal = damaged_program(seed), None
+    try:
+        load_torchscript(path)
+    except UsageError as error:
+        refusal = error
+    told = r".*damaged\.ts is not a TorchScript program this torch can load: \S.*"
+    assert refusal is None or re.fullmatch(told, refusal.message)
+    assert refusal is None or refusal.next_step == "Save it again with torch.jit.save."
 
 
 def test_older_layout_is_refused(tmp_path):

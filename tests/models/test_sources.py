@@ -1,5 +1,6 @@
 """What MODEL may be: registered names, factories, and files; each opened and run."""
 
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_answers_are_flattened_and_named(kind, names, trace):
     with torch.no_grad():
         traced = trace(opened.module, torch.zeros(2, 4))(torch.from_numpy(feeds["x"]))
     assert len(traced) == len(names)
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_factory_that_loads_code_is_told_without_torchs_advice(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    told = (
+        r"odd:loads failed: it loads a file that holds code, .* its pickle asks for torch\.nn\..*Linear; pass weights"
+    )
+    with pytest.raises(UsageError, match=told) as caught:
+        open_model("odd:loads", settings={"path": str(tmp_path / "whole.pth")})
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.usefixtures("odd")

@@ -24,6 +24,8 @@ FACTORIES = ROOT / "tests" / "models" / "factories"
 SMALL = {"width": 16, "layers": 1, "feed_forward": 32, "heads": 2}
 SMALL_OPTIONS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 SECONDS = 0.4
+PATIENCE_S = 1800.0
+"""A whole build takes a minute; six were seen on a machine whose two cores had ten other programs to run."""
 SHORT = ["--seconds", str(SECONDS), "--batch", "1"]
 
 
@@ -40,7 +42,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "tsexport", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, cache: Path, cwd: Path | None = None, timeout: float = 300) -> Run:
+def run(*arguments: str | Path, cache: Path, cwd: Path | None = None, timeout: float = PATIENCE_S) -> Run:
     """Run `tsexport ARGUMENTS` with a cache of its own."""
     done = subprocess.run(
         command(*arguments),

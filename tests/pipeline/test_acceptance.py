@@ -114,7 +114,7 @@ def test_the_bundles_verify_and_say_what_they_were_judged_on(bundles, model, tar
 
 
 def test_int8_is_selected_only_where_it_is_faster(bundles):
-    from tsexport.reports.writing import read_measurements
+    from tsexport.bundles.measured import read_measurements
 
     for model in PUBLISHED:
         bundle = bundles[model, "cpu4-int8"]

@@ -262,7 +262,7 @@ def test_a_full_disk_is_a_usage_error(make):
     def produce(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+    with pytest.raises(UsageError, match="cannot be written: no space left"):
         make.cache.stage("probe", {}, DataRecord, produce)
     assert entries(make.cache.root) == []
 

@@ -24,6 +24,7 @@ from tsexport.cache_leftovers import LEFTOVER_SECONDS
 MAKER = Path(__file__).with_name("stage_maker.py")
 RESULT = DataRecord("made", "0" * 64, 1, "0")
 KEY = "0" * 64
+PATIENCE_S = 300.0
 MADE, REUSED = "False 100000\n", "True 100000\n"
 
 
@@ -53,7 +54,7 @@ def half_made(root, how="told"):
 
 
 def finish(process):
-    return process.communicate("go on\n", timeout=60)[0]
+    return process.communicate("go on\n", timeout=PATIENCE_S)[0]
 
 
 def entries(root):
@@ -84,7 +85,7 @@ def without_locks(monkeypatch):
 
 def test_three_processes_at_once_make_an_entry_once(root):
     running = [start(root, "slow") for _ in range(3)]
-    answers = [process.communicate(timeout=60)[0] for process in running]
+    answers = [process.communicate(timeout=PATIENCE_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert sorted(answer.splitlines(keepends=True)[-1] for answer in answers) == [MADE, REUSED, REUSED]
     assert len(entries(root)) == 1
@@ -95,7 +96,7 @@ def test_who_waits_says_for_whom_and_reads_what_was_made(root):
         said = second.stdout.readline()
         assert said == f"process {maker.pid} on {platform.node()} is making the same probe: waiting for it\n"
         assert finish(maker) == MADE
-        assert second.communicate(timeout=60)[0] == REUSED
+        assert second.communicate(timeout=PATIENCE_S)[0] == REUSED
     assert len(entries(root)) == 1
 
 
@@ -108,7 +109,7 @@ def test_who_waits_makes_it_where_the_maker_is_killed_or_fails(root, how):
             assert maker.returncode == 1
         else:
             maker.kill()
-        assert second.communicate(timeout=60)[0] == MADE
+        assert second.communicate(timeout=PATIENCE_S)[0] == MADE
     assert len(entries(root)) == 1
 
 
@@ -117,7 +118,7 @@ def test_waiting_can_be_interrupted(root):
         with start(root, "slow") as second:
             assert "waiting" in second.stdout.readline()
             second.send_signal(signal.SIGINT)
-            _, stderr = second.communicate(timeout=30)
+            _, stderr = second.communicate(timeout=PATIENCE_S)
         assert "KeyboardInterrupt" in stderr
         assert finish(maker) == MADE
     assert len(entries(root)) == 1
@@ -132,14 +133,14 @@ def test_threads_of_one_process_make_an_entry_once(root):
         return RESULT
 
     def want():
-        together.wait(timeout=30)
+        together.wait(timeout=PATIENCE_S)
         results.append(make(root, produce=produce))
 
     threads = [threading.Thread(target=want) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE_S)
     assert len(made) == 1
     assert sorted(one.reused for one in results) == [False, True, True, True]
 
@@ -163,17 +164,17 @@ def test_two_builds_that_nest_in_different_orders_do_not_wait_for_each_other(roo
 
     def slow_b(folder):
         inside.set()
-        go_on.wait(timeout=30)
+        go_on.wait(timeout=PATIENCE_S)
         return RESULT
 
     other = threading.Thread(target=make, args=(root, "b", slow_b))
     other.start()
-    assert inside.wait(timeout=30)
+    assert inside.wait(timeout=PATIENCE_S)
     outer = threading.Thread(target=make, args=(root, "a", lambda folder: make(root, "b").result))
     outer.start()
     go_on.set()
     for thread in (other, outer):
-        thread.join(timeout=30)
+        thread.join(timeout=PATIENCE_S)
         assert not thread.is_alive()
     assert len(entries(root)) == 2
 
@@ -194,7 +195,7 @@ def test_what_a_kill_left_of_the_same_entry_is_removed(root):
     with half_made(root) as maker:
         maker.kill()
     with start(root, "slow") as again:
-        assert again.communicate(timeout=60)[0] == MADE
+        assert again.communicate(timeout=PATIENCE_S)[0] == MADE
     assert len(entries(root)) == 1
 
 

@@ -15,9 +15,9 @@ from tsexport.progress import Progress
 from tsexport.quantize.cpu_recipes import DYNAMIC_U8, STATIC_U8S8
 from tsexport.quantize.selection import select
 from tsexport.stages.choosing import FP32_ROUNDING, _race_candidates, hold_budget, why_none
-from tsexport.stages.compressing import AccuracyResult, Tried
 from tsexport.stages.exporting import formats_to_export
 from tsexport.stages.measuring import Placed, require_budgets
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Budget, TensorSpec, Verdict
 
 SPEC = (TensorSpec("x", "float32", ("batch", 2)),)

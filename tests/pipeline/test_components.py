@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tsexport
+from tsexport.bundles.measured import read_measurements
 from tsexport.calibration.trading_days import HELD_OUT_DAYS, TRAINING_DAYS
 from tsexport.errors import UsageError
 from tsexport.measurements.benchmarking import benchmark_bundle
@@ -16,7 +17,6 @@ from tsexport.models.registry import get_entry
 from tsexport.models.sources import identify, open_source
 from tsexport.options import BuildOptions
 from tsexport.pipeline import bundle_name
-from tsexport.reports.writing import read_measurements
 from tsexport.stages.data import plan_data
 from tsexport.targets import parse_target
 from tsexport.types import random_feeds

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import tsexport
+from tsexport.bundles.measured import read_measurements
 from tsexport.errors import AccuracyError, UsageError
 from tsexport.quantize.openvino_bf16 import STANDS_IN
 from tsexport.quantize.recipes import recipes_for
-from tsexport.reports.writing import read_measurements
 from tsexport.targets import host_cpu, parse_target
 from tsexport.wording import percent_text
 

@@ -20,6 +20,7 @@ from tsexport.errors import ParityError, UsageError
 SMALL = {"width": 16, "layers": 1, "feed_forward": 32, "heads": 2}
 SMALL_OPTIONS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 NAME = "patchtst-cpu-cpu4-int8"
+PATIENCE_S = 600.0
 
 
 def digests(folder):
@@ -58,9 +59,9 @@ def running(built, output, *more):
         process.communicate()
 
 
-def wait_for(condition, process, seconds=120.0):
+def wait_for(condition, process):
     """Wait until `condition()` is true; False where the build ended first."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if condition():
             return True
@@ -102,11 +103,11 @@ def test_an_interrupt_while_measuring(built, old):
         assert wait_for(lambda: workers_of(process), process)
         workers = workers_of(process)
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the whole group gets it
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1]
     assert digests(old) == before
     assert hidden(old.parent) == []
 
@@ -119,10 +120,10 @@ def test_a_kill_while_measuring_leaves_no_process_and_the_next_build_succeeds(bu
         workers = workers_of(process)
         process.kill()
         process.wait()
-    assert not psutil.wait_procs(workers, timeout=20)[1], "measuring processes end with their parent"
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1], "measuring processes end with their parent"
     assert not (output / NAME).exists()
     with running(built, output, "--selection", str(one_selection())) as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert open_bundle(output / NAME).verify()
 
@@ -142,10 +143,12 @@ def test_a_kill_while_packing_leaves_a_dot_folder_and_the_next_build_removes_it(
     assert process.returncode == -signal.SIGKILL
     (leftover,) = hidden(old.parent)
     assert leftover.startswith(f".{NAME}.")
-    assert digests(old) == before, "the old bundle stands as it was"
-    assert open_bundle(old).verify()
+    # The kill may come a moment late: between the renaming of the new bundle and the removal of the old one.
+    bundle = open_bundle(old)
+    assert bundle.verify(), "one whole bundle stands there"
+    assert digests(old) == before or bundle.selection.why == "chosen by a test", "the old one as it was, or the new one"
     with running(built, old.parent, *selection) as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert hidden(old.parent) == []
     assert open_bundle(old).verify()
@@ -167,13 +170,11 @@ def test_a_build_that_fails_leaves_the_old_bundle(old, small_build):
         assert hidden(old.parent) == []
 
 
-@pytest.mark.usefixtures("use_cache")
-def test_an_existing_bundle_is_refused_before_any_work(old, small_build):
+def test_an_existing_bundle_is_refused_before_any_work(old, small_build, fresh_cache):
     before = digests(old)
-    began = time.perf_counter()
     with pytest.raises(UsageError, match=f"{NAME} is there already") as caught:
         small_build("patchtst-cpu", "cpu4-int8", set=SMALL, output=old.parent)
-    assert time.perf_counter() - began < 2
+    assert not fresh_cache.exists(), "a stage was begun"
     assert caught.value.exit_code == 2
     assert digests(old) == before
 
@@ -209,7 +210,7 @@ def test_a_full_disk_for_the_bundle(small_build, small_disk):
 
 def test_a_full_disk_for_the_cache(small_build, small_disk, tmp_path, monkeypatch):
     monkeypatch.setenv("TSEXPORT_CACHE", str(small_disk / "cache"))
-    with pytest.raises(UsageError, match=r"the cache folder .*cache cannot be written: No space left on device"):
+    with pytest.raises(UsageError, match=r"the cache folder .*cache cannot be written: no space left"):
         small_build("patchtst-cpu", "cpu4-fp32", set=SMALL)
     assert not (tmp_path / "dist").exists()
     assert not list((small_disk / "cache").rglob("entry.json"))

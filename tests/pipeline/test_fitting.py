@@ -1,5 +1,7 @@
 """Builds for a target with TensorRT: what its version needs is rewritten, and what it refuses ends the build."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -7,7 +9,9 @@ import pytest
 
 import tsexport
 from tsexport.errors import UnsupportedError
+from tsexport.exporters import device_check
 from tsexport.exporters.device_check import check_onnx
+from tsexport.exporters.device_table import Fact
 from tsexport.stages.fitting import NEXT_STEP
 
 SMALL = {
@@ -85,23 +89,33 @@ def test_what_no_rewrite_helps_ends_the_build_with_exit_5(make, source, tmp_path
     assert not list((tmp_path / "dist").glob("*"))
 
 
-def test_candidates_that_are_all_refused_end_the_build_with_exit_5(make, source, tmp_path):
-    """In floating point TensorRT 8.4 takes a computed bias; where weights come through Q/DQ it does not."""
+def test_candidates_that_are_all_refused_end_the_build_with_exit_5(make, source, tmp_path, monkeypatch):
+    """A TensorRT that takes the graph in floating point, and no quantized one."""
+    table = device_check.tensorrt_table()
+    fact = Fact("always", ("QuantizeLinear",), "refused", "8.4", "8.4", "it is not taken here", "")
+    monkeypatch.setattr(device_check, "tensorrt_table", lambda: replace(table, facts=(*table.facts, fact)))
+    model = source("(float[batch, 4, 16] x) => (float[batch, 4, 8] y) { y = MatMul(x, w) }", w=weights(16, 8))
+    with pytest.raises(UnsupportedError) as caught:
+        make(model, "a100-int8", (4, 16), "x", device="@tensorrt-8.4")
+    assert caught.value.exit_code == 5
+    assert caught.value.message.startswith(
+        "no candidate for a100-int8 runs on a100: TensorRT 8.4 does not run int8-tensorrt-minmax as it is: "
+    )
+    assert ": it is not taken here" in caught.value.message
+    assert caught.value.next_step == NEXT_STEP
+    assert not list((tmp_path / "cache").glob("accuracy/*"))
+    assert not list((tmp_path / "dist").glob("*"))
+
+
+def test_a_computed_bias_ends_the_build_before_candidates_are_made(make, source, tmp_path):
     model = source(
         "(float[batch, 4, 16] x) => (float[batch, 4, 14] y)"
         " { m = ReduceMax<keepdims = 0>(x)  s = Sign(m)  b = Mul(s, c)  y = Conv(x, w, b) }",
         w=weights(4, 4, 3),
         c=weights(4),
     )
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(UnsupportedError, match="'conv_3': the bias must be an initializer"):
         make(model, "a100-int8", (4, 16), "x", device="@tensorrt-8.4")
-    assert caught.value.exit_code == 5
-    assert caught.value.message == (
-        "no candidate for a100-int8 runs on a100: TensorRT 8.4 does not run int8-tensorrt-minmax as it is: 'conv_3': "
-        "the bias must be an initializer where weights come through Q and DQ"
-    )
-    assert caught.value.next_step == NEXT_STEP
-    assert not list((tmp_path / "cache").glob("accuracy/*"))
     assert not list((tmp_path / "dist").glob("*"))
 
 

@@ -12,10 +12,10 @@ import tsexport
 from tsexport.bench.outlook import outlooks, write_projection
 from tsexport.bundles.bundle import open_bundle
 from tsexport.bundles.checksums import check_sums
+from tsexport.bundles.measured import read_measurements, read_projections
 from tsexport.cli.build import _show_bundle
 from tsexport.errors import BundleError
-from tsexport.reports.writing import read_measurements, render_report
-from tsexport.stages.projecting import read_projections
+from tsexport.reports.writing import render_report
 from tsexport.types import Budget
 
 

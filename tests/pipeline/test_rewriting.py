@@ -5,14 +5,15 @@ products away.  Where the decision alone is tested, the comparison is given.
 """
 
 import itertools
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from tsexport.bench import side_by_side
 from tsexport.bench.side_by_side import time_side_by_side
 from tsexport.bench.statistics import Ratio
 from tsexport.bundles.manifest import RewriteChoice, RewriteVerdict
@@ -197,10 +198,15 @@ def test_calls_are_interleaved_and_the_slower_one_is_told():
 
 
 def test_slow_calls_are_timed_a_few_times_and_the_interval_says_how_sure_that_is(monkeypatch):
-    from tsexport.bench import side_by_side
+    """On a clock that only the calls move: a real one stands still for longer than that on a busy machine."""
+    clock = [0.0]
 
+    def taking(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    monkeypatch.setattr(side_by_side, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(side_by_side, "PATIENCE_SECONDS", 0.1)
-    first, second = time_side_by_side([lambda: time.sleep(0.06), lambda: time.sleep(0.12)], seconds=0.1)
+    first, second = time_side_by_side([taking(0.06), taking(0.12)], seconds=0.1)
     assert first.value == 1.0
     assert second.high is not None
     assert second.low <= second.value <= second.high < 1

@@ -37,7 +37,7 @@ def test_json_is_one_document_and_nothing_else(built):
 def test_progress_has_one_line_a_step_with_the_time_left(built):
     lines = [line for line in built.ran.stderr.splitlines() if re.match(r"\[ ?\d+/\d+\]", line)]
     assert [re.sub(r"^\[[ \d/]+\] ([^:]+):.*", r"\1", line) for line in lines] == STAGES
-    assert all(re.search(r": [\d.]+ s, about .* left$", line) for line in lines[:-1])
+    assert all(re.search(r": (\d+ min \d+|[\d.]+) s, about .* left$", line) for line in lines[:-1])
     assert re.fullmatch(r"\[13/13\] pack: [\d.]+ s", lines[-1])
     assert "\r" not in built.ran.stderr
     assert "Traceback" not in built.ran.stderr

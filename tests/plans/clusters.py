@@ -11,7 +11,7 @@ from pathlib import Path
 from distributed import Client, Security
 
 STAND_IN = Path(__file__).parent.parent / "device" / "stand_in_trtexec.py"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Cluster:
             "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
             "--protocol", protocol, "--scheduler-file", str(file),
         )  # fmt: skip
-        self.wait_for(file.exists, "a scheduler")
+        self.wait_for(lambda: _is_whole(file), "a scheduler")
         self.address = json.loads(file.read_text())["address"]
 
     def start_worker(self, name: str, *, resources: str = "", **environment: str) -> "subprocess.Popen[bytes]":
@@ -75,6 +75,15 @@ class Cluster:
         for process in reversed(self.processes):
             process.kill()
             process.wait()
+
+
+def _is_whole(file: Path) -> bool:
+    """Return whether the scheduler has written its file to the end; it writes into the file that is seen."""
+    try:
+        json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
 
 
 def device_environment(trtexec: Path, device: str = "Tesla T4", capability: str = "7.5") -> dict[str, str]:

@@ -25,7 +25,7 @@ horizon = 4
 channels = 2
 """
 """Options of all builds here: small models, and moments of measuring."""
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Folder:
 
 
 def ended(process: "subprocess.Popen[str]") -> Ran:
-    stdout, stderr = process.communicate(timeout=10 * PATIENCE_S)
+    stdout, stderr = process.communicate(timeout=3 * PATIENCE_S)
     return Ran(process.returncode, stdout, stderr)
 
 
@@ -139,4 +139,7 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it ended, and was waited for, between the two looks
+        return False

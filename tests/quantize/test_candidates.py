@@ -11,7 +11,7 @@ from tsexport.calibration.arrays import ArrayDataset
 from tsexport.calibration.datasets import calibration_batch
 from tsexport.exporters.rewrites.order import REWRITES
 from tsexport.exporters.rewrites.proofs import rewrite_graph
-from tsexport.quantize.candidates import build_candidate
+from tsexport.quantize.candidates import TOOLS, build_candidate
 from tsexport.quantize.cpu_recipes import (
     DYNAMIC_S8_REDUCED,
     DYNAMIC_U8,
@@ -21,8 +21,8 @@ from tsexport.quantize.cpu_recipes import (
     WITH_VNNI,
     WITHOUT_VNNI,
 )
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError, quantize_onnx
-from tsexport.quantize.sources import Fp32Sources
+from tsexport.quantize.onnxruntime_quantizer import quantize_onnx
+from tsexport.quantize.sources import Fp32Sources, NothingQuantizedError
 from tsexport.runtimes.comparison import relative_rms
 from tsexport.runtimes.registry import load
 
@@ -83,6 +83,16 @@ def test_calibration_that_does_not_fit_gives_the_librarys_reason(sources, bodies
     assert "Exception from" not in built.reason
     assert len(built.reason.splitlines()) == 1
     assert any(word in built.reason for word in ("invalid dimensions", "shape", "size"))
+
+
+def test_a_module_of_ours_that_cannot_be_imported_is_no_recipes_fault(
+    sources, bodies, spec, windows, tmp_path, monkeypatch
+):
+    """As where the code changes under a build that runs: listed as a candidate that failed, it would be cached, too."""
+    monkeypatch.setitem(TOOLS, DYNAMIC_U8.tool, "tsexport.quantize.not_there")
+    fp32 = sources(bodies["two products"])
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        build_candidate(DYNAMIC_U8, fp32, spec, ArrayDataset({"x": windows}), tmp_path)
 
 
 def test_a_file_that_finish_refuses_gives_its_message(sources, bodies, spec, windows, tmp_path):

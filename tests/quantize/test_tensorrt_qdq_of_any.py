@@ -10,7 +10,7 @@ from qdq_graphs import ROWS, noise, parse, table
 
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.qdq_rules import check_rules
-from tsexport.quantize.onnxruntime_quantizer import NothingQuantizedError
+from tsexport.quantize.sources import NothingQuantizedError
 from tsexport.quantize.tensorrt_qdq import insert_pairs, place_pairs, quantize_tensorrt
 from tsexport.quantize.tensorrt_recipes import TENSORRT_MINMAX
 

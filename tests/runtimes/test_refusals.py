@@ -1,6 +1,7 @@
 """What sessions refuse, with messages that say what was expected: feeds, values, files and options."""
 
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,20 @@ def test_torch_gets_no_torchscript_of_another_digest(small, monkeypatch, tmp_pat
         registry.load(given, "torchscript", threads=1)
     with pytest.raises(RuntimeError, match="it cannot be read: Is a directory"):
         read_torchscript(replace(given, path=tmp_path), "cpu")
+
+
+def test_a_torchscript_file_whose_names_are_no_text(small, tmp_path):
+    """torch raises other kinds of errors there than for a file that is cut off."""
+    artifact = small.artifacts["torchscript"]
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(artifact.path) as source, zipfile.ZipFile(path, "w") as changed:
+        for name in source.namelist():
+            content = source.read(name)
+            changed.writestr(
+                name, content.replace(b"torch", b"\xff\xfe\xff\xfe\xff") if "data.pkl" in name else content
+            )
+    with pytest.raises(UsageError, match=r"torchscript cannot load .*a\.pt: 'utf-8' codec can't decode"):
+        registry.load(replace(artifact, path=path, files=(path,), sha256=""), "torchscript", threads=1)
 
 
 @EVERY

@@ -75,7 +75,7 @@ busy (float[batch, 4] x, int64[batch, 1] steps, bool[batch, 1] flag)
   twice = Add(sum, picked)
   not_flag = Not(flag)
 }"""
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 
 def artifact_of(path, precision, inputs, outputs):
@@ -169,7 +169,7 @@ class Running:
 
     def wait_for_line(self, wanted):
         """Return the last line of the log that is wanted; lines are written a moment after the answer."""
-        for _ in range(200):
+        for _ in range(1200):
             if found := [line for line in self.log() if wanted(line)]:
                 return found[-1]
             time.sleep(0.05)

@@ -31,7 +31,7 @@ def ask(server, path, body=None, headers=None, method=None):
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(server.url + path, data, headers or {}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.loads(answer.read() or b"null"), answer.headers
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read()), error.headers
@@ -239,7 +239,7 @@ TINY = "/v2/models/tiny/infer"
 
 def test_a_body_that_is_announced_far_too_large_is_not_read(server):
     """The answer comes before the body does."""
-    connection = http.client.HTTPConnection(server.address, timeout=30)
+    connection = http.client.HTTPConnection(server.address, timeout=300)
     connection.putrequest("POST", TINY)
     connection.putheader("Content-Length", str(10**12))
     connection.endheaders()
@@ -307,7 +307,7 @@ def test_an_infinite_answer_is_no_json_and_comes_as_binary_data(server, client):
 
 
 def test_a_body_in_chunks_is_bounded_too(server):
-    connection = http.client.HTTPConnection(server.address, timeout=30)
+    connection = http.client.HTTPConnection(server.address, timeout=300)
     connection.request("POST", TINY, iter([b" " * 65536] * 20), encode_chunked=True,
                        headers={"Transfer-Encoding": "chunked"})  # fmt: skip
     answer = connection.getresponse()

@@ -48,7 +48,7 @@ def test_without_json_a_table_says_what_is_served(tiny, tmp_path):
         assert urllib.request.urlopen(f"{url}/v2/health/ready").status == 200
     finally:
         process.terminate()
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=300)
     assert process.returncode == 0
     assert [json.loads(line)["event"] for line in log.splitlines()] == ["ready", "request", "shutting down", "closed"]
     for text in ("tiny", "int8-onnx", "onnxruntime", "one at a time", "x float32[batch, 4]", "y float32[batch, 3]"):

@@ -6,8 +6,7 @@ import stat
 import tempfile
 import weakref
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tsexport.bundles.archives import SUFFIXES, is_archive, unpack
 from tsexport.bundles.entries import bundle_artifact
@@ -19,9 +18,10 @@ from tsexport.bundles.manifest import (
     parse_manifest,
     parse_selection,
 )
+from tsexport.bundles.signatures import check_signature
 from tsexport.codec import read_plain
 from tsexport.errors import BundleError, UsageError
-from tsexport.types import Artifact
+from tsexport.types import Artifact, Closing
 
 if TYPE_CHECKING:
     from tsexport.bundles.verification import VerificationReport
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_JSON_BYTES = 256 * 2**20
 
 
-class Bundle:
+class Bundle(Closing):
     """A bundle that was opened.
 
     An archive is unpacked into a temporary folder, which is removed by `close()`, at the end of a `with` block, when
@@ -91,14 +91,6 @@ class Bundle:
         if self._remove and (kept := self._remove.detach()):
             weakref.finalize(user, kept[1], *kept[2])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"Bundle({str(self.source)!r})"
 
@@ -106,14 +98,20 @@ class Bundle:
         return read_plain(self.path / name, what=f"{name} of the bundle {self.name}", most_bytes=_MAX_JSON_BYTES)
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, key: str | Path | None = None) -> Bundle:
     """Open a bundle: a folder, or a .tar, .tar.gz or .zip of one (unpacked into a temporary folder).
 
     Only the manifest is read; nothing is checked against digests yet (see `Bundle.verify`).
 
+    Args:
+        path: of the folder or archive.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by; told before anything is read.
+
     Raises:
-        BundleError: it holds no manifest.json or a damaged one, or the archive is damaged or not safe to unpack.
-        UsageError: nothing is there, or it is neither a folder nor such an archive.
+        BundleError: it holds no manifest.json or a damaged one, the archive is damaged or not safe to unpack, or it is
+            not signed by that key.
+        UsageError: nothing is there, it is neither a folder nor such an archive, or the key cannot be used.
+        MissingDependencyError: a key is given, and cryptography is not installed; names the pip command.
     """
     source = Path(path)
     try:
@@ -124,13 +122,18 @@ def open_bundle(path: str | Path) -> Bundle:
     if not _is_text(source.resolve()):
         raise UsageError(f"the path of {source} is not UTF-8, which runtimes need", next_step="rename or move it")
     if stat.S_ISDIR(mode):
-        bundle = Bundle(source.resolve(), source.resolve())
         _require_manifest(source)
-        _ = bundle.manifest
-        return bundle
+        return _checked(Bundle(source.resolve(), source.resolve()), key)
     if not is_archive(source) or not stat.S_ISREG(mode):
         raise UsageError(f"{source} is no bundle; a bundle is a folder or a file that ends in {', '.join(SUFFIXES)}")
-    return _open_archive(source)
+    return _open_archive(source, key)
+
+
+def _checked(bundle: Bundle, key: str | Path | None) -> Bundle:
+    if key is not None:
+        check_signature(bundle.path, key)
+    _ = bundle.manifest
+    return bundle
 
 
 def _is_text(path: Path) -> bool:
@@ -150,20 +153,14 @@ def _require_manifest(folder: Path) -> None:
         raise BundleError(f"{folder} holds no {MANIFEST}; it is no bundle")
 
 
-def _open_archive(source: Path) -> Bundle:
+def _open_archive(source: Path, key: str | Path | None) -> Bundle:
     temporary = Path(tempfile.mkdtemp(prefix="tsexport-"))
     try:
         unpack(source, temporary)
-        bundle = Bundle(_bundle_root(temporary, source), source, temporary)
+        return _checked(Bundle(_bundle_root(temporary, source), source, temporary), key)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    try:
-        _ = bundle.manifest
-    except BaseException:
-        bundle.close()
-        raise
-    return bundle
 
 
 def _bundle_root(folder: Path, source: Path) -> Path:

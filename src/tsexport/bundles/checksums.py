@@ -18,7 +18,7 @@ from tsexport.types import file_sha256
 
 SUMS = "SHA256SUMS"
 SIGNATURE = f"{SUMS}.sig"
-"""A signature of SHA256SUMS, where the bundle is signed; `tsexport.bundles.signing` writes and checks it."""
+"""A signature of SHA256SUMS, where the bundle is signed; see `tsexport.bundles.signatures`."""
 MEASUREMENTS = "measurements"
 REPORT = "report.html"
 MEASUREMENT_SUMS = f"{MEASUREMENTS}/{SUMS}"

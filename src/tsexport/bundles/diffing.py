@@ -19,11 +19,11 @@ from tsexport.bundles.checksums import read_sums
 from tsexport.bundles.diff_records import AccuracyChange, BundleDiff, Change, FileChange, GraphChange, LatencyChange
 from tsexport.bundles.graph_reading import GraphContent, read_graph
 from tsexport.bundles.manifest import MANIFEST, SELECTION, ArtifactEntry, Manifest
+from tsexport.bundles.measured import read_attached, read_measurements
 from tsexport.bundles.sbom import SBOM, read_sbom
 from tsexport.bundles.structure import check_structure
 from tsexport.codec import to_plain
 from tsexport.errors import MissingDependencyError
-from tsexport.reports.writing import read_attached, read_measurements
 
 _TOLD_ELSEWHERE = ("artifacts", "absent_formats", "parity", "accuracy", "candidates", "rewrites", "caveats", "notes")
 """Parts of the manifest with a section of their own."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from tsexport.bench.fingerprint import affinity_cores, cpu_quota, usable_cores
 from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.bundles.checksums import check_files, read_sums
+from tsexport.bundles.engines import graph_of
 from tsexport.bundles.manifest import MANIFEST, SELECTION, Manifest, RankedArtifact, Selection
+from tsexport.bundles.signatures import check_signature
 from tsexport.bundles.structure import check_entry
 from tsexport.bundles.verification import install_hint
-from tsexport.device.kit import graph_of
 from tsexport.errors import MissingDependencyError, UsageError, did_you_mean
 from tsexport.runtimes import registry
 from tsexport.runtimes.simulation import load_for
@@ -27,6 +28,8 @@ def load_session(
     precision: str | None = None,
     runtime: str | None = None,
     threads: int | None = None,
+    *,
+    key: str | Path | None = None,
 ) -> Session:
     """Load an artifact of a bundle, ready to run.
 
@@ -38,14 +41,16 @@ def load_session(
         precision: the fastest artifact of that precision ("fp32", "int8", ...) instead of the selected one.
         runtime: the fastest artifact on that runtime; with `precision`, the fastest that is both.
         threads: threads of one session; by default as many as it was measured with, at most the cores here.
+        key: a PEM file with the Ed25519 public key that the bundle must be signed by; any bundle is loaded without.
 
     Raises:
-        BundleError: the bundle is damaged, or the artifact's files are not those that were written.
+        BundleError: the bundle is damaged or not signed by that key, or the artifact's files are not those that were
+            written.
         MissingDependencyError: the runtime is not installed; the message names the pip command and what else could run.
-        UsageError: the bundle has no such artifact, or `threads` is below 1.
+        UsageError: the bundle has no such artifact, `threads` is below 1, or the key cannot be used.
     """
     if not isinstance(bundle, Bundle):
-        opened = open_bundle(bundle)
+        opened = open_bundle(bundle, key)
         try:
             session = load_session(opened, precision, runtime, threads)
         except BaseException:
@@ -53,6 +58,8 @@ def load_session(
             raise
         opened.keep_until_gone(session)  # runtimes may open the artifact again, for another batch size
         return session
+    if key is not None:
+        check_signature(bundle.path, key)
     check_files(bundle.path, (MANIFEST, SELECTION))
     manifest, selection = bundle.manifest, bundle.selection
     count = _threads(threads, selection)

@@ -22,13 +22,14 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tsexport.bundles.checksums import SUMS, seal
 from tsexport.bundles.manifest import MANIFEST
-from tsexport.errors import TsexportError, UsageError
+from tsexport.errors import UsageError
 from tsexport.locks import is_at, leftovers, locked_folder, remove_folder
-from tsexport.surroundings import FULL, is_full, only_temporary_is_full
+from tsexport.surroundings import writing_explained
 
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<kind>building|replaced)")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -243,37 +244,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _explained(destination: Path) -> Iterator[None]:
+def _explained(destination: Path) -> contextlib.AbstractContextManager[None]:
     """Turn a full disk and a folder that cannot be written to into a UsageError."""
-    try:
-        yield
-    except TsexportError:
-        raise
-    except OSError as error:
-        _explain(error, destination)
-        raise
-    except Exception as error:
-        # torch, onnx and openvino report a failed write in their own words, without an errno.
-        if is_full(destination.parent):
-            raise _unwritten(destination, FULL[errno.ENOSPC]) from error
-        raise
+    return writing_explained(destination.parent, partial(_unwritten, destination), partial(_reason, destination.parent))
 
 
-def _explain(error: OSError, destination: Path) -> None:
-    """Raise UsageError where the error is one of writing the bundle; return where it is about something else."""
-    if only_temporary_is_full(destination.parent):
-        return
-    if error.errno is not None and error.errno in FULL:
-        raise _unwritten(destination, FULL[error.errno]) from error
-    concerns_us = str(error.filename or "").startswith(str(destination.parent))
+def _reason(folder: Path, error: OSError) -> str | None:
+    """Return why nothing can be written to `folder`; None where the error is about something else."""
+    concerns_us = str(error.filename or "").startswith(str(folder))
     if concerns_us and error.errno in _FORBIDDEN:
-        raise _unwritten(destination, f"{error.filename}: {_FORBIDDEN[error.errno]}") from error
+        return f"{error.filename}: {_FORBIDDEN[error.errno]}"
     if concerns_us and isinstance(error, FileExistsError | NotADirectoryError):
-        raise _unwritten(destination, f"{error.filename} is a file, and a folder is needed") from error
+        return f"{error.filename} is a file, and a folder is needed"
     # Somebody else put something there between the check and the rename.
-    if error.errno == errno.ENOTEMPTY:
-        raise _unwritten(destination, "it appeared meanwhile") from error
+    return "it appeared meanwhile" if error.errno == errno.ENOTEMPTY else None
 
 
 def _unwritten(destination: Path, reason: str) -> UsageError:

@@ -10,7 +10,7 @@ from tsexport.bundles.bundle import Bundle
 from tsexport.bundles.checksums import MEASUREMENT_SUMS, SUMS, check_sums, read_sums
 from tsexport.bundles.manifest import ArtifactEntry
 from tsexport.bundles.sbom import check_sbom
-from tsexport.bundles.triton_config import TRITON, VERSION
+from tsexport.bundles.triton_config import CONFIG, TRITON
 from tsexport.errors import BundleError
 from tsexport.types import joint_sha256
 
@@ -34,11 +34,15 @@ def check_structure(bundle: Bundle) -> int:
 
 
 def _check_served(entries: tuple[ArtifactEntry, ...], listed: dict[str, str]) -> None:
-    """Raise BundleError where `triton/` serves a file that no artifact has."""
+    """Raise BundleError where `triton/` holds a file that no artifact has, besides its README and its configurations.
+
+    Of several versions Triton serves the newest, and a backend may run more than the model's file: so all count.
+    """
     digests = {file.sha256 for entry in entries for file in entry.files}
     for name, digest in listed.items():
-        path = PurePosixPath(name)
-        if path.parts[0] == TRITON and path.parent.name == VERSION and digest not in digests:
+        parts = PurePosixPath(name).parts
+        written = parts[1:] == ("README.md",) or parts[2:] == (CONFIG,)
+        if parts[0] == TRITON and not written and digest not in digests:
             raise BundleError(f"{name} is none of the files of the artifacts in manifest.json; it was swapped or added")
 
 

@@ -19,6 +19,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from tsexport.bundles.engines import graph_of, tensorrt_range
 from tsexport.bundles.entries import bundle_artifact
 from tsexport.bundles.loading import speed_order
 from tsexport.bundles.manifest import ArtifactEntry, Manifest, RankedArtifact, Selection
@@ -32,8 +33,8 @@ from tsexport.bundles.triton_config import (
     TritonTensor,
     config_text,
 )
-from tsexport.device.kit import graph_of, tensorrt_range
 from tsexport.devices import version_key
+from tsexport.rendering import render_markdown
 from tsexport.runtimes.options import FIX_BATCH, GRAPH_OPTIMIZATION_LEVEL, own_options
 from tsexport.types import BATCH, TensorSpec
 
@@ -104,8 +105,6 @@ def write_repository(root: Path, manifest: Manifest, selection: Selection) -> tu
         ConfigurationError: an artifact has an option that belongs to no runtime.
         MissingDependencyError: jinja2 is not installed.
     """
-    from tsexport.reports.writing import render_markdown
-
     served = served_models(manifest, selection)
     for model in served:
         folder = root / TRITON / model.config.name

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from tsexport.bundles.bundle import Bundle, open_bundle
+from tsexport.bundles.engines import graph_of
 from tsexport.bundles.golden import INPUTS, OUTPUTS, read_golden
 from tsexport.bundles.manifest import ArtifactEntry, GoldenTolerance, Manifest
-from tsexport.bundles.signing import check_signature, is_signed
+from tsexport.bundles.signatures import check_signature, is_signed
 from tsexport.bundles.structure import check_structure
-from tsexport.device.kit import graph_of
 from tsexport.errors import GoldenError, NoRuntimeError, TsexportError, UnsupportedError
 from tsexport.runtimes import registry
 from tsexport.runtimes.comparison import compare_outputs

@@ -186,7 +186,6 @@ def show(result: "BenchmarkResult") -> None:
 def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
     """Print judged rows: pass, miss, or why not."""
     from tsexport.bench.rows import verdict_rows
-    from tsexport.measurements.gating import status_word
 
     print_table(
         ("of", "budget", "device", "precision", "batch", "published", "value", "status", "reason"),
@@ -199,7 +198,7 @@ def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
                 v.batch,
                 v.published,
                 v.value,
-                status_word(v.status),
+                v.status,
                 v.reason,
             )
             for v in verdict_rows(verdicts)
@@ -210,7 +209,7 @@ def show_verdicts(verdicts: "Sequence[Verdict]", title: str) -> None:
 
 def _show_figures(result: "BenchmarkResult") -> None:
     from tsexport.bench.figures import figure_text
-    from tsexport.measurements.gating import status_word
+    from tsexport.bench.rows import status_word
 
     if result.figures:
         print_table(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from tsexport.bundles.bundle import Bundle
     from tsexport.bundles.manifest import Manifest
     from tsexport.options import BuildOptions
-    from tsexport.pipeline import Plan
     from tsexport.reports.candidates import CandidateRow
     from tsexport.stages.context import Context
+    from tsexport.stages.planned import Plan
 
 _FILE = click.Path(path_type=Path)
 
@@ -205,9 +205,9 @@ def _target_text(context: "Context") -> str:
 def _show_bundle(bundle: "Bundle") -> None:
     """Print candidates, measurements and the published budgets, and where the bundle is."""
     from tsexport.bench.rows import measurement_rows, race_rows, verdict_rows
+    from tsexport.bundles.measured import read_measurements
     from tsexport.reports.candidates import candidate_rows
     from tsexport.reports.explaining import explanations
-    from tsexport.reports.writing import read_measurements
 
     manifest = bundle.manifest
     for record in read_measurements(bundle):
@@ -271,7 +271,8 @@ def _show_bundle(bundle: "Bundle") -> None:
 def _show_projection(bundle: "Bundle") -> None:
     from tsexport.bench.outlook import outlook_row
     from tsexport.bench.projected_rows import projection_rows
-    from tsexport.stages.projecting import error_text, read_projections
+    from tsexport.bundles.measured import read_projections
+    from tsexport.stages.projecting import error_text
 
     for record in read_projections(bundle):
         if not record.projections:

@@ -25,9 +25,9 @@ _OWNERS = {
     "growth_calls": ("memory",),
     "runtime": _SCENARIOS,
 }
+"""The scenarios that an option is for; no scenario takes those of `_PLAIN_ONLY`."""
 _PROFILE = frozenset(("bundles", "batches", "threads", "profile", "attach", "as_json"))
 """All that --profile takes."""
-"""The scenarios that an option is for; no scenario takes those of `_PLAIN_ONLY`."""
 _PLAIN_ONLY = frozenset(("table", "commit", "junit", "summary", "container"))
 _OPTIONS = (
     click.option("--scenario", help="In place of all that: single-stream, offline, server or memory."),

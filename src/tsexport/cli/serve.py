@@ -13,6 +13,7 @@ from tsexport.errors import UsageError
 if TYPE_CHECKING:
     from tsexport.serving.server import Listening
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _MIB = 2**20
 
 
@@ -26,6 +27,7 @@ _MIB = 2**20
 @click.option("--runtime", help="Serve the fastest artifact on this runtime, not the selected one.")
 @click.option("--threads", type=int, help="Of one inference; by default as many as the artifact was measured with.")
 @click.option("--check", is_flag=True, help="Hold golden outputs against the golden ones first, as verify does.")
+@click.option("--key", type=_FILE, help="The Ed25519 public key, a PEM file, that each BUNDLE must be signed by.")
 @click.option("--max-batch", default=32, show_default=True, help="Rows computed together, and rows of one request.")
 @click.option(
     "--max-queue", default=64, show_default=True, help="Requests that wait for a model; more are answered 429."
@@ -45,6 +47,7 @@ def serve(
     runtime: str | None,
     threads: int | None,
     check: bool,
+    key: Path | None,
     max_batch: int,
     max_queue: int,
     batch_delay_ms: float,
@@ -55,12 +58,13 @@ def serve(
 ) -> None:
     """Serve each BUNDLE over HTTP: Open Inference Protocol (KServe V2), /predict, /health and /metrics.
 
-    Every file is held against its SHA-256 first.  A model's name is its bundle's folder name.  The log is JSON lines on
-    stderr: with --quiet warnings only.  SIGTERM or Ctrl-C finishes what is in flight, within 10 s.
+    Every file is held against its SHA-256 first; with --key the list of them must be signed by that key.  A model's
+    name is its bundle's folder name.  The log is JSON lines on stderr: with --quiet warnings only.  SIGTERM or Ctrl-C
+    finishes what is in flight, within 10 s.
 
     \b
-    Exit codes: 0 ended by a signal, 2 a damaged bundle, a missing runtime or a port that is taken,
-    3 golden outputs missed.
+    Exit codes: 0 ended by a signal, 2 a bundle that is damaged or not signed by the key, a missing runtime or a port
+    that is taken, 3 golden outputs missed.
     """
     from tsexport.extras import require
 
@@ -82,7 +86,7 @@ def serve(
         bundles,
         host=host,
         port=port,
-        choice=Choice(precision, runtime, threads, check),
+        choice=Choice(precision, runtime, threads, check, key),
         limits=limits,
         announce=_show_json if as_json else _show,
         log_level=logging.WARNING if flags.quiet else logging.DEBUG if flags.verbose else logging.INFO,

@@ -1,7 +1,7 @@
 """Measurements that the device kit made on a device, brought back into the bundle they belong to.
 
 They are checked (`tsexport.device.results`), held against the bundle (graph, target, device, version), judged against
-the latency tables on that device, and added to `measurements/` (`tsexport.bundles.adding`).
+the latency tables on that device, and added to `measurements/` (`tsexport.measurements.adding`).
 
 Two kinds of figures decide less than others, and their verdicts say so.  Latencies without the copies to and from the
 device (trtexec's default from TensorRT 11 on) are no longer than those with them: they can miss a budget, and cannot
@@ -22,13 +22,13 @@ from tsexport.bench.device_records import (
 )
 from tsexport.bench.tables import latency_budgets, load_tables
 from tsexport.bench.verdicts import judge
-from tsexport.bundles.adding import add_records, require_unpacked
 from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.bundles.checksums import MEASUREMENTS
+from tsexport.bundles.engines import tensorrt_range
 from tsexport.bundles.manifest import ArtifactEntry, Manifest
-from tsexport.device.kit import tensorrt_range
 from tsexport.device.results import DeviceResults, DeviceRun, read_results
 from tsexport.errors import DataError, UsageError
+from tsexport.measurements.adding import add_records, require_unpacked
 from tsexport.targets import Target
 from tsexport.types import Budget, Measurement, Precision, Verdict
 
@@ -98,7 +98,7 @@ def _record(manifest: Manifest, read: DeviceResults) -> DeviceRecord:
     run = read.run
     entry = _graph(manifest, run)
     device = _device(manifest.target, run, read.sums_sha256[:_ID_CHARACTERS])
-    if run.mig == "Enabled":
+    if run.mig == "Enabled" or "MIG" in run.cuda_device.split():  # a slice bears it in its name
         raise DataError(
             f"the results are of a MIG slice of {device.name}: a budget of a device is judged by all of it alone",
             next_step="measure on a GPU that is not cut into slices",

@@ -3,9 +3,9 @@
 `device/` holds scripts for bash and trtexec alone, their settings and a README; the graph lies in `artifacts/`, so the
 two folders side by side are complete.  The scripts are the same for every bundle (`templates/*.sh`); what differs
 stands in `settings.sh`.  They know the flags of each trtexec, read from NVIDIA's sources
-(https://github.com/NVIDIA/TensorRT, samples/common/sampleOptions.cpp of the branches release/8.2 to release/11.0):
-`--workspace` and `--buildOnly` at first, `--memPoolSize` from 8.4, `--skipInference` from 8.6, `--stronglyTyped` from
-9.0, no flags for precisions from 11.
+(https://github.com/NVIDIA/TensorRT, samples/common/sampleOptions.cpp of the branches release/8.0 to release/11.1):
+`--workspace` and `--buildOnly` at first, `--exportLayerInfo` from 8.2, `--memPoolSize` from 8.4, `--skipInference`
+from 8.6, `--stronglyTyped` from 9.0, no flags for precisions from 11.
 
 A kit takes the versions from the target's own on, which the graph was checked and rewritten for, to the last that the
 device may have.  `tsexport.device.attaching` brings the results back.
@@ -14,19 +14,19 @@ device may have.  `tsexport.device.attaching` brings the results back.
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from tsexport.bundles.engines import graph_of, tensorrt_range
 from tsexport.bundles.manifest import ArtifactEntry, Manifest
 from tsexport.devices import list_devices, version_key
-from tsexport.errors import ExportError, MissingDependencyError
+from tsexport.errors import ExportError
+from tsexport.rendering import TEMPLATES, render_markdown
 from tsexport.targets import Target
 from tsexport.types import BATCH
 
 DEVICE = "device"
 CALIBRATION_CACHE = "calibration.cache"
 SCRIPTS = ("build_engine.sh", "measure.sh", "kit.sh")
-_TEMPLATES = Path(__file__).parent.parent / "templates"
 _STRONGLY_TYPED_FROM = "9.0"
 _MIB_IN_GB = 1e9 / 2**20
 _MOST_WORKSPACE_MIB = 4096
@@ -34,40 +34,6 @@ _LONGEST_ARGUMENT = 100_000
 """Linux takes 131072 bytes in one argument."""
 _FLOAT = 1
 """onnx.TensorProto.FLOAT."""
-
-
-@dataclass(frozen=True)
-class VersionRange:
-    """The versions of TensorRT that a kit takes, both included, such as "10.3" and "10.7"."""
-
-    first: str
-    last: str
-
-    def holds(self, version: str) -> bool:
-        """Return whether a version such as "10.3.0" is one of them, whatever its patch."""
-        return version_key(self.first) <= version_key(version)[:2] <= version_key(self.last)
-
-    def __str__(self) -> str:
-        return f"{self.first} to {self.last}"
-
-
-def tensorrt_range(target: Target) -> VersionRange:
-    """Return the versions that a target's kit takes: from the target's own to the last that the device may have."""
-    assert target.tensorrt is not None, "callers ask for GPUs and boards alone"
-    device = next((one for one in list_devices() if one.name == target.device), None)
-    return VersionRange(target.tensorrt, device.tensorrt[1] if device else target.tensorrt)
-
-
-def graph_of(manifest: Manifest) -> ArtifactEntry | None:
-    """Return the graph that engines are built of: the selected artifact, or the ONNX file of its precision.
-
-    None for a CPU's bundle, and for one without such an ONNX file.
-    """
-    if manifest.target.tensorrt is None:
-        return None
-    selected = manifest.artifact(manifest.selected.artifact)
-    onnx = [entry for entry in manifest.artifacts if entry.format == "onnx" and entry.precision == selected.precision]
-    return selected if selected in onnx else next(iter(onnx), None)
 
 
 def write_kit(root: Path, manifest: Manifest, batches: Sequence[int], cache: str) -> None:
@@ -93,7 +59,7 @@ def write_kit(root: Path, manifest: Manifest, batches: Sequence[int], cache: str
     if implicit is not None:
         shutil.copyfile(root / cache, folder / CALIBRATION_CACHE)
     for name in SCRIPTS:
-        shutil.copyfile(_TEMPLATES / name, folder / name)
+        shutil.copyfile(TEMPLATES / name, folder / name)
         (folder / name).chmod(0o644 if name == "kit.sh" else 0o755)
     used = [graph] if implicit in (None, graph) else [graph, implicit]
     lines = [f"{file.sha256}  {file.path}\n" for entry in used if entry for file in entry.files]
@@ -108,7 +74,8 @@ def write_kit(root: Path, manifest: Manifest, batches: Sequence[int], cache: str
 def fp32_layers(path: Path) -> tuple[str, ...]:
     """Return the named nodes of an fp16 graph that compute in fp32, casts left out, in the graph's order.
 
-    Names that trtexec's lists cannot hold (with a comma, a colon or a star) are left out.
+    Names that trtexec's lists cannot hold (with a comma, a quotation mark or a star) are left out; it splits at the
+    last colon.
     """
     import onnx
     import onnx.shape_inference
@@ -121,7 +88,7 @@ def fp32_layers(path: Path) -> tuple[str, ...]:
             node.name
             for node in graph.node
             if node.name
-            and not set(node.name) & set(",:*")
+            and not set(node.name) & set(",'*")
             and node.op_type not in ("Cast", "Constant")
             and node.output
             and types.get(node.output[0]) == _FLOAT
@@ -212,31 +179,17 @@ def _readme(
     layers: Sequence[str],
     held: Sequence[str],
 ) -> str:
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingDependencyError(
-            "the device kit's README is made with jinja2, which is not installed",
-            next_step='pip install "tsexport[report]"',
-        ) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown
-    )
     frozen = frozen_batch(graph)
-    return environment.get_template("device.md.j2").render(
-        name=shlex.quote(manifest.name),
-        target=manifest.target,
-        graph=graph,
-        implicit=implicit,
-        versions=tensorrt_range(manifest.target),
-        frozen=frozen,
-        batches=_sorted_batches(batches, frozen),
-        tuned=_tuned_batch(batches, frozen),
-        held=len(held),
-        left_out=len(layers) - len(held),
-    )
+    values = {
+        "name": shlex.quote(manifest.name),
+        "target": manifest.target,
+        "graph": graph,
+        "implicit": implicit,
+        "versions": tensorrt_range(manifest.target),
+        "frozen": frozen,
+        "batches": _sorted_batches(batches, frozen),
+        "tuned": _tuned_batch(batches, frozen),
+        "held": len(held),
+        "left_out": len(layers) - len(held),
+    }
+    return render_markdown("device.md.j2", values)

@@ -10,10 +10,9 @@ the warm-up in it (they begin before its end), and from 11 on copies are not mad
 """
 
 import hashlib
-import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,8 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
 _MAX_TEXT_BYTES, _MAX_TIMES_BYTES = 4 * 2**20, 512 * 2**20
 _LATENCY_TOLERANCE = 1e-3
 """Relative and in ms: trtexec prints six digits of a float32, and takes differences of times since the start."""
+_LONGEST_MS = 1e9
+"""Eleven days: no run of the kit's is as long, and no time in it."""
 _LOST_TO_WARM_UP = 10
 """trtexec counts its warm-up by the clock of the host, and leaves it out by that of the GPU."""
 AGAIN = "run measure.sh again, and copy its whole folder"
@@ -108,8 +109,7 @@ def read_results(folder: Path) -> DeviceResults:
             raise DataError(f"{folder} holds no {name}: it is no finished run of measure.sh", next_step=AGAIN)
     _check_sums(folder)
     run = parse_run(_text(folder / RUN))
-    engine = folder / ENGINE
-    if engine.is_file() and file_sha256(engine) != run.engine_sha256:
+    if _digest(folder / ENGINE) not in ("", run.engine_sha256):
         raise DataError(
             f"{ENGINE} is not the engine that was measured: its SHA-256 differs from that in {RUN}", next_step=AGAIN
         )
@@ -180,8 +180,9 @@ def parse_times(text: str, run: DeviceRun, *, batch: int, what: str) -> DeviceMe
     """Return the latencies that trtexec exported at a batch size, without its warm-up.
 
     Raises:
-        DataError: no JSON list of such objects for the run's version, times that are not finite, not positive or do not
-            add up, copies where the run says there are none or none where it says there are, or too few.
+        DataError: no JSON list of such objects for the run's version, times that are not finite, not positive, do not
+            add up or are no milliseconds, copies where the run says there are none or none where it says there are, or
+            too few.
     """
     rows = parse_json(text, what=what, error=DataError, next_step=AGAIN)
     if not isinstance(rows, list) or not rows:
@@ -194,6 +195,7 @@ def parse_times(text: str, run: DeviceRun, *, batch: int, what: str) -> DeviceMe
         rows = [row for row in rows if row["startComputeMs"] >= run.warm_up_ms]
     if len(rows) < max(1, run.iterations - _LOST_TO_WARM_UP):
         raise _damaged(f"{what} holds {len(rows)} runs after the warm-up, and trtexec was asked for {run.iterations}")
+    _check_end(rows, run, what)
     copied = any(row["h2dMs"] > 0 or row["d2hMs"] > 0 for row in rows)
     if copied != (run.transfers == "included"):
         found = "has copies to and from the device" if copied else "has no copies to and from the device"
@@ -222,14 +224,26 @@ def _check_row(row: Any, keys: tuple[str, ...], where: str, tensorrt: str) -> No
         raise _damaged(f"{where} {problem}; it is not what trtexec of TensorRT {tensorrt} exports")
     for key in keys:
         value = row[key]
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise _damaged(f"{where}: {key} is {value!r}; times are finite numbers")
+        if type(value) not in (int, float) or not -_LONGEST_MS < value < _LONGEST_MS:
+            raise _damaged(f"{where}: {key} is {value!r:.40}; times are finite numbers")
         if key in _DURATIONS and (value < 0 or (value == 0 and key in ("computeMs", "latencyMs"))):
             raise _damaged(f"{where}: {key} is {value:g} ms; times are positive")
     total = row["h2dMs"] + row["computeMs"] + row["d2hMs"]
     if abs(row["latencyMs"] - total) > _LATENCY_TOLERANCE * (1 + total):
         raise _damaged(
             f"{where}: latencyMs is {row['latencyMs']:g}, and its parts are {total:g} together: they do not add up"
+        )
+
+
+def _check_end(rows: Sequence[Mapping[str, float]], run: DeviceRun, what: str) -> None:
+    """Tell times that are no milliseconds: trtexec ends once the duration is over and the iterations are reached."""
+    asked_ms = run.warm_up_ms + 1000 * run.duration_s
+    end_ms = max(row["endComputeMs"] for row in rows)
+    late = len(rows) > 2 * run.iterations and end_ms > 2 * asked_ms + max(row["latencyMs"] for row in rows)
+    if end_ms < asked_ms / 2 or late:
+        raise _damaged(
+            f"{what} ends after {end_ms:g} ms with run {len(rows)}, and trtexec was asked for {asked_ms} ms and "
+            f"{run.iterations} runs: these are no milliseconds"
         )
 
 
@@ -242,15 +256,23 @@ def _check_sums(folder: Path) -> None:
             raise _damaged(f"{SUMS} line {number} is not '<sha256>  <file>': {line[:80]!r}")
         name = match[2]
         listed.add(name)
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise _damaged(f"{name} is missing from {folder}, and {SUMS} lists it")
-        if file_sha256(path) != match[1]:
+        digest = _digest(folder / name)
+        if not digest:
+            raise _damaged(f"{name[:80]} is missing from {folder}, and {SUMS} lists it")
+        if digest != match[1]:
             raise _damaged(f"{name} is not as measure.sh wrote it: its SHA-256 differs from {SUMS}")
     present = {path.name for path in folder.glob("times-b*.json")} | {RUN}
     present |= {name for name in CLOCKS if (folder / name).exists()}
     if present - listed:
         raise _damaged(f"{', '.join(sorted(present - listed))} of {folder} was added: {SUMS} does not list it")
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, "" where there is no such file."""
+    try:
+        return "" if path.is_symlink() or not path.is_file() else file_sha256(path)
+    except OSError as error:
+        raise _damaged(f"{path.name[:80]} cannot be read: {error.strerror}") from None
 
 
 def _text(path: Path, limit: int = _MAX_TEXT_BYTES) -> str:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.figures import figure_text
-from tsexport.bench.rows import budget_text, milliseconds, verdict_rows
+from tsexport.bench.rows import budget_text, milliseconds, status_word, verdict_rows
 from tsexport.codec import try_folder, write_whole
 from tsexport.errors import UsageError
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tsexport.types import Verdict
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
-STATUS_WORDS: Mapping[str, str] = {"met": "pass", "missed": "miss"}
-"""How a verdict's status reads; the others are their own words."""
 _PASSED = frozenset({"met", "refuted"})
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, escaped or not (section 2.2)."""
@@ -97,9 +95,7 @@ def verdict_cases(group: str, verdicts: Sequence["Verdict"]) -> list[GateCase]:
         via = f"over {budget.via}" if budget.via else ""
         words = (budget.kind, budget.model, budget.component, budget.device, budget.precision, batch, via)
         name = f"{' '.join(word for word in words if word)}: {budget_text(budget) or 'no figure'}"
-        cases.append(
-            GateCase(group, name, _outcome(verdict.status), status_word(verdict.status), row.value, verdict.reason)
-        )
+        cases.append(GateCase(group, name, _outcome(verdict.status), row.status, row.value, verdict.reason))
     return cases
 
 
@@ -219,11 +215,6 @@ def summary_text(report: GateReport) -> str:
         lines += _table(columns, [(c.group, c.name, c.status, c.value, c.reason) for c in skipped])
         lines += ["</details>", ""]
     return "\n".join(lines)
-
-
-def status_word(status: str) -> str:
-    """Return a verdict's status as it is shown: pass, miss, refuted, inconclusive, not measured, not possible."""
-    return STATUS_WORDS.get(status, status)
 
 
 def _median(side: "ComparedSide") -> str:

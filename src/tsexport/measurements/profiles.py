@@ -8,13 +8,13 @@ from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import fingerprint
 from tsexport.bench.profile_records import ProfileRecord, write_profile
 from tsexport.bench.profiling import profile
-from tsexport.bundles.adding import add_records, require_unpacked
 from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.bundles.golden import INPUTS, read_golden
 from tsexport.bundles.loading import cores_here
 from tsexport.bundles.manifest import SelectedArtifact
 from tsexport.bundles.structure import check_structure
 from tsexport.errors import UsageError
+from tsexport.measurements.adding import add_records, require_unpacked
 from tsexport.measurements.timing_pairs import timing_pairs_here
 from tsexport.turns import measuring_alone
 

@@ -24,13 +24,13 @@ from tsexport.bench.scenarios import (
 )
 from tsexport.bench.statistics import P99_SAMPLES
 from tsexport.bench.tables import latency_budgets, load_tables
-from tsexport.bundles.adding import add_records, require_unpacked
 from tsexport.bundles.bundle import Bundle, open_bundle
 from tsexport.bundles.golden import INPUTS, read_golden
 from tsexport.bundles.loading import choose_artifact, cores_here
 from tsexport.bundles.manifest import Manifest
 from tsexport.bundles.structure import check_structure
 from tsexport.errors import NoRuntimeError, UsageError, did_you_mean
+from tsexport.measurements.adding import add_records, require_unpacked
 from tsexport.runtimes.registry import list_statuses
 from tsexport.turns import measuring_alone
 

@@ -14,12 +14,13 @@ from tsexport.cache import default_root
 from tsexport.errors import TsexportError, UsageError
 from tsexport.extras import require
 from tsexport.options import PATHS, BuildOptions
-from tsexport.pipeline import Plan, plan_build
+from tsexport.pipeline import plan_build
 from tsexport.plans.files import read_plan
 from tsexport.plans.headlines import with_headline
 from tsexport.plans.records import Job, PlannedBuild, Row
 from tsexport.plans.state import inputs_digest, is_there, place_of, require_replaceable
 from tsexport.progress import Progress
+from tsexport.stages.planned import Plan
 
 if TYPE_CHECKING:
     from tsexport.targets import Target

@@ -9,9 +9,9 @@ from tsexport.bench.records import MachineRecord
 from tsexport.bench.statistics import percentile
 from tsexport.bundles.bundle import Bundle
 from tsexport.bundles.manifest import Manifest
+from tsexport.bundles.measured import read_attached, read_measurements
 from tsexport.errors import LatencyError
 from tsexport.plans.records import Accuracy, Headline, Latency, Row
-from tsexport.reports.writing import read_attached, read_measurements
 from tsexport.wording import change_text, percent_text
 
 

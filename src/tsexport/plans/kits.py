@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsexport.bundles.bundle import open_bundle
+from tsexport.bundles.measured import read_attached
 from tsexport.device.attaching import attach_results
 from tsexport.devices import list_devices
 from tsexport.errors import TsexportError
@@ -20,7 +21,6 @@ from tsexport.plans.cluster import PATIENCE_SECONDS, Pending, Worker, is_lost, o
 from tsexport.plans.headlines import with_headline
 from tsexport.plans.records import KitRun, MeasureJob, Row
 from tsexport.plans.tasks import from_text, measure_task, to_text
-from tsexport.reports.writing import read_attached
 from tsexport.targets import Target
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from tsexport.plans.records import SCHEMA_VERSION, BuildState
 from tsexport.types import file_sha256
 
 if TYPE_CHECKING:
-    from tsexport.pipeline import Plan
+    from tsexport.stages.planned import Plan
 
 FOLDER = ".tsexport-plan"
 _FREE = ("output", "force")

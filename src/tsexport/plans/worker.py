@@ -24,7 +24,7 @@ from tsexport.plans.records import Job, Row
 
 if TYPE_CHECKING:
     from tsexport.bundles.bundle import Bundle
-    from tsexport.pipeline import Plan
+    from tsexport.stages.planned import Plan
 
 EXIT_BUG, EXIT_INTERRUPTED = 1, 130
 GOODBYE_SECONDS = 20.0

@@ -33,7 +33,7 @@ from tsexport.reports.views import BundleView, DeviceView, MachineView
 from tsexport.types import Measurement
 from tsexport.wording import change_text, percent_text, size_text
 
-_ORDER = ("missed", "inconclusive", "refuted", "met")
+_ORDER = ("miss", "inconclusive", "refuted", "pass")
 """The statuses of budgets that were judged, the one that matters most first."""
 PLOTTED = 60
 """So many rows a plot across bundles has at most; tables have all."""
@@ -55,7 +55,7 @@ ABSENT = Figure(NOT_MEASURED, None)
 class OverviewRow:
     """One bundle on one machine or device.
 
-    `status` is that of the budget that matters most; `statuses` counts all that were judged, ("3 met", "met").
+    `status` is that of the budget that matters most; `statuses` counts all that were judged, ("3 pass", "pass").
     `obtained` says of the latencies "measured" or "not measured"; `projected` has a column of its own.
     """
 

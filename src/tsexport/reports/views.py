@@ -26,13 +26,13 @@ from tsexport.reports.plots import at_both_widths
 from tsexport.reports.plots_latency import LatencySeries, latency_plot
 from tsexport.reports.plots_tradeoff import tradeoff_plot
 from tsexport.reports.profiles import ProfileView, profile_view, read_profiles
+from tsexport.reports.projections import ProjectionView, projection_views
 from tsexport.reports.scenarios import MachineScenarios, read_scenarios, scenario_views
 from tsexport.reports.use_cases import UseCaseTable, device_answers, machine_answers, use_case_table
-from tsexport.stages.projecting import ProjectionView, projection_views
 from tsexport.types import Accuracy
 from tsexport.wording import count_text, size_text
 
-JUDGED = ("met", "missed", "inconclusive", "refuted")
+JUDGED = ("pass", "miss", "inconclusive", "refuted")
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,16 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class Choice:
-    """Which artifact of each bundle is served, as `tsexport.load` takes it, and whether golden outputs are checked."""
+    """Which artifact of each bundle is served, as `tsexport.load` takes it, and what is asked of the bundle first.
+
+    With `check` it must answer its golden inputs here; `key` is a PEM file with the public key it must be signed by.
+    """
 
     precision: str | None = None
     runtime: str | None = None
     threads: int | None = None
     check: bool = False
+    key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,13 @@ def load_models(
     """Load every bundle, by name, in the order given; none is served unless all can be.
 
     Raises:
-        BundleError: a bundle is damaged.
+        BundleError: a bundle is damaged, or not signed by the key.
         GoldenError: with `check`, what would be served misses its golden outputs.
-        MissingDependencyError: the runtime is not installed.
-        UsageError: two bundles of one name, no such artifact, or `threads` below 1.
+        MissingDependencyError: the runtime is not installed, or cryptography where a key is given.
+        UsageError: two bundles of one name, no such artifact, `threads` below 1, or a key that cannot be used.
     """
     with ExitStack() as opened:
-        bundles = [opened.enter_context(open_bundle(path)) for path in paths]
+        bundles = [opened.enter_context(open_bundle(path, choice.key)) for path in paths]
         _check_names(bundles)
         models: dict[str, ServedModel] = {}
         try:

@@ -2,22 +2,21 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tsexport.errors import UsageError
+from tsexport.errors import UsageError, reason_of
 from tsexport.quantize.buildup_records import QuantileRecord, RolloutRecord
 from tsexport.stages.context import Context, portable
 from tsexport.stages.holding import keep_held
-from tsexport.stages.preparing import quantile_levels
-from tsexport.stages.samples import Samples
-from tsexport.types import Array, Artifact, Session, rows_at_once
+from tsexport.stages.preparing import ordered_quantiles
+from tsexport.stages.samples import Samples, answers_of
+from tsexport.stages.tried import Tried
+from tsexport.types import Artifact, Session
 
 if TYPE_CHECKING:
-    from tsexport.stages.compressing import Tried
     from tsexport.stages.measuring import Placed
 
 QUANTILE_BATCH = 32
@@ -60,8 +59,7 @@ def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtim
 
     Where the target is not this machine, what is not fp32 is simulated, as for its accuracy.
     """
-    levels = _levels(samples)
-    simulated = not context.target.here and artifact.precision != "fp32"
+    levels = ordered_quantiles(samples.spec)
     if context.options.rollout is None and not levels:
         return BuildUp()
     inputs = {
@@ -72,24 +70,20 @@ def check_buildup(context: Context, samples: Samples, artifact: Artifact, runtim
         "threads": context.threads,
         "rollout": context.options.rollout,
         "allowed": context.options.max_output_error,
-        "simulated": simulated,
+        "simulated": context.simulates(artifact),
     }
 
     def produce(folder: Path) -> BuildUp:
-        from tsexport.runtimes.registry import load
-        from tsexport.runtimes.simulation import simulate
-
-        opened = simulate if simulated else load
         try:
-            with opened(artifact, runtime, threads=context.threads) as session:
+            with context.session(artifact, runtime) as session:
                 rollout = _rollout(context, samples, session) if context.options.rollout is not None else None
                 quantiles = _quantiles(samples, session, levels) if levels else None
         except (OSError, MemoryError):
             raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on an artifact does so in its own words; the artifact is out with them.
-            words = portable((str(failure).splitlines() or [""])[0], context.cache)
-            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words[:200]}")
+            words = portable(reason_of(failure), context.cache)
+            return BuildUp(failed=f"{runtime} cannot compute what its errors build up to: {words}")
         return BuildUp(rollout, quantiles)
 
     found = context.cache.stage("buildup", inputs, BuildUp, produce).result
@@ -133,13 +127,6 @@ def _judged(found: BuildUp, artifact: str, runtime: str) -> BuildUp:
     return BuildUp(rollout, quantiles, "; ".join(miss for miss in misses if miss), found.failed)
 
 
-def _levels(samples: Samples) -> tuple[float, ...]:
-    """Return the levels of a quantile head whose first output has one value for each, in ascending order, else ()."""
-    levels = quantile_levels(samples.spec)
-    ascending = len(levels) > 1 and all(low < high for low, high in pairwise(levels))
-    return levels if ascending and samples.spec.outputs[0].shape[-1] == len(levels) else ()
-
-
 def _rollout(context: Context, samples: Samples, session: Session) -> RolloutRecord:
     from tsexport.quantize.rollout import ROLLOUT_WINDOWS, Feedback, feedback_of, rollout_errors
 
@@ -158,24 +145,18 @@ def _quantiles(samples: Samples, session: Session, levels: tuple[float, ...]) ->
     from tsexport.quantize.quantiles import CROSSING_SHARE, coverage, order_of_quantiles
 
     first = samples.spec.outputs[0].name
-    count = len(samples.outputs[first])
-    rows = rows_at_once((array[:1].shape for array in samples.feeds.values()), QUANTILE_BATCH)
-    parts: list[Array] = []
-    for start in range(0, count, rows):
-        feeds = {name: array[start : start + rows] for name, array in samples.feeds.items()}
-        parts.append(session.run(feeds)[first])
-    answer, source = np.concatenate(parts), samples.outputs[first]
+    answer = answers_of(session.run, samples.feeds, QUANTILE_BATCH)[first]
+    source, target = samples.outputs[first], samples.target
     order = order_of_quantiles(answer, source)
-    labelled = samples.target is not None
     return QuantileRecord(
         "",
         "",
         levels,
-        count,
+        len(source),
         order.crossed,
         order.source_crossed,
         order.new,
         CROSSING_SHARE,
-        coverage(answer, samples.target) if samples.target is not None and labelled else (),
-        coverage(source, samples.target) if samples.target is not None and labelled else (),
+        coverage(answer, target) if target is not None else (),
+        coverage(source, target) if target is not None else (),
     )

@@ -19,11 +19,11 @@ from tsexport.quantize.selection import (
     select_fp32,
     select_unmeasured,
 )
-from tsexport.stages.compressing import AccuracyResult, Tried
 from tsexport.stages.context import Context
 from tsexport.stages.holding import keep_held
 from tsexport.stages.measuring import Placed, Say, fastest_threads, race_placed
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.types import AccuracyBudget
 
 FP32_ROUNDING = 1e-3

@@ -3,77 +3,23 @@ runtimes."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
+from tsexport.cache import restore_artifact, store_artifact
+from tsexport.errors import reason_of
 from tsexport.runtimes.simulation import AS_WRITTEN
 from tsexport.stages.buildup import check_buildup
 from tsexport.stages.context import Context, portable
 from tsexport.stages.exporting import Exports
 from tsexport.stages.fitting import refusal_by_device
 from tsexport.stages.samples import Samples
-from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate
-from tsexport.work import Coverage
+from tsexport.stages.tried import AccuracyResult, BuildResult, Tried
+from tsexport.types import AccuracyBudget, Artifact
 
 if TYPE_CHECKING:
     from tsexport.quantize.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """One candidate's artifact in the cache, or the reason why there is none."""
-
-    artifact: StoredArtifact | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class AccuracyResult:
-    """Accuracy of an artifact on a runtime, its error on the golden inputs, or why there is none."""
-
-    accuracy: Accuracy | None
-    golden_error: float = 0.0
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One recipe on one runtime: what was built, how accurate it is, and why it is out of the race if it is.
-
-    `refused` says that the target's TensorRT does not run it (see `fitting`).
-    """
-
-    recipe: "Recipe"
-    runtime: str
-    artifact: Artifact | None
-    accuracy: Accuracy | None
-    golden_error: float
-    out: Literal["", "failed", "rejected"]
-    reason: str
-    coverage: Coverage | None = None
-    refused: bool = False
-
-    @property
-    def name(self) -> str:
-        several = len(self.recipe.runtimes) > 1
-        return f"{self.recipe.name} on {self.runtime}" if several else self.recipe.name
-
-    def candidate(self, status: Literal["selected", "eligible", "rejected", "failed"], reason: str) -> Candidate:
-        """Return the manifest's record of it."""
-        return Candidate(
-            name=self.name,
-            recipe=asdict(self.recipe),
-            runtime=self.runtime,
-            precision=self.recipe.precision,
-            size_bytes=self.artifact.size_bytes if self.artifact else None,
-            accuracy=self.accuracy,
-            status=status,
-            reason=reason,
-            artifact=self.artifact.name if self.artifact else None,
-            coverage=self.coverage,
-        )
 
 
 def build_recipe(
@@ -125,7 +71,7 @@ def accuracy_of(
     Where an answer depends on the rest of the batch, several batch sizes are tried and the worst counts.  Where the
     target is not this machine, what is not fp32 is simulated exactly: the runtime's own kernels may answer otherwise.
     """
-    simulated = not context.target.here and artifact.precision != "fp32"
+    simulated = context.simulates(artifact)
     inputs = {
         "artifact": artifact.sha256,
         "name": artifact.name,  # the record holds it: two recipes may give the same bytes
@@ -141,16 +87,13 @@ def accuracy_of(
     def produce(folder: Path) -> AccuracyResult:
         from tsexport.calibration.metrics import OutputError
         from tsexport.quantize.evaluation import ANY_BATCH, EVALUATION_BATCHES, evaluate
-        from tsexport.runtimes.registry import load
-        from tsexport.runtimes.simulation import simulate
 
-        opened = simulate if simulated else load
         evaluation = samples.evaluation_set(context.options.metric)
         golden_inputs, golden_outputs = samples.golden
         error = OutputError()
         batches = EVALUATION_BATCHES if batch_dependent else ANY_BATCH
         try:
-            with opened(artifact, runtime, threads=context.threads) as session:
+            with context.session(artifact, runtime) as session:
                 accuracy = evaluate(session, evaluation, artifact=artifact.name, runtime=runtime, batches=batches)
                 for row in range(len(next(iter(golden_inputs.values())))):
                     feeds = {name: array[row : row + 1] for name, array in golden_inputs.items()}
@@ -161,9 +104,9 @@ def accuracy_of(
             raise  # of the machine at this moment, and no answer to keep
         except Exception as failure:
             # A runtime that dies on a candidate does so in its own words; the candidate is listed with them.
-            words = portable((str(failure).splitlines() or [""])[0], context.cache)
+            words = portable(reason_of(failure), context.cache)
             does = "simulate" if simulated else "run"
-            return AccuracyResult(None, reason=f"{runtime} cannot {does} it: {words[:200]}")
+            return AccuracyResult(None, reason=f"{runtime} cannot {does} it: {words}")
         values = (accuracy.output_error, accuracy.degradation or 0.0, accuracy.value or 0.0, error.worst[1])
         if not all(math.isfinite(value) for value in values):
             return AccuracyResult(None, reason="its answers are not finite, or the source's are all zero")
@@ -184,13 +127,14 @@ def try_recipe(
     why: str,
     budget: AccuracyBudget,
     here: Sequence[str],
+    wanted: Sequence[str],
 ) -> tuple[Tried, ...]:
-    """Judge the accuracy of a built recipe on each of its runtimes that is here, unless the target refuses it."""
+    """Judge the accuracy of a built recipe on each wanted runtime that is here, unless the target refuses it."""
     from tsexport.quantize.evaluation import budget_miss
 
     tried = []
     refusal = refusal_by_device(context, artifact) if artifact is not None else ""
-    for runtime in recipe.runtimes:
+    for runtime in wanted:
         if artifact is None:
             tried.append(Tried(recipe, runtime, None, None, 0.0, "failed", why))
         elif refusal:

@@ -3,6 +3,7 @@ open."""
 
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from tsexport.stages.data import DataPlan, Opened, open_calibration, open_evalua
 from tsexport.stages.preparing import prepared_source
 from tsexport.targets import CpuFeatures, Target
 from tsexport.turns import Turns
-from tsexport.types import TensorSpec
+from tsexport.types import Artifact, Session, TensorSpec
 
 if TYPE_CHECKING:
     from tsexport.calibration.table import CalibrationTable
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 class Context:
     """One build.  `source`, `calibration` and `evaluation` are opened when they are first asked for, and kept.
 
-    `turns` are those of the machine; without, nobody is waited for.
+    `turns` are those of the machine; without, nobody is waited for.  `prune` gives the pruned source, where that was
+    asked for.
     """
 
     options: BuildOptions
@@ -42,6 +44,7 @@ class Context:
     cache: Cache
     threads: int
     turns: Turns = field(default_factory=Turns)
+    prune: "Callable[[Context], OpenedSource] | None" = None
 
     @cached_property
     def declared_inputs(self) -> tuple[TensorSpec, ...]:
@@ -129,11 +132,7 @@ class Context:
     @cached_property
     def source(self) -> "OpenedSource":
         """The source model that every artifact is held against: pruned where that was asked for."""
-        if self.options.prune is None:
-            return self.unpruned
-        from tsexport.stages.pruning import pruned_source
-
-        return pruned_source(self)
+        return self.unpruned if self.prune is None else self.prune(self)
 
     @cached_property
     def remembered_source(self) -> "RememberedSource":
@@ -166,6 +165,22 @@ class Context:
     def evaluation(self) -> Opened | None:
         """The evaluation windows, checked."""
         return open_evaluation(self.plan, self.identity, self.unpruned.spec.inputs, self.calibration)
+
+    def simulates(self, artifact: Artifact) -> bool:
+        """Return whether an artifact is simulated: what is not fp32, where the target is not this machine."""
+        return not self.target.here and artifact.precision != "fp32"
+
+    def session(self, artifact: Artifact, runtime: str) -> Session:
+        """Return a session that answers as the target does.
+
+        Raises:
+            UsageError: the runtime refuses the file.
+        """
+        from tsexport.runtimes.registry import load
+        from tsexport.runtimes.simulation import simulate
+
+        opened = simulate if self.simulates(artifact) else load
+        return opened(artifact, runtime, threads=self.threads)
 
 
 def portable(text: str, cache: Cache) -> str:

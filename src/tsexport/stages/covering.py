@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tsexport.stages.compressing import Tried
+from tsexport.errors import reason_of
 from tsexport.stages.context import Context, portable
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Artifact
 from tsexport.work import Coverage
 
@@ -45,7 +46,7 @@ def coverage_of(context: Context, samples: Samples, artifact: Artifact, runtime:
             raise  # of the machine at this moment, and no answer to keep
         except Exception as error:
             # It explains an artifact and decides nothing: what a runtime raises on the way must not end a build.
-            return CoverageResult(None, portable((str(error).splitlines() or [""])[0][:200], context.cache))
+            return CoverageResult(None, portable(reason_of(error), context.cache))
 
     return context.cache.stage("coverage", inputs, CoverageResult, produce).result.coverage
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
-from tsexport.errors import DataError, UsageError
+from tsexport.errors import ConfigurationError, DataError, UsageError
 from tsexport.options import BuildOptions
-from tsexport.stages.preparing import require_series
 from tsexport.targets import Target
 from tsexport.types import TensorSpec, file_sha256
 
@@ -32,6 +31,11 @@ EVALUATION_BYTES = 256 * 2**20
 """Windows for evaluation are held in memory: this is the most they may take, inputs alone."""
 _CALIBRATION_SPLITS: "tuple[SplitName, ...]" = ("train", "validation", "test")
 _EVALUATION_SPLITS: "tuple[SplitName, ...]" = ("test", "validation", "train")
+
+_NO_SERIES = (
+    "give --config FILE with [series]: columns, target_columns, context_length, horizon and scaling say what the model "
+    "was trained on"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     own = identity.kind != "registered" or (identity.checkpoint is not None and not identity.is_reference)
     if options.include_preprocessing:
         known = identity.kind == "registered" and has_reference_series(identity.name, model_config(identity))
-        require_series(identity, known or options.series is not None)
+        _require_series(identity, known or options.series is not None)
     if target.precision == "int8" and options.calibration is None and own:
         raise UsageError(
             f"{target.name} calibrates on data like the model's own, and for {options.model} none was given",
@@ -130,6 +134,30 @@ def plan_data(options: BuildOptions, target: Target, identity: "SourceIdentity")
     return DataPlan(
         options.calibration, options.evaluation, series, reference, options.seed, digest, options.include_preprocessing
     )
+
+
+def _require_series(identity: "SourceIdentity", known: bool) -> None:
+    """Raise where nothing says how a model's windows are prepared, before anything is opened.
+
+    Args:
+        identity: the model.
+        known: there is a `[series]`, or the model has a reference series.
+
+    Raises:
+        UsageError: an .onnx file, which holds no module to put a preparation before.
+        ConfigurationError: no series configuration is known.
+    """
+    if identity.kind == "onnx":
+        raise UsageError(
+            f"--include-preprocessing puts operators before a torch module, and {identity.model} is an ONNX file",
+            next_step="name the torch model that it was made of, as a registered name or module:factory",
+        )
+    if not known:
+        raise ConfigurationError(
+            "--include-preprocessing needs to know how windows are scaled, and tsexport knows no series for "
+            f"{identity.model}",
+            next_step=_NO_SERIES,
+        )
 
 
 def _named_digest(path: Path | None) -> str:

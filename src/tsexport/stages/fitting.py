@@ -8,7 +8,6 @@ is refused after that ends the build; a candidate that is refused is out, and li
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tsexport.bundles.manifest import RewriteRecord
 from tsexport.cache import StoredArtifact, restore_artifact, store_artifact
@@ -18,10 +17,8 @@ from tsexport.stages.context import Context
 from tsexport.stages.exporting import Exports
 from tsexport.stages.rewriting import record_of
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Artifact
-
-if TYPE_CHECKING:
-    from tsexport.stages.compressing import Tried
 
 NEXT_STEP = "change what the node computes, or name a later release with --device; `tsexport check` shows every node"
 
@@ -144,7 +141,7 @@ def refusal_by_device(context: Context, artifact: Artifact) -> str:
     return context.cache.stage("check", inputs, Checked, lambda folder: _check(context, artifact)).result.refused
 
 
-def require_one_accepted(context: Context, tried: Sequence["Tried"]) -> None:
+def require_one_accepted(context: Context, tried: Sequence[Tried]) -> None:
     """Raise UnsupportedError where no candidate was built that the device takes, and it refused one at least."""
     refused = [one for one in tried if one.refused]
     if refused and all(one.out == "failed" for one in tried):

@@ -7,18 +7,18 @@ this CPU; one that misses the accuracy budget is listed as rejected and not ship
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tsexport.cache import restore_artifact, store_artifact
-from tsexport.errors import TsexportError
+from tsexport.errors import TsexportError, reason_of
 from tsexport.quantize.recipe import Recipe
 from tsexport.runtimes.registry import TORCH_CUDA
-from tsexport.stages.buildup import check_buildup
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import AccuracyResult, BuildResult, Tried, accuracy_of
+from tsexport.stages.compressing import try_recipe
 from tsexport.stages.context import Context, portable
 from tsexport.stages.exporting import Exports
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import AccuracyResult, BuildResult, Tried
 from tsexport.types import Artifact
 
 if TYPE_CHECKING:
@@ -50,21 +50,13 @@ def script_recipe(context: Context) -> Recipe | None:
 
 def try_scripts(context: Context, samples: Samples, exports: Exports) -> tuple[Tried, ...]:
     """Return the target's TorchScript, built and judged, or why there is none; () where it is not to have one."""
-    from tsexport.quantize.evaluation import budget_miss
-
     recipe, traced = script_recipe(context), exports.of("torchscript")
     if recipe is None or traced is None:
         return ()
     artifact, reason = _build(context, samples, recipe, traced)
-    if artifact is None:
-        return (Tried(recipe, TORCH_CUDA, None, None, 0.0, "failed", reason),)
-    judged, _ = accuracy_of(context, samples, artifact, TORCH_CUDA)
-    if judged.accuracy is None:
-        return (Tried(recipe, TORCH_CUDA, artifact, None, 0.0, "failed", judged.reason),)
-    budget = accuracy_budget(context, samples)
-    miss = budget_miss(judged.accuracy, budget) or check_buildup(context, samples, artifact, TORCH_CUDA).miss
-    out: Literal["", "rejected"] = "rejected" if miss else ""
-    return (Tried(recipe, TORCH_CUDA, artifact, judged.accuracy, judged.golden_error, out, miss or SHIPPED),)
+    budget, runtimes = accuracy_budget(context, samples), recipe.runtimes
+    (tried,) = try_recipe(context, samples, recipe, artifact, reason, budget, runtimes, runtimes)
+    return (tried if tried.out else replace(tried, reason=SHIPPED),)
 
 
 def shipped_scripts(tried: tuple[Tried, ...]) -> tuple[Tried, ...]:
@@ -102,8 +94,7 @@ def _build(context: Context, samples: Samples, recipe: Recipe, traced: Artifact)
                 runtimes=recipe.runtimes,
             )
         except (TsexportError, RuntimeError) as error:  # torch lacks some kernels in fp16 or bf16
-            words = error.message if isinstance(error, TsexportError) else (str(error).splitlines() or [""])[0]
-            return BuildResult(None, portable(words[:200], context.cache))
+            return BuildResult(None, portable(reason_of(error), context.cache))
         told = f"cast to {recipe.precision}, with inputs and outputs in fp32"
         provenance = (f"{told}; {narrowing.reason}" if narrowing.reason else told, *artifact.provenance)
         return BuildResult(store_artifact(replace(artifact, provenance=provenance), folder))

@@ -6,6 +6,7 @@ Nothing here is cached: a latency belongs to the moment it was taken.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.fingerprint import Machine
@@ -147,11 +148,34 @@ def measure_placed(
         batches = context.options.batches
         if at_every_batch is not None and one not in at_every_batch:
             batches = (min(batches),)
+        timed = partial(
+            measure,
+            one.artifact,
+            one.runtime,
+            feeds=samples.feeds,
+            threads=threads,
+            machine=machine,
+            max_seconds=context.options.seconds,
+            cpus=() if watch is None else watch.cpus,
+            watch=watch,
+            progress=step.say,
+        )
         try:
-            done += _measure(context, samples, one, batches, threads, machine, step, watch)
+            done += timed(batches=batches)
         except TsexportError:
-            done += _measure_each(context, samples, one, batches, threads, machine, step, say, watch)
+            done += _one_by_one(timed, batches, say)
     return tuple(done)
+
+
+def _one_by_one(timed: Callable[..., tuple[Measurement, ...]], batches: Sequence[int], say: Say) -> list[Measurement]:
+    """Measure each batch size by itself, and tell which were not measured."""
+    done: list[Measurement] = []
+    for batch in batches:
+        try:
+            done += timed(batches=(batch,))
+        except TsexportError as error:
+            say(f"batch {batch} was not measured: {error.message}")
+    return done
 
 
 def worth_every_batch(
@@ -171,50 +195,6 @@ def worth_every_batch(
     return tuple(dict.fromkeys([selected, *fastest]))
 
 
-def _measure_each(
-    context: Context,
-    samples: Samples,
-    one: Placed,
-    batches: Sequence[int],
-    threads: int,
-    machine: Machine,
-    step: Step,
-    say: Say,
-    watch: NoiseWatch | None,
-) -> list[Measurement]:
-    done: list[Measurement] = []
-    for batch in batches:
-        try:
-            done += _measure(context, samples, one, (batch,), threads, machine, step, watch)
-        except TsexportError as error:
-            say(f"batch {batch} was not measured: {error.message}")
-    return done
-
-
-def _measure(
-    context: Context,
-    samples: Samples,
-    one: Placed,
-    batches: Sequence[int],
-    threads: int,
-    machine: Machine,
-    step: Step,
-    watch: NoiseWatch | None,
-) -> tuple[Measurement, ...]:
-    return measure(
-        one.artifact,
-        one.runtime,
-        feeds=samples.feeds,
-        threads=threads,
-        machine=machine,
-        batches=batches,
-        max_seconds=context.options.seconds,
-        cpus=() if watch is None else watch.cpus,
-        watch=watch,
-        progress=step.say,
-    )
-
-
 def measure_here(
     context: Context,
     samples: Samples,
@@ -223,8 +203,8 @@ def measure_here(
     machine: Machine,
     progress: Progress,
     say: Say,
-    at_every_batch: Collection[Placed] | None = None,
-    watch: NoiseWatch | None = None,
+    at_every_batch: Collection[Placed],
+    watch: NoiseWatch,
 ) -> tuple[Measurement, ...]:
     """Measure artifacts as `measure_placed`, as a step of the build; nothing where the target is not this machine."""
     if not context.target.here:

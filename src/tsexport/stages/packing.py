@@ -39,7 +39,7 @@ from tsexport.reports.writing import render_readme, render_report
 from tsexport.runtimes.comparison import TOLERANCES, scale_tolerance
 from tsexport.runtimes.options import TENSORRT_BATCHES
 from tsexport.stages.buildup import BuildUp
-from tsexport.stages.compressing import AccuracyResult, Tried, build_recipe
+from tsexport.stages.compressing import build_recipe
 from tsexport.stages.context import Context
 from tsexport.stages.covering import coverage_of
 from tsexport.stages.exporting import Exports
@@ -47,6 +47,7 @@ from tsexport.stages.gpu_scripts import shipped_scripts
 from tsexport.stages.measuring import Placed
 from tsexport.stages.repeating import all_candidates, basis_of, recipes_of_tables, repeats
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import AccuracyResult, Tried
 from tsexport.types import Accuracy, AccuracyBudget, Artifact, Candidate, Parity, file_sha256
 
 if TYPE_CHECKING:

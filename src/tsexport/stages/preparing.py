@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tsexport.cache import digest_of
-from tsexport.errors import ConfigurationError, UsageError
+from tsexport.errors import ConfigurationError
 from tsexport.preparation import BesideWindows, Preparation
+from tsexport.stages.data import DataPlan, model_config
 from tsexport.types import Array, Feeds, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,36 +23,8 @@ if TYPE_CHECKING:
     from tsexport.calibration.series import SeriesConfig
     from tsexport.calibration.tables import Table
     from tsexport.models.sources import OpenedSource, SourceIdentity
-    from tsexport.stages.data import DataPlan
 
 OPTION = "--include-preprocessing"
-NO_SERIES = (
-    "give --config FILE with [series]: columns, target_columns, context_length, horizon and scaling say what the model "
-    "was trained on"
-)
-
-
-def require_series(identity: "SourceIdentity", known: bool) -> None:
-    """Raise where nothing says how a model's windows are prepared, before anything is opened.
-
-    Args:
-        identity: the model.
-        known: there is a `[series]`, or the model has a reference series.
-
-    Raises:
-        UsageError: an .onnx file, which holds no module to put a preparation before.
-        ConfigurationError: no series configuration is known.
-    """
-    if identity.kind == "onnx":
-        raise UsageError(
-            f"{OPTION} puts operators before a torch module, and {identity.model} is an ONNX file",
-            next_step="name the torch model that it was made of, as a registered name or module:factory",
-        )
-    if not known:
-        raise ConfigurationError(
-            f"{OPTION} needs to know how windows are scaled, and tsexport knows no series for {identity.model}",
-            next_step=NO_SERIES,
-        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +35,7 @@ class Known:
     table: "Table | None"
 
 
-def known_series(plan: "DataPlan", identity: "SourceIdentity") -> Known:
+def known_series(plan: DataPlan, identity: "SourceIdentity") -> Known:
     """Return the series configuration that a preparation follows.
 
     Raises:
@@ -72,7 +45,6 @@ def known_series(plan: "DataPlan", identity: "SourceIdentity") -> Known:
     from tsexport.calibration.opening import SERIES_SUFFIXES
     from tsexport.calibration.reference import reference_rule
     from tsexport.calibration.tables import open_table
-    from tsexport.stages.data import model_config
 
     if plan.series is not None:
         files = [path for path in (plan.calibration, plan.evaluation) if path is not None]
@@ -125,7 +97,7 @@ def preparation_of(known: Known, spec: ModelSpec) -> Preparation:
         scaling=series.scaling,
         short_windows=series.short_windows,
         beside=beside,
-        sorts_quantiles=_has_ordered_quantiles(spec),
+        sorts_quantiles=bool(ordered_quantiles(spec)),
     )
     scales_back = series.scaling != "none" and spec.task != "classification"
     if scales_back:
@@ -184,10 +156,11 @@ def _made_of_windows(spec: ModelSpec, tensor: TensorSpec) -> BesideWindows | Non
     return None
 
 
-def _has_ordered_quantiles(spec: ModelSpec) -> bool:
+def ordered_quantiles(spec: ModelSpec) -> tuple[float, ...]:
+    """Return the levels of a quantile head whose first output has one value for each, in ascending order, else ()."""
     levels = quantile_levels(spec)
-    ascending = all(low < high for low, high in pairwise(levels))
-    return len(levels) > 1 and ascending and spec.outputs[0].shape[-1] == len(levels)
+    ascending = len(levels) > 1 and all(low < high for low, high in pairwise(levels))
+    return levels if ascending and spec.outputs[0].shape[-1] == len(levels) else ()
 
 
 def quantile_levels(spec: ModelSpec) -> tuple[float, ...]:
@@ -224,7 +197,7 @@ def _places(targets: Sequence[str], columns: Sequence[str], series: "SeriesConfi
     return tuple(columns.index(name) for name in targets)
 
 
-def prepared_source(source: "OpenedSource", plan: "DataPlan", identity: "SourceIdentity") -> "OpenedSource":
+def prepared_source(source: "OpenedSource", plan: DataPlan, identity: "SourceIdentity") -> "OpenedSource":
     """Return a source model behind the preparation that its series asks for.
 
     Raises:
@@ -237,7 +210,7 @@ def with_preparation(source: "OpenedSource", preparation: Preparation) -> "Opene
     """Return a source model that takes raw feeds: it answers along the Python path, its module is the one to export."""
     from tsexport.calibration.preparation import finish, prepare, raw_inputs
 
-    assert source.module is not None  # `require_series` refuses the only kind without
+    assert source.module is not None  # `plan_data` refuses the only kind without
     inner = source
     spec = replace(
         source.spec,

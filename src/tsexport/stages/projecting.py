@@ -5,17 +5,15 @@ explains and decides nothing: a graph that cannot be counted ends no build, the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tsexport.bench.outlook import PROJECTED, ProjectionRecord, outlook_row, outlooks, read_projection, rows_of
-from tsexport.bench.projected_rows import KernelRow, ProjectionRow, kernel_rows, projection_rows
+from tsexport.bench.outlook import ProjectionRecord, outlooks, rows_of
 from tsexport.bench.projection import AnchorError, Projection, fitted, project
 from tsexport.bench.rows import milliseconds
 from tsexport.bench.tables import LatencyTables, latency_budgets
-from tsexport.bundles.bundle import Bundle
-from tsexport.bundles.checksums import MEASUREMENTS
 from tsexport.devices import Device, Peak, list_devices
+from tsexport.errors import reason_of
 from tsexport.targets import Target
 from tsexport.types import Artifact, ModelSpec, Verdict
 from tsexport.work import GraphWork
@@ -24,16 +22,6 @@ if TYPE_CHECKING:
     from tsexport.quantize.fusing import Fusion
 
 _NAMED_NODES = 3
-
-
-@dataclass(frozen=True)
-class ProjectionView:
-    """What was projected for one device, as text; `kernels` take longest, of the first of `projections`."""
-
-    record: ProjectionRecord
-    projections: tuple[ProjectionRow, ...]
-    kernels: tuple[KernelRow, ...]
-    outlooks: tuple[tuple[str, ...], ...]
 
 
 def project_selected(
@@ -105,7 +93,7 @@ def _project(
         raise  # of the machine at this moment
     except Exception as error:
         # It decides nothing, so what a graph of a user makes it raise must not end a build.
-        return replace(record, reason=(str(error).splitlines() or [type(error).__name__])[0][:200])
+        return replace(record, reason=reason_of(error))
     kept = tuple(one if one.batch == sizes[0] else replace(one, kernels=()) for one in found)
     return replace(
         record,
@@ -174,30 +162,4 @@ def with_outlook(verdicts: Sequence[Verdict], record: ProjectionRecord | None) -
     said = {one.budget: str(one) for one in record.outlooks} if record is not None else {}
     return tuple(
         replace(one, reason=f"{one.reason}; {said[one.budget]}") if one.budget in said else one for one in verdicts
-    )
-
-
-def read_projections(bundle: Bundle) -> tuple[ProjectionRecord, ...]:
-    """Return what was projected for a bundle, by file name.
-
-    Raises:
-        BundleError: one of them cannot be read.
-    """
-    return tuple(map(read_projection, sorted((bundle.path / MEASUREMENTS / PROJECTED).glob("*.json"))))
-
-
-def projection_views(bundle: Bundle) -> tuple[ProjectionView, ...]:
-    """Return what was projected for a bundle as text.
-
-    Raises:
-        BundleError: as `read_projections`.
-    """
-    return tuple(
-        ProjectionView(
-            record=record,
-            projections=projection_rows(record.projections),
-            kernels=kernel_rows(record.projections[0]) if record.projections else (),
-            outlooks=tuple(map(outlook_row, record.outlooks)),
-        )
-        for record in read_projections(bundle)
     )

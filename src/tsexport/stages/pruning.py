@@ -8,10 +8,11 @@ The cache keeps what was removed and the weights that are left, never a module: 
 again, and the weights are put in.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tsexport.cache import Cached
 from tsexport.errors import AccuracyError, ConfigurationError, TsexportError, UsageError
@@ -19,7 +20,7 @@ from tsexport.npz import read_arrays, write_arrays
 from tsexport.options import BuildOptions
 from tsexport.quantize.pruning_records import Change, Left, PruningRecord, Refitted, Removal
 from tsexport.stages.context import Context
-from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Feeds, TensorSpec, rows_at_once
+from tsexport.types import Accuracy, AccuracyBudget, Array, Artifact, Closing, Feeds, TensorSpec
 from tsexport.wording import change_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ WINDOW_VALUES = 2**21
 """Windows that layers are refitted on: at most so many, and at most so many values of input in all, at least 16."""
 FEWEST_WINDOWS = 16
 BATCH = 8
+BATCH_OF_ANSWERS = 32
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,10 @@ def _windows(context: Context) -> "Iterator[Inputs]":
     calibration = context.calibration
     assert calibration is not None  # `require_prunable` saw to it
     specs = context.unpruned.spec.inputs
-    values = sum(int(_size(spec.with_batch(1))) for spec in specs)
+    values = sum(math.prod(spec.with_batch(1)) for spec in specs)
     count = min(WINDOWS, max(FEWEST_WINDOWS, WINDOW_VALUES // values))
     for batch in calibration.dataset.batches(BATCH, stop=count):
         yield tuple(to_tensors(specs, batch.feeds))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for one in shape:
-        size *= one
-    return size
 
 
 def _example(context: Context) -> "Inputs":
@@ -251,9 +246,10 @@ def require_degradation(allowed: float | None, record: PruningRecord) -> None:
 
 def _cost(context: Context, samples: "Samples") -> CostResult:
     from tsexport.quantize.evaluation import ANY_BATCH, evaluate
+    from tsexport.stages.samples import answers_of
 
     evaluation = samples.evaluation_set(context.options.metric)
-    evaluation = replace(evaluation, outputs=_answers(context.unpruned, samples.feeds))
+    evaluation = replace(evaluation, outputs=answers_of(context.unpruned.run, samples.feeds, BATCH_OF_ANSWERS))
     pruned, unrefitted = (
         evaluate(_AsSession(source), evaluation, artifact=name, runtime="torch", batches=ANY_BATCH)
         for source, name in ((context.source, "pruned"), (_source_with(context, refitted=False), "pruned, no refit"))
@@ -262,7 +258,7 @@ def _cost(context: Context, samples: "Samples") -> CostResult:
 
 
 @dataclass(frozen=True)
-class _AsSession:
+class _AsSession(Closing):
     """A source model where a session is wanted: torch holds nothing that has to be closed."""
 
     source: "OpenedSource"
@@ -281,21 +277,6 @@ class _AsSession:
     def close(self) -> None:
         pass
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _answers(source: "OpenedSource", feeds: Feeds) -> dict[str, Array]:
-    import numpy as np
-
-    count = len(next(iter(feeds.values())))
-    rows = rows_at_once((array[:1].shape for array in feeds.values()), 32)
-    parts = [source.run({name: array[at : at + rows] for name, array in feeds.items()}) for at in range(0, count, rows)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
 
 def unpruned_onnx(context: Context) -> Artifact | None:
     """Return the whole model's fp32 ONNX, which size and speed are compared with; None where it cannot be made."""
@@ -303,7 +284,7 @@ def unpruned_onnx(context: Context) -> Artifact | None:
     from tsexport.stages.samples import take_samples
 
     options = replace(context.options, prune=None, max_prune_degradation=None, rollout=None, formats=("onnx",))
-    whole = replace(context, options=options)
+    whole = replace(context, options=options, prune=None)
     samples, _ = take_samples(whole)
     return export_format(whole, samples, "onnx", None).artifact
 

@@ -14,9 +14,9 @@ from tsexport.cache import digest_of
 from tsexport.codec import from_plain, to_plain
 from tsexport.quantize.recipe import Recipe, artifact_name
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import Tried
 from tsexport.stages.context import Context
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import Candidate
 
 ELIGIBLE = "within the accuracy budget, and not the one that was selected"

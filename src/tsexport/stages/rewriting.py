@@ -144,8 +144,8 @@ def _judge(
     return RewriteVerdict(name, False, f"no faster on {runtime}, and the graph is no smaller")
 
 
-def compare_in_process(feeds: Feeds, threads: int = 1) -> Compare:
-    """Return the comparison by measuring: batch 1, in this process, interleaved.
+def compare_in_process(feeds: Feeds) -> Compare:
+    """Return the comparison by measuring: batch 1, one thread, in this process, interleaved.
 
     Args:
         feeds: inputs [samples, ...]; the first row is what is run.
@@ -162,7 +162,7 @@ def compare_in_process(feeds: Feeds, threads: int = 1) -> Compare:
             calls: dict[int, Callable[[], object]] = {}
             for place, artifact in enumerate(artifacts):
                 try:
-                    session = stack.enter_context(load(artifact, runtime, threads))
+                    session = stack.enter_context(load(artifact, runtime, threads=1))
                     session.run(row)
                 except TsexportError:
                     continue

@@ -4,7 +4,7 @@ Everything after it works from these records and arrays, so that a build whose s
 nor data.  A model of many operations is judged on fewer windows: every artifact on every runtime answers all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,13 +168,11 @@ def _read(opened: "Opened") -> tuple[dict[str, Array], Array | None]:
     return feeds, np.concatenate(targets) if targets else None
 
 
-def _answers(context: Context, feeds: Feeds) -> dict[str, Array]:
+def answers_of(run: Callable[[Feeds], dict[str, Array]], feeds: Feeds, most: int) -> dict[str, Array]:
+    """Return what a model answers to all samples, at most `most` at once, fewer where they are large."""
     count = len(next(iter(feeds.values())))
-    rows = rows_at_once((spec.with_batch(1) for spec in context.source.spec.inputs), SOURCE_BATCH)
-    parts = [
-        context.source.run({name: array[start : start + rows] for name, array in feeds.items()})
-        for start in range(0, count, rows)
-    ]
+    rows = rows_at_once((array[:1].shape for array in feeds.values()), most)
+    parts = [run({name: array[at : at + rows] for name, array in feeds.items()}) for at in range(0, count, rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -220,11 +218,11 @@ def _open(context: Context, folder: Path) -> SamplesRecord:
         feeds, target = random_feeds(source.spec.inputs, windows, context.options.seed), None
         caveats.append(NO_REAL_DATA)
     write_arrays(folder / "feeds.npz", feeds)
-    write_arrays(folder / "outputs.npz", _answers(context, feeds))
+    write_arrays(folder / "outputs.npz", answers_of(source.run, feeds, SOURCE_BATCH))
     if context.plan.raw:
         damaged = _damaged(feeds, source.spec.inputs[0].name)
         write_arrays(folder / "damaged-feeds.npz", damaged)
-        write_arrays(folder / "damaged-outputs.npz", _answers(context, damaged))
+        write_arrays(folder / "damaged-outputs.npz", answers_of(source.run, damaged, SOURCE_BATCH))
     if target is not None:
         write_arrays(folder / "target.npz", {"target": target})
     elif context.plan.raw and source.spec.config["preprocessing"]["scales_back"]:

@@ -16,19 +16,20 @@ from tsexport.progress import Progress, Step
 from tsexport.quantize.recipe import Recipe
 from tsexport.quantize.search import Found, Layer, Trial, by_work, predict, rank, search_count, windows_for
 from tsexport.stages.choosing import accuracy_budget
-from tsexport.stages.compressing import Tried, build_recipe, try_recipe
+from tsexport.stages.compressing import build_recipe, try_recipe
 from tsexport.stages.context import Context
 from tsexport.stages.covering import with_coverage
 from tsexport.stages.exporting import Exports
 from tsexport.stages.fallbacks import FoundLayers, LayerError, Order
 from tsexport.stages.fitting import require_one_accepted
+from tsexport.stages.planned import Plan
 from tsexport.stages.repeating import recipe_to_repeat, recipes_of_tables, repeats
 from tsexport.stages.samples import Samples
+from tsexport.stages.tried import Tried
 from tsexport.types import AccuracyBudget, Artifact
 from tsexport.wording import count_text
 
 if TYPE_CHECKING:
-    from tsexport.pipeline import Plan
     from tsexport.quantize.sensitivity import Probe
 
 CANDIDATES, SEARCH = "INT8 candidates", "layers in floating point"
@@ -45,7 +46,7 @@ SCREEN_FACTOR = 2.0
 """A candidate whose error on 128 windows is beyond twice the budget is not judged on all of them."""
 
 
-def search(context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress) -> tuple[Tried, ...]:
+def search(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
     """Return every candidate on each of its runtimes, judged; fallbacks stand behind the recipe they come from.
 
     Where a selection.json is repeated, the selected recipe alone is built, with the layers that it names.
@@ -60,9 +61,7 @@ def search(context: Context, samples: Samples, exports: Exports, plan: "Plan", p
         return with_coverage(context, samples, tried)
 
 
-def _repeat(
-    context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress
-) -> tuple[Tried, ...]:
+def _repeat(context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress) -> tuple[Tried, ...]:
     selection = context.selection
     assert selection is not None
     if not plan.recipes:
@@ -75,20 +74,20 @@ def _repeat(
         recipe = recipe_to_repeat(selection, plan.recipes)
         if recipe is None:
             return ()
-        found, reused = _try(context, samples, exports, recipe, plan, (selection.runtime,))
+        found, reused = _try(context, samples, exports, recipe, plan.runtimes, (selection.runtime,))
         step.reused &= reused
         return with_coverage(context, samples, found)
 
 
 def _build_all(
-    context: Context, samples: Samples, exports: Exports, plan: "Plan", progress: Progress
+    context: Context, samples: Samples, exports: Exports, plan: Plan, progress: Progress
 ) -> tuple[Tried, ...]:
     tried: list[Tried] = []
     with progress.step(CANDIDATES) as step:
         step.reused = True
         for index, recipe in enumerate(plan.recipes):
             step.say(recipe.name, index / len(plan.recipes))
-            found, reused = _try(context, samples, exports, recipe, plan)
+            found, reused = _try(context, samples, exports, recipe, plan.runtimes, recipe.runtimes)
             step.reused &= reused
             tried += found
     require_one_accepted(context, tried)
@@ -96,13 +95,17 @@ def _build_all(
 
 
 def _try(
-    context: Context, samples: Samples, exports: Exports, recipe: Recipe, plan: "Plan", runtimes: tuple[str, ...] = ()
+    context: Context,
+    samples: Samples,
+    exports: Exports,
+    recipe: Recipe,
+    here: tuple[str, ...],
+    wanted: tuple[str, ...],
 ) -> tuple[tuple[Tried, ...], bool]:
-    """Build a recipe and judge it on `runtimes`, () for all of its own; the second value says whether it was built."""
+    """Build a recipe and judge it on the wanted runtimes; the second value says whether it was built already."""
     artifact, reason, reused = build_recipe(context, samples, exports, recipe)
-    judged = replace(recipe, runtimes=runtimes or recipe.runtimes)
-    found = try_recipe(context, samples, judged, artifact, reason, accuracy_budget(context, samples), plan.runtimes)
-    return tuple(replace(one, recipe=recipe) for one in found), reused
+    budget = accuracy_budget(context, samples)
+    return try_recipe(context, samples, recipe, artifact, reason, budget, here, wanted), reused
 
 
 @dataclass
@@ -115,7 +118,7 @@ class FloatSearch:
     context: Context
     samples: Samples
     exports: Exports
-    plan: "Plan"
+    plan: Plan
     step: Step
     started: float = field(default_factory=lambda: time.monotonic())
 
@@ -261,11 +264,11 @@ class FloatSearch:
 
     def _judge(self, plain: Tried, recipe: Recipe) -> Tried:
         artifact, reason, _ = build_recipe(self.context, self.samples, self.exports, recipe)
-        here = replace(recipe, runtimes=(plain.runtime,))
 
         def judged(samples: Samples, budget: AccuracyBudget) -> Tried:
-            (one,) = try_recipe(self.context, samples, here, artifact, reason, budget, self.plan.runtimes)
-            return replace(one, recipe=recipe)
+            here, wanted = self.plan.runtimes, (plain.runtime,)
+            (one,) = try_recipe(self.context, samples, recipe, artifact, reason, budget, here, wanted)
+            return one
 
         if artifact is not None and len(next(iter(self.samples.feeds.values()))) > 2 * SCREEN_WINDOWS:
             one = judged(_first_windows(self.samples), _times(self.budget, SCREEN_FACTOR))

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Build a TensorRT engine of the bundle's graph on this device.  Needs bash and trtexec, nothing else.
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "error: this is no shell that the kit knows; run it with bash" >&2
+    exit 2
+fi
 set -euo pipefail
+unset CDPATH # with it, cd prints where it went
 KIT_DEVICE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 # shellcheck source=kit.sh
 source "$KIT_DEVICE/kit.sh"
@@ -61,7 +66,7 @@ use_output "$output"
 [[ ! -e $OUTPUT/run.txt ]] || fail "$OUTPUT holds measured results already" "name another folder with --output"
 
 flags=("--onnx=$KIT_ROOT/$graph" "--saveEngine=$OUTPUT/engine.plan" "--timingCacheFile=$OUTPUT/timing.cache")
-flags+=(--profilingVerbosity=detailed "--exportLayerInfo=$OUTPUT/layers.json")
+if since 8.2; then flags+=(--profilingVerbosity=detailed "--exportLayerInfo=$OUTPUT/layers.json"); fi
 if since 8.4; then flags+=("--memPoolSize=workspace:$workspace"); else flags+=("--workspace=$workspace"); fi
 if since 8.6; then flags+=(--skipInference); else flags+=(--buildOnly); fi
 

@@ -6,6 +6,9 @@
 source "$KIT_DEVICE/settings.sh"
 KIT_ROOT=$(dirname "$KIT_DEVICE")
 
+# So that trtexec counts GPUs as nvidia-smi does.
+export CUDA_DEVICE_ORDER=PCI_BUS_ID
+
 # fail MESSAGE [NEXT_STEP]
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -14,6 +17,8 @@ fail() {
     fi
     exit 2
 }
+
+command -v sha256sum >/dev/null || fail "there is no sha256sum here" "install coreutils"
 
 # Print the program trtexec: $TRTEXEC, the one on PATH, or where NVIDIA's packages put it.
 find_trtexec() {
@@ -87,7 +92,7 @@ use_output() {
     mkdir -p -- "$1"
     OUTPUT=$(cd -- "$1" && pwd -P)
     if [[ -e $KIT_ROOT/manifest.json && $OUTPUT/ == "$KIT_ROOT"/* ]]; then
-        rmdir -- "$OUTPUT" 2>/dev/null || true
+        rmdir -p -- "$OUTPUT" 2>/dev/null || true
         fail "$OUTPUT lies in the bundle, whose files are sealed" "name a folder outside of it with --output"
     fi
 }
@@ -98,11 +103,11 @@ sha256_of() {
     printf '%s' "${line%% *}"
 }
 
-# Print text on one line, without control characters, and at most 200 characters of it.
+# Print text on one line, without control characters, and at most 1000 characters of it.
 one_line() {
     local text
     text=$(printf '%s' "$1" | tr '\000-\037\177' ' ')
-    printf '%s' "${text:0:200}"
+    printf '%s' "${text:0:1000}"
 }
 
 # put FILE KEY VALUE

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Measure the engine that build_engine.sh built, on this device.  Needs bash and trtexec, nothing else.
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "error: this is no shell that the kit knows; run it with bash" >&2
+    exit 2
+fi
 set -euo pipefail
+unset CDPATH # with it, cd prints where it went
 KIT_DEVICE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 # shellcheck source=kit.sh
 source "$KIT_DEVICE/kit.sh"
@@ -55,23 +60,31 @@ keep() {
         "$@" >"$OUTPUT/$file" 2>&1 || printf '(%s ended with an error)\n' "$1" >>"$OUTPUT/$file"
     fi
 }
+board='' gpu=0
+# KIT_MODEL_FILE is for tests of this script, which run on no such board.
+if [[ -r ${KIT_MODEL_FILE:-/proc/device-tree/model} ]]; then
+    board=$(tr -d '\000' <"${KIT_MODEL_FILE:-/proc/device-tree/model}")
+fi
+# The GPU that trtexec takes, which on a server need not be the first: as it names it (from 9.0 on), or as CUDA is told.
+if [[ -z $board ]]; then
+    gpu=$(logged "$OUTPUT/build.log" 'Selected Device UUID')
+    gpu=${gpu:-${CUDA_VISIBLE_DEVICES:-0}}
+    gpu=${gpu%%,*}
+fi
+
 rm -f -- "$OUTPUT/run.txt" "$OUTPUT/SHA256SUMS" "$OUTPUT"/times-b*.json "$OUTPUT"/profile-b*.json
 rm -f -- "$OUTPUT/nvpmodel.txt" "$OUTPUT/jetson_clocks.txt" "$OUTPUT/nvidia-smi.txt"
 keep nvpmodel.txt nvpmodel -q
 keep jetson_clocks.txt jetson_clocks --show
 # Not all of -q: it holds the GPU's serial number.
-keep nvidia-smi.txt nvidia-smi -q --id=0 -d CLOCK,POWER,PERFORMANCE
+keep nvidia-smi.txt nvidia-smi -q "--id=$gpu" -d CLOCK,POWER,PERFORMANCE
 
 # Print one fact of nvidia-smi, nothing where there is none.
 query() {
     command -v nvidia-smi >/dev/null 2>&1 || return 0
-    nvidia-smi --query-gpu="$1" --format=csv,noheader --id=0 2>/dev/null || true
+    nvidia-smi --query-gpu="$1" --format=csv,noheader "--id=$gpu" 2>/dev/null || true
 }
-board='' power_mode=''
-# KIT_MODEL_FILE is for tests of this script, which run on no such board.
-if [[ -r ${KIT_MODEL_FILE:-/proc/device-tree/model} ]]; then
-    board=$(tr -d '\000' <"${KIT_MODEL_FILE:-/proc/device-tree/model}")
-fi
+power_mode=''
 if [[ -s $OUTPUT/nvpmodel.txt ]]; then
     power_mode=$(logged "$OUTPUT/nvpmodel.txt" 'NV Power Mode')
 else
@@ -100,6 +113,9 @@ for batch in "${batches[@]}"; do
     run_trtexec "$OUTPUT/measure-b$batch.log" "${flags[@]}" "--exportTimes=$OUTPUT/times-b$batch.json"
     [[ -s $OUTPUT/times-b$batch.json ]] ||
         fail "trtexec ended well and exported no times" "what it said is in $OUTPUT/measure-b$batch.log"
+    measured=$(logged "$OUTPUT/measure-b$batch.log" 'Selected Device')
+    [[ $measured == "$(value_of "$OUTPUT/build.txt" cuda_device)" ]] ||
+        fail "the engine was built on another GPU than this $measured" "build it again with build_engine.sh"
     # A run of its own: the profiler slows the network down.
     run_trtexec "$OUTPUT/profile-b$batch.log" "${flags[@]}" "--exportProfile=$OUTPUT/profile-b$batch.json"
 done
