@@ -14,6 +14,7 @@ import pytest
 from cases import BY_NAME, CASES
 from exceptions import DEVICE_EXCEPTIONS, EVERY, reason_against_device
 
+from tsexport.bench.suites.device_bundle_records import TARGETS
 from tsexport.calibration.arrays import ArrayDataset
 from tsexport.exporters.conversion import probes
 from tsexport.exporters.device_check import check_onnx
@@ -29,15 +30,6 @@ from tsexport.runtimes.simulation import simulate
 from tsexport.targets import Target, host_cpu, parse_target
 from tsexport.types import Artifact
 
-TARGETS = (
-    ("jetson-int8", "host"),
-    ("jetson-fp16", "host"),
-    ("t4-fp16", "host"),
-    ("a100-bf16", "host"),
-    ("a100-int8", "host"),
-    ("jetson-fp16", "jetson-nano"),
-    ("jetson-fp16", "xavier-nx@jetpack-5.1"),
-)
 BUDGET = BuildOptions.max_output_error
 BUDGETS = {"int8": BUDGET, "bf16": BUDGET, "fp16": BUDGET / 10}
 """The largest relative RMS of the worst output; fp16, which rounds by 5e-4, is held to a tenth of the build's."""
