@@ -38,7 +38,7 @@ def report_text(report: Report) -> str:
             "",
             table(COLUMNS, [cells for row in report.rows if (cells := _cells(row))]),
             "",
-            *_section("Refused, with the node", refused),
+            *_section("Refused", refused),
             *_section("Not as promised", lacking),
             *_not_run(report),
         ]
