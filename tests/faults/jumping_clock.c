@@ -1,6 +1,6 @@
 /* A clock that jumps, for one process and those that it starts: LD_PRELOAD this, and write seconds into $CLOCK_FILE.
    The time of day moves by them; the monotonic clock, timers and what files say stay as they are, as when a real clock
-   is set.  (libfaketime moves the deadlines of clock_nanosleep too, which a real jump does not.) */
+   is set.  (libfaketime moves deadlines of the monotonic clock too: waits end at once, or never.) */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
