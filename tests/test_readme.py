@@ -27,7 +27,7 @@ PRELUDE = """
 set -euo pipefail
 tsexport() {
   case "$*" in
-    *"--scenario memory"*) command tsexport "$@"; return;;  # as long as its calls are many
+    *"--scenario memory"*|*--profile*) command tsexport "$@"; return;;  # as long as their calls are many
   esac
   case "$1" in
     %s) command tsexport "$@" --seconds 0.2;;
