@@ -11,7 +11,7 @@ Format: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -20,6 +20,7 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from tsexport.errors import ExportError
+from tsexport.models.onnx_source import every_tensor
 
 THRESHOLD_BYTES = 3 << 29
 """Models larger than this keep their weights in a second file; the limit of protobuf is 2 GiB."""
@@ -49,7 +50,7 @@ def open_model(path: Path) -> onnx.ModelProto:
                 next_step="Put the model and its data into one folder, and save it again.",
             )
         _set_location(tensor, str(place))
-    for tensor in _every_tensor(model):
+    for tensor in every_tensor(model):
         _check_size(path, tensor)
     return model
 
@@ -88,7 +89,7 @@ def _held_bytes(tensor: TensorProto) -> int:
 
 def external_tensors(model: onnx.ModelProto) -> tuple[TensorProto, ...]:
     """Return the tensors whose values lie in another file."""
-    return tuple(tensor for tensor in _every_tensor(model) if tensor.data_location == TensorProto.EXTERNAL)
+    return tuple(tensor for tensor in every_tensor(model) if tensor.data_location == TensorProto.EXTERNAL)
 
 
 def is_large(model: onnx.ModelProto) -> bool:
@@ -103,7 +104,7 @@ def externalize(model: onnx.ModelProto, path: Path) -> None:
     places: list[tuple[TensorProto, int, int]] = []
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for tensor in _every_tensor(model):
+            for tensor in every_tensor(model):
                 if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() < INLINE_BYTES:
                     continue
                 offset = file.seek(-file.tell() % _ALIGNMENT_BYTES, os.SEEK_CUR)
@@ -151,30 +152,6 @@ def create_session(model: onnx.ModelProto | bytes, options: onnxruntime.SessionO
             options.add_session_config_entry(_FOLDER_OPTION, str(folder))
         model = model.SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _every_tensor(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield the tensors of a graph and of local functions."""
-    yield from _tensors(model.graph)
-    for function in model.functions:
-        yield from _tensors_of_nodes(function.node)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    yield from _tensors_of_nodes(graph.node)
-
-
-def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
-            for inner in attribute.graphs:
-                yield from _tensors(inner)
 
 
 def _reference(tensor: TensorProto) -> dict[str, str]:

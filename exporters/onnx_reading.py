@@ -6,7 +6,6 @@ IR version 3 list every weight among the inputs, and the parser takes the initia
 Limits: types that contradict each other are left to the reader, who may be asked about an illegal one.
 """
 
-import contextlib
 import re
 import signal
 import subprocess
@@ -30,10 +29,7 @@ _WITH_BODIES = frozenset({"If", "Loop", "Scan"})
 _DECLARED = "existing shape"
 """Errors with these words contradict a shape that the file declares, which no runtime computes with."""
 
-
-_TRIAL = (
-    "import sys, pathlib, tsexport.exporters.onnx_reading as reading; reading.try_to_read(pathlib.Path(sys.argv[1]))"
-)
+_TRIAL = "import sys, pathlib, tsexport.exporters.onnx_reading as reading; reading.read_onnx(pathlib.Path(sys.argv[1]))"
 
 
 @dataclass(frozen=True)
@@ -96,12 +92,6 @@ def require_readable(path: Path) -> None:
         raise UsageError(
             f"{path.name} is damaged, or no valid ONNX: ONNX's own checks end with {name} on it", next_step=_AGAIN
         )
-
-
-def try_to_read(path: Path) -> None:
-    """Read a file, and keep to oneself what is wrong with it."""
-    with contextlib.suppress(TsexportError):
-        read_onnx(path)
 
 
 def _name_default_domain(model: onnx.ModelProto) -> None:

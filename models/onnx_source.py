@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tsexport.errors import MissingDependencyError, UsageError, reason_of
 from tsexport.models.flat import PROBE_BATCHES, PROBE_SEED, output_spec
 from tsexport.types import BATCH, Array, Feeds, TensorSpec, file_sha256, random_feeds
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     """
     folder = path.resolve().parent
     found = set()
-    for location in _locations(model.graph.node, model.graph.initializer, *model.functions):
+    entries = (entry for tensor in every_tensor(model) for entry in tensor.external_data)
+    for location in (entry.value for entry in entries if entry.key == "location"):
         try:
             target = (folder / location).resolve()
             is_there = target.is_file()
@@ -119,17 +123,28 @@ def data_files(path: Path, model: Any) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def _locations(nodes: Any, initializers: Any, *functions: Any) -> Iterator[str]:
-    """Yield where the tensors of a graph, its bodies and local functions lie, as far as that is in other files."""
-    tensors = list(initializers)
-    for node in (*nodes, *(node for function in functions for node in function.node)):
+def every_tensor(model: Any) -> "Iterator[TensorProto]":
+    """Yield the tensors of a model: of its graph, of the bodies of its nodes, and of its local functions."""
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors(graph: Any) -> "Iterator[TensorProto]":
+    yield from graph.initializer
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Any) -> "Iterator[TensorProto]":
+    for node in nodes:
         for attribute in node.attribute:
-            tensors += [attribute.t, *attribute.tensors]
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from _locations(inner.node, inner.initializer)
-    for tensor in tensors:
-        yield from (entry.value for entry in tensor.external_data if entry.key == "location")
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+            for inner in attribute.graphs:
+                yield from _tensors(inner)
 
 
 def _input(path: Path, value: Any, given: Mapping[str, TensorSpec]) -> TensorSpec:

@@ -4,7 +4,6 @@ A process of its own (`python -m tsexport.bench.suites.device_bundle_row FOLDER 
 or a lack of memory loses this row alone.  FOLDER gets the bundle, and `answer.json`.
 """
 
-import hashlib
 import shlex
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from tsexport.device.kit import DEVICE, SCRIPTS
 from tsexport.errors import TsexportError
 from tsexport.quantize.evaluation import budget_miss
 from tsexport.targets import parse_target
-from tsexport.types import Accuracy
+from tsexport.types import Accuracy, file_sha256
 
 ANSWER = "answer.json"
 KIT_FILES = (*SCRIPTS, "settings.sh", "graph.sha256", "README.md")
@@ -109,9 +108,8 @@ def kit_problems(root: Path, graph: ArtifactEntry, batches: tuple[int, ...]) -> 
     listed = {path for _, path in lines}
     found += [f"device/graph.sha256 does not list {one.path}" for one in graph.files if one.path not in listed]
     for digest, path in lines:
-        with (root / path).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                found.append(f"{path} does not have the digest of device/graph.sha256")
+        if file_sha256(root / path) != digest:
+            found.append(f"{path} does not have the digest of device/graph.sha256")
     said = kit_settings(kit / "settings.sh")
     wanted = {
         "KIT_GRAPH": [graph.path],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tsexport.bench.affinity import threads_text
 from tsexport.bench.suites.device_bundle_records import TARGETS, BuiltBundle, Case, Options, Report, Row
 from tsexport.bench.suites.report import machine_text, table
+from tsexport.targets import HOST
 from tsexport.wording import change_text, count_text, markdown_cell, percent_text, size_text
 
 GIB = 1 << 30
@@ -36,6 +37,9 @@ def report_text(report: Report) -> str:
             "",
             "## Bundles",
             "",
+            "Seconds and peaks are no costs of a build: a model's first row makes what its later ones find in the "
+            "cache, and the machine may have been busy.",
+            "",
             table(COLUMNS, [cells for row in report.rows if (cells := _cells(row))]),
             "",
             *_section("Refused", refused),
@@ -57,7 +61,7 @@ def case_text(case: Case) -> str:
 
 
 def _target_text(target: str, device: str) -> str:
-    return target if device == "host" else f"{target} on {device}"
+    return target if device == HOST else f"{target} on {device}"
 
 
 def _options(options: Options) -> str:
